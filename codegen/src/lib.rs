@@ -1,0 +1,1 @@
+//! Passes, lowering and backends of Einfall.

@@ -1,0 +1,1 @@
+//! Analyses of cascades and kernels: pure functions from IR to facts.

@@ -1,0 +1,12 @@
+//! The three intermediate representations of Einfall, from what is computed to how a device computes it.
+//!
+//! [`cascade`] (what) → [`tile`] (streams over tiles) → [`kernel`] (structured, near the target). Each level has a
+//! text form that prints and parses, a verifier and a float64 evaluator. The mapping is separate data ([`mapping`]).
+//! Invariant: this crate depends on no other crate of the workspace and does no I/O.
+
+pub mod analysis;
+pub mod arena;
+pub mod cascade;
+pub mod diag;
+pub mod dtype;
+pub mod ops;

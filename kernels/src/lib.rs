@@ -1,0 +1,1 @@
+//! The kernel library of Einfall: cascades as text.

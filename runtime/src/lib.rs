@@ -1,0 +1,1 @@
+//! Devices, buffers, launch and caches of Einfall.

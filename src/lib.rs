@@ -1,0 +1,1 @@
+//! Einfall: kernels for sequence models, derived from cascades of Einsums.

@@ -1,0 +1,2 @@
+//! The `einfall` command line.
+fn main() {}

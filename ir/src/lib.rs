@@ -6,7 +6,12 @@
 
 pub mod analysis;
 pub mod arena;
+pub mod artifact;
 pub mod cascade;
 pub mod diag;
 pub mod dtype;
+pub mod kernel;
+pub mod layout;
+pub mod mapping;
 pub mod ops;
+pub mod tile;

@@ -92,6 +92,10 @@ pub enum Size {
     Div(Box<Size>, Box<Size>),
     /// Quotient rounded up.
     CeilDiv(Box<Size>, Box<Size>),
+    /// The smaller.
+    Min(Box<Size>, Box<Size>),
+    /// The larger.
+    Max(Box<Size>, Box<Size>),
 }
 
 /// What a tensor is to its cascade.
@@ -401,6 +405,8 @@ impl Size {
             Size::Rank(r) => Some(ranks[crate::arena::Id::index(*r)]),
             Size::Add(a, b) => two(a, b).map(|(a, b)| a.checked_add(b))?,
             Size::Mul(a, b) => two(a, b).map(|(a, b)| a.checked_mul(b))?,
+            Size::Min(a, b) => two(a, b).map(|(a, b)| Some(a.min(b)))?,
+            Size::Max(a, b) => two(a, b).map(|(a, b)| Some(a.max(b)))?,
             Size::Sub(a, b) => {
                 let (a, b) = two(a, b)?;
                 return a.checked_sub(b).ok_or(SizeError::Negative);
@@ -421,7 +427,13 @@ impl Size {
         match self {
             Size::Const(_) => {}
             Size::Rank(r) => f(*r),
-            Size::Add(a, b) | Size::Sub(a, b) | Size::Mul(a, b) | Size::Div(a, b) | Size::CeilDiv(a, b) => {
+            Size::Add(a, b)
+            | Size::Sub(a, b)
+            | Size::Mul(a, b)
+            | Size::Div(a, b)
+            | Size::CeilDiv(a, b)
+            | Size::Min(a, b)
+            | Size::Max(a, b) => {
                 a.for_each_rank(f);
                 b.for_each_rank(f);
             }

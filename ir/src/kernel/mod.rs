@@ -1,0 +1,542 @@
+//! The kernel IR: structured code near the target, from which every backend prints.
+//!
+//! A kernel runs over a grid of tasks (CTAs, workgroups, CPU tasks). In a task each *role* runs its body on some
+//! units; a unit is a thread, warp or warpgroup that acts as one: statements are collective over the unit, and
+//! *fragments* are register arrays distributed over it ([`Distribution`]: a CPU unit is one thread with vector
+//! lanes). Asynchronous work (TMA, cp.async, wgmma) writes buffers and accumulators and is awaited by tokens:
+//! barriers and groups, never by renaming. Invariants: fragment extents are static; elementwise operands are
+//! distributed like the result, projected to their dimensions; integer expressions are uniform over a unit.
+//! Source of the asynchronous semantics: PTX ISA 8.x, "Asynchronous operations", "mbarrier", "wgmma".
+
+use crate::arena::Arena;
+use crate::cascade::{Rank, RankId};
+use crate::define_ids;
+use crate::dtype::DType;
+use crate::layout::{Distribution, MemLayout};
+use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
+
+define_ids! {
+    /// A memory buffer.
+    BufId,
+    /// A register fragment.
+    FragId,
+    /// A barrier, with stages.
+    BarrierId,
+    /// A scalar integer variable: a loop counter or a `let`.
+    VarId,
+}
+
+/// A module: the kernels of one plan, with the ranks they share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Module {
+    /// The plan's name.
+    pub name: String,
+    /// Ranks bound at launch.
+    pub ranks: Arena<RankId, Rank>,
+    /// Kernels in launch order.
+    pub kernels: Vec<Kernel>,
+}
+
+/// One kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// Unique in the module; the symbol.
+    pub name: String,
+    /// Tasks along each grid dimension, outermost first: expressions over extents.
+    pub grid: Vec<Expr>,
+    /// Tasks of a cluster along each grid dimension; empty: no clusters.
+    pub cluster: Vec<u64>,
+    /// Memory it touches.
+    pub bufs: Arena<BufId, Buf>,
+    /// Register fragments.
+    pub frags: Arena<FragId, Frag>,
+    /// Barriers in shared memory, and named ones.
+    pub barriers: Arena<BarrierId, Barrier>,
+    /// Integer variables.
+    pub vars: Arena<VarId, Var>,
+    /// Concurrent roles of a task.
+    pub roles: Vec<Role>,
+}
+
+/// An integer variable.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Var {
+    /// For the reader; unique in the kernel.
+    pub name: String,
+}
+
+/// Where a buffer lives.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BufSpace {
+    /// Device memory, passed by base pointer and run-time strides (in elements). `param` is the position of the
+    /// array among the plan's buffers. No dimensions: a scalar parameter passed by value.
+    Global {
+        /// Position among the plan's buffers.
+        param: usize,
+        /// Whether the kernel writes it.
+        written: bool,
+    },
+    /// Shared memory of a task, `stages` copies of a static layout.
+    Shared {
+        /// Placement of one stage.
+        layout: MemLayout,
+        /// Copies.
+        stages: u64,
+    },
+    /// Memory private to a task on a CPU: strided, one stride expression per dimension, in elements.
+    Scratch {
+        /// Strides in elements.
+        strides: Vec<Expr>,
+    },
+}
+
+/// A memory buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buf {
+    /// Unique in the kernel.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Extents: expressions over extents; constants for shared memory.
+    pub dims: Vec<Expr>,
+    /// Where it lives.
+    pub space: BufSpace,
+}
+
+/// A register fragment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frag {
+    /// Unique in the kernel.
+    pub name: String,
+    /// Element type of the registers.
+    pub dtype: DType,
+    /// Who holds what.
+    pub dist: Distribution,
+}
+
+/// What a barrier is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BarrierKind {
+    /// An mbarrier: a phase completes after `count` arrivals and all expected bytes.
+    Mbarrier {
+        /// Arrivals per phase.
+        count: u64,
+    },
+    /// A named barrier of the CTA over `threads` threads (`bar.sync`/`bar.arrive`).
+    Named {
+        /// Threads that take part, arrivals included.
+        threads: u64,
+    },
+}
+
+/// A barrier with stages (an array of equal barriers).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Barrier {
+    /// Unique in the kernel.
+    pub name: String,
+    /// What it is.
+    pub kind: BarrierKind,
+    /// How many.
+    pub stages: u64,
+}
+
+/// The collective that acts as one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// One thread: a CPU core.
+    Thread,
+    /// 32 threads.
+    Warp,
+    /// 128 threads.
+    Warpgroup,
+}
+
+impl Scope {
+    /// Its threads.
+    pub fn threads(self) -> u64 {
+        match self {
+            Scope::Thread => 1,
+            Scope::Warp => 32,
+            Scope::Warpgroup => 128,
+        }
+    }
+}
+
+/// Concurrent units of a task that run the same body; [`Expr::Unit`] tells them apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Role {
+    /// Unique in the kernel.
+    pub name: String,
+    /// What a unit is.
+    pub scope: Scope,
+    /// How many units.
+    pub units: u64,
+    /// Registers per thread by setmaxnreg.
+    pub regs: Option<u64>,
+    /// What each unit does.
+    pub body: Vec<Stmt>,
+}
+
+/// A scalar expression: uniform (integers, conditions) or elementwise in a [`Stmt::Map`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expr {
+    /// An integer.
+    Int(i64),
+    /// A float.
+    Float(f64),
+    /// A variable.
+    Var(VarId),
+    /// A rank's extent.
+    Extent(RankId),
+    /// The task's position along a grid dimension.
+    Grid(usize),
+    /// The unit's number in its role.
+    Unit,
+    /// The task's rank in its cluster.
+    ClusterRank,
+    /// A scalar parameter's value.
+    Scalar(BufId),
+    /// One element of a buffer, uniform: an index or offset read by the control flow. Out of range reads 0.
+    Fetch {
+        /// The buffer.
+        buf: BufId,
+        /// One coordinate per dimension.
+        at: Vec<Expr>,
+    },
+    /// Elementwise: the fragment's element; its dimension `i` is dimension `dims[i]` of the result.
+    Frag {
+        /// The fragment.
+        frag: FragId,
+        /// Which dimensions of the result it has.
+        dims: Vec<usize>,
+    },
+    /// Elementwise: the element's coordinate along a dimension of the result, within the fragment.
+    Coord(usize),
+    /// A scalar function.
+    Unary(UnaryOp, Box<Expr>),
+    /// A scalar function of two arguments; integer when both are.
+    Binary(BinaryOp, Box<Expr>, Box<Expr>),
+    /// a·b + c with one rounding.
+    Fma(Box<Expr>, Box<Expr>, Box<Expr>),
+    /// `if cond then a else b`; both sides may be computed.
+    Select(Box<Expr>, Box<Expr>, Box<Expr>),
+    /// A conversion, rounding.
+    Cast(DType, Box<Expr>),
+}
+
+/// A window into a buffer, walked by a fragment or a copied tile.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// The buffer.
+    pub buf: BufId,
+    /// The stage, for staged shared memory.
+    pub stage: Option<Expr>,
+    /// Coordinate of the window's origin, one per dimension of the buffer.
+    pub at: Vec<Expr>,
+    /// For each dimension of the fragment or tile: the buffer dimension it walks and its step; none broadcasts.
+    pub walk: Vec<Option<(usize, i64)>>,
+}
+
+/// Elements beyond `limit` along fragment dimension `dim` are absent: loads give 0, stores skip them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bound {
+    /// Fragment dimension.
+    pub dim: usize,
+    /// Coordinates `>= limit` are absent.
+    pub limit: Expr,
+}
+
+/// The engine that moves a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// `cp.async.bulk.tensor`: global ↔ shared, one thread issues; zero-fills out of range.
+    Tma,
+    /// `cp.async`: global → shared, every thread of the unit copies 4–16 bytes at a time.
+    CpAsync,
+}
+
+/// A contraction instruction, by name in the atom table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AtomName(pub String);
+
+/// An operand of an atom.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operand {
+    /// A fragment; `from` is the first coordinate per dimension of the window the atom reads.
+    Frag {
+        /// The fragment.
+        frag: FragId,
+        /// Window origin (static).
+        from: Vec<u64>,
+    },
+    /// Memory the atom reads itself (wgmma: shared, through a descriptor).
+    Mem(View),
+}
+
+/// What a fence orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FenceKind {
+    /// Generic writes to shared memory before later asynchronous-proxy reads (`fence.proxy.async.shared::cta`).
+    ProxyAsync,
+    /// Register writes before wgmma reads them (`wgmma.fence`).
+    Wgmma,
+    /// Barrier initialisation before other units and the asynchronous proxy use it (`fence.mbarrier_init`).
+    MbarrierInit,
+    /// Writes to device memory before a later grid-scope flag (`fence.acq_rel.gpu`).
+    Gpu,
+}
+
+/// Which asynchronous group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GroupKind {
+    /// `wgmma.commit_group` / `wait_group`.
+    Wgmma,
+    /// `cp.async.commit_group` / `wait_group`.
+    CpAsync,
+    /// `cp.async.bulk.commit_group` / `wait_group`: stores by TMA.
+    Bulk,
+}
+
+/// A statement, collective over its unit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stmt {
+    /// `for var in lo..hi step`.
+    For {
+        /// The counter.
+        var: VarId,
+        /// First value.
+        lo: Expr,
+        /// One past the last value.
+        hi: Expr,
+        /// Increment, positive.
+        step: i64,
+        /// Copies of the body to print (1: a loop; the trip count must then be static).
+        unroll: bool,
+        /// The body.
+        body: Vec<Stmt>,
+    },
+    /// `if cond then .. else ..`, uniform.
+    If {
+        /// The condition.
+        cond: Expr,
+        /// Taken when non-zero.
+        then: Vec<Stmt>,
+        /// Taken when zero.
+        otherwise: Vec<Stmt>,
+    },
+    /// Binds an integer variable; may be rebound in loops.
+    Let {
+        /// The variable.
+        var: VarId,
+        /// Its value.
+        value: Expr,
+    },
+    /// `out[i..] = value`, elementwise over the fragment.
+    Map {
+        /// The fragment written.
+        out: FragId,
+        /// Its elements.
+        value: Expr,
+    },
+    /// `out = ⊕ over dims of src` (across registers, lanes and threads), joined with `out` if `carry`.
+    /// Argument selections write (value, position).
+    Reduce {
+        /// One fragment, or two.
+        out: Vec<FragId>,
+        /// The monoid.
+        op: ReduceOp,
+        /// What is reduced.
+        src: FragId,
+        /// Dimensions of `src` that disappear; the others map to `out`'s in order.
+        over: Vec<usize>,
+        /// Added to every position of an argument selection.
+        base: Option<Expr>,
+        /// Elements of `src` beyond are skipped.
+        bounds: Vec<Bound>,
+        /// Whether the value before is joined in.
+        carry: bool,
+    },
+    /// Memory → fragment.
+    Load {
+        /// The fragment written; converted to its type.
+        out: FragId,
+        /// Where from.
+        src: View,
+        /// Absent elements read 0.
+        bounds: Vec<Bound>,
+    },
+    /// Fragment → memory, converted to the buffer's type.
+    Store {
+        /// Where to.
+        dst: View,
+        /// The fragment read.
+        src: FragId,
+        /// Absent elements are not stored.
+        bounds: Vec<Bound>,
+        /// How earlier values are joined (atomically in device memory); none overwrites.
+        join: Option<ReduceOp>,
+    },
+    /// Gathered load: element coordinates are elementwise expressions; outside the buffer reads 0.
+    Gather {
+        /// The fragment written.
+        out: FragId,
+        /// The buffer.
+        buf: BufId,
+        /// One elementwise integer expression per dimension.
+        at: Vec<Expr>,
+        /// Absent elements read 0.
+        bounds: Vec<Bound>,
+    },
+    /// Scattered store: outside the buffer is dropped.
+    Scatter {
+        /// The buffer.
+        buf: BufId,
+        /// One elementwise integer expression per dimension, over the dimensions of `src`.
+        at: Vec<Expr>,
+        /// What is stored.
+        src: FragId,
+        /// Absent elements are not stored.
+        bounds: Vec<Bound>,
+        /// How earlier values are joined; none overwrites.
+        join: Option<ReduceOp>,
+    },
+    /// `acc += a·b` (or `= a·b`) by one instruction. Asynchronous atoms join the unit's open wgmma group.
+    Atom {
+        /// The instruction.
+        atom: AtomName,
+        /// The accumulator.
+        acc: FragId,
+        /// Window origin in the accumulator (static).
+        acc_from: Vec<u64>,
+        /// Left operand.
+        a: Operand,
+        /// Right operand.
+        b: Operand,
+        /// Whether the accumulator's value is kept (uniform condition); otherwise it starts from 0.
+        keep: Expr,
+    },
+    /// An asynchronous tile copy of `extents` elements.
+    Copy {
+        /// The engine.
+        engine: Engine,
+        /// Where from.
+        src: View,
+        /// Where to.
+        dst: View,
+        /// Extents of the copied tile.
+        extents: Vec<u64>,
+        /// The barrier (and stage) whose phase counts the bytes; none for stores, which join the bulk group.
+        signal: Option<(BarrierId, Expr)>,
+        /// Multicast to the tasks of the cluster in this mask (by cluster rank).
+        multicast: Option<u64>,
+    },
+    /// Arrives at a barrier, first adding `expect_bytes` to what the phase waits for.
+    Arrive {
+        /// The barrier.
+        barrier: BarrierId,
+        /// Its stage.
+        stage: Expr,
+        /// Bytes of asynchronous copies this phase waits for.
+        expect_bytes: Option<u64>,
+        /// The cluster rank whose barrier it is; none: this task's.
+        remote: Option<Expr>,
+    },
+    /// Waits until the phase of parity `phase` has completed.
+    Wait {
+        /// The barrier.
+        barrier: BarrierId,
+        /// Its stage.
+        stage: Expr,
+        /// Parity: 0 for the first phase, then 1, 0, …
+        phase: Expr,
+    },
+    /// `bar.sync` (blocks) on a named barrier.
+    NamedSync {
+        /// The barrier.
+        barrier: BarrierId,
+        /// Its stage.
+        stage: Expr,
+    },
+    /// `bar.arrive` (does not block) on a named barrier.
+    NamedArrive {
+        /// The barrier.
+        barrier: BarrierId,
+        /// Its stage.
+        stage: Expr,
+    },
+    /// Orders memory accesses.
+    Fence(FenceKind),
+    /// Closes the unit's open group.
+    Commit(GroupKind),
+    /// Waits until at most `pending` of the unit's newest groups are open.
+    WaitGroup {
+        /// Which groups.
+        kind: GroupKind,
+        /// How many may stay open.
+        pending: u64,
+    },
+    /// Every thread of the task.
+    TaskSync,
+    /// Every thread of the cluster.
+    ClusterSync,
+    /// Every thread of the grid (cooperative launch).
+    GridSync,
+}
+
+impl Expr {
+    /// `op(self, rhs)`, folding integer literals.
+    pub fn bin(self, op: BinaryOp, rhs: Expr) -> Expr {
+        use BinaryOp::*;
+        match (op, &self, &rhs) {
+            (Add, Expr::Int(0), _) => rhs,
+            (Add | Sub, _, Expr::Int(0)) | (Mul | Div, _, Expr::Int(1)) => self,
+            (Mul, Expr::Int(1), _) => rhs,
+            (Mul, Expr::Int(0), _) | (Mul, _, Expr::Int(0)) => Expr::Int(0),
+            (_, Expr::Int(a), Expr::Int(b)) => {
+                let v = match op {
+                    Add => a.checked_add(*b),
+                    Sub => a.checked_sub(*b),
+                    Mul => a.checked_mul(*b),
+                    Div => Some(if *b == 0 { 0 } else { a.div_euclid(*b) }),
+                    Mod => Some(if *b == 0 { 0 } else { a.rem_euclid(*b) }),
+                    Min => Some(*a.min(b)),
+                    Max => Some(*a.max(b)),
+                    Pow => None,
+                    Lt | Le | Gt | Ge | Eq | Ne | And | Or => Some(op.eval(*a as f64, *b as f64, true) as i64),
+                };
+                match v {
+                    Some(v) => Expr::Int(v),
+                    None => Expr::Binary(op, Box::new(self), Box::new(rhs)),
+                }
+            }
+            _ => Expr::Binary(op, Box::new(self), Box::new(rhs)),
+        }
+    }
+
+    /// Calls `f` on every operand.
+    pub fn for_each_operand<'a>(&'a self, mut f: impl FnMut(&'a Expr)) {
+        match self {
+            Expr::Int(_)
+            | Expr::Float(_)
+            | Expr::Var(_)
+            | Expr::Extent(_)
+            | Expr::Grid(_)
+            | Expr::Unit
+            | Expr::ClusterRank
+            | Expr::Scalar(_)
+            | Expr::Frag { .. }
+            | Expr::Coord(_) => {}
+            Expr::Fetch { at, .. } => at.iter().for_each(f),
+            Expr::Unary(_, a) | Expr::Cast(_, a) => f(a),
+            Expr::Binary(_, a, b) => {
+                f(a);
+                f(b);
+            }
+            Expr::Fma(a, b, c) | Expr::Select(a, b, c) => {
+                f(a);
+                f(b);
+                f(c);
+            }
+        }
+    }
+}

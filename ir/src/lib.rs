@@ -14,4 +14,5 @@ pub mod kernel;
 pub mod layout;
 pub mod mapping;
 pub mod ops;
+pub mod target;
 pub mod tile;

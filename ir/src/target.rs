@@ -45,7 +45,8 @@ impl DataSheet {
 
     /// NVIDIA H100 SXM5 80 GB.
     pub fn h100() -> DataSheet {
-        let l = |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
+        let l =
+            |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
         DataSheet {
             name: "h100".into(),
             levels: vec![
@@ -54,13 +55,19 @@ impl DataSheet {
                 l("shared", 227 << 10, 132, 2.3e11),
                 l("registers", 256 << 10, 132, 1.0e13),
             ],
-            peak: vec![("bf16".into(), 989e12), ("f16".into(), 989e12), ("f8e4m3".into(), 1979e12), ("f32".into(), 67e12)],
+            peak: vec![
+                ("bf16".into(), 989e12),
+                ("f16".into(), 989e12),
+                ("f8e4m3".into(), 1979e12),
+                ("f32".into(), 67e12),
+            ],
         }
     }
 
     /// NVIDIA A100 SXM4 80 GB.
     pub fn a100() -> DataSheet {
-        let l = |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
+        let l =
+            |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
         DataSheet {
             name: "a100".into(),
             levels: vec![
@@ -75,7 +82,8 @@ impl DataSheet {
 
     /// A generic server core with AVX-512; a runtime replaces its numbers by what it finds.
     pub fn cpu() -> DataSheet {
-        let l = |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
+        let l =
+            |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
         DataSheet {
             name: "cpu".into(),
             levels: vec![

@@ -242,6 +242,14 @@ pub enum Expr {
     Coord(AxisId),
     /// The tile's element at this point; axes it lacks broadcast.
     Tile(TileId),
+    /// The tile's element whose coordinate on the tile's `i`-th axis is this point's coordinate on `axes[i]`: the tile
+    /// under other names of its axes (a state produced along `d` and consumed along `p`). Written `h{d = p}`.
+    TileAt {
+        /// The tile.
+        tile: TileId,
+        /// One axis per dimension of the tile.
+        axes: Vec<AxisId>,
+    },
     /// An array's element, or a scalar parameter's value. Positions outside the array read 0.
     Read {
         /// The array.
@@ -263,7 +271,7 @@ impl Expr {
     /// Calls `f` on every operand, in order.
     pub fn for_each_operand(&self, mut f: impl FnMut(ExprId)) {
         match self {
-            Expr::Int(_) | Expr::Float(_) | Expr::Size(_) | Expr::Coord(_) | Expr::Tile(_) => {}
+            Expr::Int(_) | Expr::Float(_) | Expr::Size(_) | Expr::Coord(_) | Expr::Tile(_) | Expr::TileAt { .. } => {}
             Expr::Read { at, .. } => at.iter().copied().for_each(f),
             Expr::Unary(_, a) | Expr::Cast(_, a) => f(*a),
             Expr::Binary(_, a, b) => {
@@ -301,6 +309,65 @@ impl Kernel {
             }
         }
         go(&self.body, &mut Vec::new(), f);
+    }
+}
+
+impl Kernel {
+    /// The name of every operation, in the order of [`Kernel::for_each_op`]: the (first) tile it writes, or
+    /// `store.BUFFER`, with `#k` appended for the k-th of that name after the first.
+    pub fn op_names(&self, plan: &Plan) -> Vec<String> {
+        let mut seen = std::collections::BTreeMap::<String, usize>::new();
+        let mut names = Vec::new();
+        self.for_each_op(&mut |op, _| {
+            let name = match op {
+                Op::Store { buffer, .. } => format!("store.{}", plan.buffers[*buffer].name),
+                Op::Load { .. } | Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => {
+                    op.outs().first().map_or_else(|| "nothing".to_string(), |t| self.tiles[*t].name.clone())
+                }
+            };
+            let k = seen.entry(name.clone()).and_modify(|k| *k += 1).or_insert(0);
+            names.push(if *k == 0 { name } else { format!("{name}#{k}") });
+        });
+        names
+    }
+
+    /// Whether each expression, by its position, is integer-valued (so that `/` and `%` are the integer ones).
+    pub fn integer_exprs(&self, plan: &Plan) -> Vec<bool> {
+        let mut int = Vec::with_capacity(self.exprs.len());
+        for (_, e) in self.exprs.iter() {
+            let at = |id: &ExprId| int[crate::arena::Id::index(*id)];
+            let v = match e {
+                Expr::Int(_) | Expr::Size(_) | Expr::Coord(_) => true,
+                Expr::Float(_) => false,
+                Expr::Tile(t) | Expr::TileAt { tile: t, .. } => self.tiles[*t].dtype.is_int(),
+                Expr::Read { buffer, .. } => plan.buffers[*buffer].dtype.is_int(),
+                Expr::Unary(op, a) => match op {
+                    UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sign => at(a),
+                    UnaryOp::Exp
+                    | UnaryOp::Exp2
+                    | UnaryOp::Log
+                    | UnaryOp::Log2
+                    | UnaryOp::Log1p
+                    | UnaryOp::Sqrt
+                    | UnaryOp::Rsqrt
+                    | UnaryOp::Recip
+                    | UnaryOp::Sin
+                    | UnaryOp::Cos
+                    | UnaryOp::Tanh
+                    | UnaryOp::Sigmoid
+                    | UnaryOp::Erf
+                    | UnaryOp::Floor
+                    | UnaryOp::Ceil
+                    | UnaryOp::Round
+                    | UnaryOp::Not => false,
+                },
+                Expr::Binary(op, a, b) => !op.is_predicate() && at(a) && at(b),
+                Expr::Select(_, a, b) => at(a) && at(b),
+                Expr::Cast(d, _) => d.is_int(),
+            };
+            int.push(v);
+        }
+        int
     }
 }
 

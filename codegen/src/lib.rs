@@ -1,1 +1,3 @@
 //! Passes, lowering and backends of Einfall.
+
+pub mod passes;

@@ -1,0 +1,166 @@
+//! extract-reductions: a statement is either elementwise or one reduction of an elementwise body.
+//!
+//! Before: `S[m,n] = scale * (sum(e) Q[m,e] * K[n,e])`
+//! After:  `s0[m,n] = sum(e) Q[m,e] * K[n,e];  S[m,n] = scale * s0[m,n]`
+
+use std::collections::{HashMap, HashSet};
+
+use einfall_ir::arena::Id;
+use einfall_ir::cascade::{
+    Cascade, Einsum, Expr, ExprId, Index, IndexId, IndexKind, Size, Stmt, Storage, Target, Tensor, TensorKind,
+};
+use einfall_ir::dtype::DType;
+
+use super::rewrite::{rewrite, substitute};
+
+/// Gives every reduction or scan below a statement's root a statement of its own.
+pub fn extract_reductions(mut c: Cascade) -> Cascade {
+    let stmts = std::mem::take(&mut c.stmts);
+    let mut out = Vec::new();
+    for stmt in stmts {
+        match stmt {
+            Stmt::Einsum(e) => {
+                for e in extract(&mut c, e) {
+                    out.push(Stmt::Einsum(e));
+                }
+            }
+            Stmt::Iter(mut i) => {
+                let inits = std::mem::take(&mut i.inits);
+                i.inits = inits.into_iter().flat_map(|e| extract(&mut c, e)).collect();
+                let body = std::mem::take(&mut i.body);
+                i.body = body.into_iter().flat_map(|e| extract(&mut c, e)).collect();
+                out.push(Stmt::Iter(i));
+            }
+        }
+    }
+    c.stmts = out;
+    c
+}
+
+fn extract(c: &mut Cascade, mut e: Einsum) -> Vec<Einsum> {
+    let mut before = Vec::new();
+    let root = e.value;
+    let value = c.exprs[root].clone();
+    // A reduction at the root stays; only what lies under it moves. A root that stores elsewhere than at its own
+    // indices, or joins, moves too: the store is then elementwise.
+    let plain = e.join.is_none()
+        && e.targets.iter().all(|t| {
+            let mut seen = HashSet::new();
+            t.at.iter().all(|&a| matches!(c.exprs[a], Expr::Index(i) if seen.insert(i)))
+        });
+    e.value = match value {
+        Expr::Reduce { op, over, body } if plain => {
+            let new = move_out(c, body, &mut before);
+            let span = c.spans[root.index()];
+            if new == body { root } else { c.push_expr(Expr::Reduce { op, over, body: new }, span) }
+        }
+        Expr::Scan { op, over, body } if plain => {
+            let new = move_out(c, body, &mut before);
+            let span = c.spans[root.index()];
+            if new == body { root } else { c.push_expr(Expr::Scan { op, over, body: new }, span) }
+        }
+        _ => move_out(c, root, &mut before),
+    };
+    e.filter = e.filter.map(|f| move_out(c, f, &mut before));
+    before.push(e);
+    before
+}
+
+/// Rewrites `root` with each outermost reduction replaced by a read of a new tensor; its statement (and those of
+/// reductions nested in it) is appended to `before`.
+fn move_out(c: &mut Cascade, root: ExprId, before: &mut Vec<Einsum>) -> ExprId {
+    rewrite(c, root, &mut |c, id, e| {
+        if !matches!(e, Expr::Reduce { .. } | Expr::Scan { .. }) {
+            return None;
+        }
+        let span = c.spans[id.index()];
+        let used = free_indices(c, id);
+        // Fresh indices for the new statement; an iterated index stays what it is.
+        let mut map = HashMap::new();
+        let mut free = Vec::new();
+        let mut fresh = |c: &mut Cascade, i: IndexId, kind: IndexKind| {
+            let copy = Index { kind, ..c.indices[i].clone() };
+            let j = c.indices.push(copy);
+            let expr = c.push_expr(Expr::Index(j), span);
+            map.insert(i, expr);
+            (j, expr)
+        };
+        let mut at = Vec::new();
+        let mut dims: Vec<Size> = Vec::new();
+        let mut outer_at = Vec::new();
+        for &i in &used {
+            if c.indices[i].kind == IndexKind::Iterated {
+                continue;
+            }
+            dims.push(c.indices[i].extent.clone());
+            outer_at.push(c.push_expr(Expr::Index(i), span));
+            let (j, expr) = fresh(c, i, IndexKind::Free);
+            free.push(j);
+            at.push(expr);
+        }
+        let bound: Vec<IndexId> = match &c.exprs[id] {
+            Expr::Reduce { over, .. } => over.clone(),
+            _ => Vec::new(),
+        };
+        for i in bound {
+            fresh(c, i, IndexKind::Reduced);
+        }
+        let value = substitute(c, id, &map);
+        let name = fresh_name(c);
+        let tensor = c.tensors.push(Tensor {
+            name,
+            docs: Vec::new(),
+            dtype: if is_argument(c, id) { DType::I32 } else { DType::F32 },
+            declared: false,
+            storage: Storage::default(),
+            dims,
+            kind: TensorKind::Intermediate,
+            default: None,
+            span,
+        });
+        let new = Einsum {
+            targets: vec![Target { tensor, at }],
+            value,
+            filter: None,
+            otherwise: None,
+            join: None,
+            free,
+            span,
+        };
+        before.extend(extract(c, new));
+        Some(c.push_expr(Expr::Read { tensor, at: outer_at }, span))
+    })
+}
+
+fn is_argument(c: &Cascade, id: ExprId) -> bool {
+    matches!(&c.exprs[id], Expr::Reduce { op: einfall_ir::cascade::Reducer::Op(op), .. } if op.selects_argument())
+}
+
+/// Indices that occur under `root` and are not bound there, in order of first occurrence.
+pub(crate) fn free_indices(c: &Cascade, root: ExprId) -> Vec<IndexId> {
+    let (mut seen, mut bound) = (Vec::new(), HashSet::new());
+    c.walk(root, &mut |_, e| match e {
+        Expr::Index(i) | Expr::Segment { of: i, .. } | Expr::Scan { over: i, .. } => {
+            if !seen.contains(i) {
+                seen.push(*i);
+            }
+        }
+        Expr::Reduce { over, .. } => bound.extend(over.iter().copied()),
+        Expr::Int(_)
+        | Expr::Float(_)
+        | Expr::Size(_)
+        | Expr::Read { .. }
+        | Expr::Unary(..)
+        | Expr::Binary(..)
+        | Expr::Select(..)
+        | Expr::Cast(..)
+        | Expr::Tuple(_)
+        | Expr::Rand { .. } => {}
+    });
+    seen.retain(|i| !bound.contains(i));
+    seen
+}
+
+fn fresh_name(c: &Cascade) -> String {
+    (0..).map(|k| format!("r{k}")).find(|n| c.tensor(n).is_none()).expect("some number is free")
+}

@@ -1,0 +1,30 @@
+//! Passes: each a pure function from IR to IR, one file each.
+
+use einfall_ir::diag::{Diagnostic, Span};
+
+pub mod extract_reductions;
+pub mod propagate_support;
+pub(crate) mod rewrite;
+
+/// A construct that has no lowering yet: an expected refusal with its place, not a bug.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unsupported {
+    /// Where it stands in the source.
+    pub span: Span,
+    /// What it is.
+    pub what: String,
+}
+
+impl Unsupported {
+    /// `what` at `span` cannot be lowered.
+    pub fn new(span: Span, what: impl Into<String>) -> Unsupported {
+        Unsupported { span, what: what.into() }
+    }
+
+    /// As a diagnostic.
+    pub fn diagnostic(&self) -> Diagnostic {
+        Diagnostic::error("E0900", self.span, format!("{} is not lowered yet", self.what))
+            .label("this parses and evaluates, but no backend compiles it")
+            .help("evaluate it with `einfall run --device reference`, or rewrite it with supported constructs")
+    }
+}

@@ -1,0 +1,201 @@
+//! propagate-support: every reduction guards its own body, so that later passes need not know about supports.
+//!
+//! Before: `S[m,n] = .. where n <= m;  L[m] = sum(n) exp(S[m,n])`
+//! After:  `S[m,n] = ..;  L[m] = sum(n) (if n <= m then exp(S[m,n]) else 0)`
+//!
+//! Support propagates by intersection (docs/language.md, "Support"): a read outside a tensor's support removes the
+//! point of the innermost reduction around it, or of the output. Only outputs keep a predicate, as
+//! `if support then value else otherwise`.
+
+use std::collections::HashMap;
+
+use einfall_ir::cascade::{Cascade, Einsum, Expr, ExprId, IndexId, Reducer, Stmt, TensorId, TensorKind};
+use einfall_ir::ops::BinaryOp;
+
+use super::Unsupported;
+use super::rewrite::{mentions, substitute};
+
+/// A tensor's support: a predicate over its left-hand side's indices.
+struct Support {
+    /// One index per dimension, as the defining statement names them.
+    dims: Vec<IndexId>,
+    /// True on the support.
+    holds: ExprId,
+}
+
+/// Makes every support explicit.
+///
+/// # Errors
+/// Partial supports behind left sides that are not plain indices, and filtered argument selections.
+pub fn propagate_support(mut cascade: Cascade) -> Result<Cascade, Unsupported> {
+    let mut supports = HashMap::new();
+    let mut stmts = std::mem::take(&mut cascade.stmts);
+    for stmt in &mut stmts {
+        match stmt {
+            Stmt::Einsum(e) => guard(&mut cascade, e, &mut supports)?,
+            Stmt::Iter(i) => {
+                for e in i.inits.iter_mut().chain(&mut i.body) {
+                    guard(&mut cascade, e, &mut supports)?;
+                }
+            }
+        }
+    }
+    cascade.stmts = stmts;
+    Ok(cascade)
+}
+
+fn guard(c: &mut Cascade, e: &mut Einsum, supports: &mut HashMap<TensorId, Support>) -> Result<(), Unsupported> {
+    let mut conjuncts = Vec::new();
+    if let Some(filter) = e.filter.take() {
+        split_conjuncts(c, filter, &mut conjuncts);
+    }
+    let mut used = vec![false; conjuncts.len()];
+    let mut outer = Vec::new();
+    e.value = guard_expr(c, e.value, &conjuncts, &mut used, supports, &mut outer)?;
+    let free: Vec<ExprId> = conjuncts.iter().zip(&used).filter(|(_, u)| !**u).map(|(e, _)| *e).collect();
+    outer.extend(free);
+    let Some(holds) = conjunction(c, outer) else { return Ok(()) };
+    for target in &e.targets {
+        let tensor = &c.tensors[target.tensor];
+        if tensor.kind == TensorKind::Output || e.join.is_some() || tensor.kind == TensorKind::State {
+            continue;
+        }
+        let dims: Option<Vec<IndexId>> = target
+            .at
+            .iter()
+            .map(|&a| match c.exprs[a] {
+                Expr::Index(i) => Some(i),
+                _ => None,
+            })
+            .collect();
+        let Some(dims) = dims else {
+            return Err(Unsupported::new(
+                e.span,
+                format!("`{}` has partial support behind a computed left-hand side", tensor.name),
+            ));
+        };
+        supports.insert(target.tensor, Support { dims, holds });
+    }
+    match (e.otherwise.take(), e.join) {
+        (Some(otherwise), None) => {
+            let span = c.spans[einfall_ir::arena::Id::index(e.value)];
+            e.value = c.push_expr(Expr::Select(holds, e.value, otherwise), span);
+        }
+        // A joined or in-place write keeps its predicate: points outside are not written.
+        (None, _) if e.join.is_some() || written_in_place(c, e) => e.filter = Some(holds),
+        (otherwise, _) => e.otherwise = otherwise,
+    }
+    Ok(())
+}
+
+fn written_in_place(c: &Cascade, e: &Einsum) -> bool {
+    e.targets.iter().any(|t| c.tensors[t.tensor].kind == TensorKind::InOut)
+}
+
+/// Rewrites `id` so that its reductions guard their bodies; predicates that remove the point itself go to `outer`.
+fn guard_expr(
+    c: &mut Cascade,
+    id: ExprId,
+    conjuncts: &[ExprId],
+    used: &mut [bool],
+    supports: &HashMap<TensorId, Support>,
+    outer: &mut Vec<ExprId>,
+) -> Result<ExprId, Unsupported> {
+    let span = c.spans[einfall_ir::arena::Id::index(id)];
+    let expr = c.exprs[id].clone();
+    let mut go = |c: &mut Cascade, e, outer: &mut Vec<ExprId>| guard_expr(c, e, conjuncts, used, supports, outer);
+    let new = match expr {
+        Expr::Int(_) | Expr::Float(_) | Expr::Size(_) | Expr::Index(_) | Expr::Segment { .. } => return Ok(id),
+        Expr::Read { tensor, at } => {
+            let at = at.into_iter().map(|a| go(c, a, outer)).collect::<Result<Vec<_>, _>>()?;
+            if let Some(s) = supports.get(&tensor) {
+                let map: HashMap<IndexId, ExprId> = s.dims.iter().copied().zip(at.iter().copied()).collect();
+                let holds = substitute(c, s.holds, &map);
+                outer.push(holds);
+            }
+            Expr::Read { tensor, at }
+        }
+        Expr::Unary(op, a) => Expr::Unary(op, go(c, a, outer)?),
+        Expr::Cast(d, a) => Expr::Cast(d, go(c, a, outer)?),
+        Expr::Binary(op, a, b) => Expr::Binary(op, go(c, a, outer)?, go(c, b, outer)?),
+        Expr::Select(cond, a, b) => {
+            let cond = go(c, cond, outer)?;
+            let (mut in_a, mut in_b) = (Vec::new(), Vec::new());
+            let (a, b) = (go(c, a, &mut in_a)?, go(c, b, &mut in_b)?);
+            if !in_a.is_empty() || !in_b.is_empty() {
+                let yes = c.push_expr(Expr::Int(1), span);
+                let pa = conjunction(c, in_a).unwrap_or(yes);
+                let pb = conjunction(c, in_b).unwrap_or(yes);
+                outer.push(c.push_expr(Expr::Select(cond, pa, pb), span));
+            }
+            Expr::Select(cond, a, b)
+        }
+        Expr::Tuple(items) => Expr::Tuple(items.into_iter().map(|a| go(c, a, outer)).collect::<Result<_, _>>()?),
+        Expr::Rand { seed, coords } => Expr::Rand {
+            seed: go(c, seed, outer)?,
+            coords: coords.into_iter().map(|a| go(c, a, outer)).collect::<Result<_, _>>()?,
+        },
+        Expr::Scan { op, over, body } => {
+            let mut inside = Vec::new();
+            let body = go(c, body, &mut inside)?;
+            let body = select_or_identity(c, op, inside, body, span)?;
+            Expr::Scan { op, over, body }
+        }
+        Expr::Reduce { op, over, body } => {
+            let mut inside = Vec::new();
+            let body = go(c, body, &mut inside)?;
+            for (k, &conjunct) in conjuncts.iter().enumerate() {
+                if over.iter().any(|&i| mentions(c, conjunct, i)) {
+                    used[k] = true;
+                    inside.push(conjunct);
+                }
+            }
+            let body = select_or_identity(c, op, inside, body, span)?;
+            Expr::Reduce { op, over, body }
+        }
+    };
+    Ok(c.push_expr(new, span))
+}
+
+fn select_or_identity(
+    c: &mut Cascade,
+    op: Reducer,
+    inside: Vec<ExprId>,
+    body: ExprId,
+    span: einfall_ir::diag::Span,
+) -> Result<ExprId, Unsupported> {
+    let Some(holds) = conjunction(c, inside) else { return Ok(body) };
+    let identity = match op {
+        Reducer::Op(op) if !op.selects_argument() => c.push_expr(Expr::Float(op.identity()), span),
+        Reducer::Op(_) | Reducer::TopK { .. } | Reducer::User(_) => {
+            return Err(Unsupported::new(span, "a filtered argument selection, top-k or user-defined reduction"));
+        }
+    };
+    Ok(c.push_expr(Expr::Select(holds, body, identity), span))
+}
+
+/// The conjuncts of a predicate, outermost `and`s split.
+pub(crate) fn split_conjuncts(c: &Cascade, id: ExprId, out: &mut Vec<ExprId>) {
+    match c.exprs[id] {
+        Expr::Binary(BinaryOp::And, a, b) => {
+            split_conjuncts(c, a, out);
+            split_conjuncts(c, b, out);
+        }
+        _ => out.push(id),
+    }
+}
+
+fn conjunction(c: &mut Cascade, mut items: Vec<ExprId>) -> Option<ExprId> {
+    let mut unique: Vec<ExprId> = Vec::new();
+    for item in items.drain(..) {
+        if !unique.iter().any(|&u| super::rewrite::same(c, u, item)) {
+            unique.push(item);
+        }
+    }
+    let mut items = unique.into_iter();
+    let first = items.next()?;
+    Some(items.fold(first, |a, b| {
+        let span = c.spans[einfall_ir::arena::Id::index(b)];
+        c.push_expr(Expr::Binary(BinaryOp::And, a, b), span)
+    }))
+}

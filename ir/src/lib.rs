@@ -6,6 +6,7 @@
 
 pub mod analysis;
 pub mod arena;
+pub mod array;
 pub mod artifact;
 pub mod cascade;
 pub mod diag;

@@ -8,6 +8,9 @@
 //! and stores leave them alone; (3) nothing here names an operation of the user's: no pass asks how many
 //! contractions a body has, or of what kind.
 
+pub mod eval;
+pub mod print;
+
 use crate::arena::Arena;
 use crate::cascade::{Rank, RankId, Size};
 use crate::define_ids;

@@ -16,4 +16,5 @@ pub mod layout;
 pub mod mapping;
 pub mod ops;
 pub mod target;
+pub mod text;
 pub mod tile;

@@ -5,9 +5,16 @@
 //! expression per dimension; every index used in a statement is bound in it (free, reduced or iterated); user
 //! functions are expanded; a filter is a conjunction kept whole in [`Einsum::filter`].
 
+pub mod affine;
+pub mod parse;
+pub mod print;
+pub mod resolve;
+pub mod syntax;
+pub mod types;
+
 use crate::arena::Arena;
 use crate::define_ids;
-use crate::diag::Span;
+use crate::diag::{Diagnostic, Severity, Span};
 use crate::dtype::DType;
 use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
 
@@ -22,6 +29,29 @@ define_ids! {
     ExprId,
     /// A user-defined monoid.
     MonoidId,
+}
+
+/// Reads, resolves and verifies `source`.
+///
+/// # Errors
+/// Every error found, at least one, in source order; warnings among them.
+pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
+    let (module, diagnostics) = check(source);
+    match module {
+        Some(module) => Ok(module),
+        None => Err(diagnostics),
+    }
+}
+
+/// Like [`parse`], but returns warnings with a module too; no module if there is an error.
+pub fn check(source: &str) -> (Option<Module>, Vec<Diagnostic>) {
+    let parsed = parse::parse_file(source);
+    let mut diagnostics = parsed.diagnostics;
+    let module = resolve::resolve(&parsed.file, &mut diagnostics);
+    diagnostics.sort_by_key(|d| d.primary.0.start);
+    diagnostics.truncate(parse::MAX_DIAGNOSTICS);
+    let failed = diagnostics.iter().any(|d| d.severity == Severity::Error);
+    ((!failed).then_some(module), diagnostics)
 }
 
 /// A file of cascades.

@@ -36,6 +36,15 @@ impl Poly {
             Size::Add(a, b) => Poly::of(a)?.add(&Poly::of(b)?),
             Size::Sub(a, b) => Poly::of(a)?.add(&Poly::of(b)?.scale(-1)?),
             Size::Mul(a, b) => Poly::of(a)?.mul(&Poly::of(b)?),
+            Size::Min(a, b) | Size::Max(a, b) => {
+                let (x, y) = (Poly::of(a)?, Poly::of(b)?);
+                let (low, high) = match y.sub(&x)?.as_constant() {
+                    Some(d) if d >= 0 => (x, y),
+                    Some(_) => (y, x),
+                    None => return Some(Poly::variable(size.clone())),
+                };
+                Some(if matches!(size, Size::Min(..)) { low } else { high })
+            }
             Size::Div(a, b) | Size::CeilDiv(a, b) => {
                 let (x, y) = (Poly::of(a)?, Poly::of(b)?);
                 match (x.as_constant(), y.as_constant()) {

@@ -642,12 +642,12 @@ impl Parser {
         if self.eat_sym("*=") {
             return Ok(Some(ReduceOp::Product));
         }
-        if let (Tok::Ident(w), Tok::Sym("=")) = (self.peek(), self.peek_at(1)) {
-            if let Some(op) = ReduceOp::from_name(w).filter(|op| !op.selects_argument()) {
-                self.bump();
-                self.bump();
-                return Ok(Some(op));
-            }
+        if let (Tok::Ident(w), Tok::Sym("=")) = (self.peek(), self.peek_at(1))
+            && let Some(op) = ReduceOp::from_name(w).filter(|op| !op.selects_argument())
+        {
+            self.bump();
+            self.bump();
+            return Ok(Some(op));
         }
         Err(self.unexpected("`=`", help))
     }

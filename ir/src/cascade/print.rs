@@ -12,6 +12,8 @@ pub fn size_text(c: &Cascade, s: &Size) -> String {
             Size::Sub(a, b) => (format!("{} - {}", go(c, a, 5), go(c, b, 6)), 5),
             Size::Mul(a, b) => (format!("{}*{}", go(c, a, 6), go(c, b, 7)), 6),
             Size::Div(a, b) => (format!("{}/{}", go(c, a, 6), go(c, b, 7)), 6),
+            Size::Min(a, b) => (format!("min({}, {})", go(c, a, 0), go(c, b, 0)), 9),
+            Size::Max(a, b) => (format!("max({}, {})", go(c, a, 0), go(c, b, 0)), 9),
             Size::CeilDiv(a, b) => (format!("ceildiv({}, {})", go(c, a, 0), go(c, b, 0)), 9),
         };
         if own < power { format!("({text})") } else { text }

@@ -202,13 +202,13 @@ impl<'a, 'd> Resolver<'a, 'd> {
                 continue;
             };
             let kind = if p.inout { TensorKind::InOut } else { TensorKind::Input };
-            if let Some(default) = &p.default {
-                if !dims.is_empty() || p.inout {
-                    self.error(
-                        Diagnostic::error("E0205", default.span, "only a scalar input has a default")
-                            .help("remove the default, or the extents"),
-                    );
-                }
+            if let Some(default) = &p.default
+                && (!dims.is_empty() || p.inout)
+            {
+                self.error(
+                    Diagnostic::error("E0205", default.span, "only a scalar input has a default")
+                        .help("remove the default, or the extents"),
+                );
             }
             let Ok(id) = self.declare(p.docs.clone(), &p.name, p.ty.dtype, p.ty.storage.clone(), dims, kind) else {
                 continue;
@@ -384,14 +384,17 @@ impl<'a, 'd> Resolver<'a, 'd> {
                     _ => Size::Div(a, b),
                 })
             }
-            ExprKind::Call(f, args) if f.name == "ceildiv" && args.len() == 2 => {
+            ExprKind::Call(f, args) if matches!(f.name.as_str(), "ceildiv" | "min" | "max") && args.len() == 2 => {
                 let (a, b) = two(self.size(&args[0])?, self.size(&args[1])?);
-                Ok(Size::CeilDiv(a, b))
+                Ok(match f.name.as_str() {
+                    "ceildiv" => Size::CeilDiv(a, b),
+                    "min" => Size::Min(a, b),
+                    _ => Size::Max(a, b),
+                })
             }
-            _ => Err(self.error(
-                Diagnostic::error("E0210", e.span, "this is not an extent")
-                    .help("an extent is made of integers and ranks with `+ - * /` and `ceildiv(a, b)`"),
-            )),
+            _ => Err(self.error(Diagnostic::error("E0210", e.span, "this is not an extent").help(
+                "an extent is made of integers and ranks with `+ - * /` and `ceildiv(a, b)`, `min(a, b)`, `max(a, b)`",
+            ))),
         }
     }
 

@@ -328,10 +328,10 @@ impl Resolver<'_, '_> {
         }
         let unary = unary_from_name(n);
         let cast = DType::from_name(n);
-        if let Some(want) = unary.map(|_| 1).or(cast.map(|_| 1)).or(binary_call(n).map(|_| 2)) {
-            if args.len() != want {
-                return Err(self.error(arity(n, want, args.len(), span)));
-            }
+        if let Some(want) = unary.map(|_| 1).or(cast.map(|_| 1)).or(binary_call(n).map(|_| 2))
+            && args.len() != want
+        {
+            return Err(self.error(arity(n, want, args.len(), span)));
         }
         let mut ids = Vec::new();
         let mut failed = false;
@@ -386,17 +386,17 @@ impl Resolver<'_, '_> {
     }
 
     fn segment_call(&mut self, args: &[syntax::Expr], span: Span, cx: &mut Context<'_>) -> Result<ExprId, Failed> {
-        if let [offs, n] = args {
-            if let (Some(offs_name), Some(n_name)) = (offs.as_name(), n.as_name()) {
-                let t = self.tensor_named(&Ident { name: offs_name.to_string(), span: offs.span }, cx)?;
-                self.check_offsets(t, offs.span)?;
-                if let Some(i) = cx.indices.get(n_name).copied() {
-                    // Naming the index checks that it is in scope.
-                    self.named(n_name, n.span, cx)?;
-                    return self.push(Expr::Segment { offsets: t, of: i }, span);
-                }
-                return Err(self.unknown_name(n_name, n.span, cx));
+        if let [offs, n] = args
+            && let (Some(offs_name), Some(n_name)) = (offs.as_name(), n.as_name())
+        {
+            let t = self.tensor_named(&Ident { name: offs_name.to_string(), span: offs.span }, cx)?;
+            self.check_offsets(t, offs.span)?;
+            if let Some(i) = cx.indices.get(n_name).copied() {
+                // Naming the index checks that it is in scope.
+                self.named(n_name, n.span, cx)?;
+                return self.push(Expr::Segment { offsets: t, of: i }, span);
             }
+            return Err(self.unknown_name(n_name, n.span, cx));
         }
         Err(self.error(
             Diagnostic::error("E0220", span, "`segment` takes a tensor of offsets and an index")
@@ -576,11 +576,11 @@ pub(super) fn monoid(m: &syntax::Monoid, items: &Items<'_>, diagnostics: &mut Ve
             ExprKind::Int(i) => identity.push(*i as f64),
             ExprKind::Float(x) => identity.push(*x),
             _ => {
-                if let ExprKind::Unary(UnaryOp::Neg, a) = &e.kind {
-                    if let ExprKind::Float(x) = a.kind {
-                        identity.push(-x);
-                        continue;
-                    }
+                if let ExprKind::Unary(UnaryOp::Neg, a) = &e.kind
+                    && let ExprKind::Float(x) = a.kind
+                {
+                    identity.push(-x);
+                    continue;
                 }
                 diagnostics.push(
                     Diagnostic::error("E0243", e.span, "a component of the identity is a number")
@@ -749,11 +749,11 @@ pub(super) fn check_function(f: &syntax::Function, items: &Items<'_>, diagnostic
                     );
                     return true;
                 }
-                if let Some(g) = items.functions.get(name.name.as_str()) {
-                    if !reached.contains(&name.name.as_str()) {
-                        reached.push(&name.name);
-                        work.push(&g.body);
-                    }
+                if let Some(g) = items.functions.get(name.name.as_str())
+                    && !reached.contains(&name.name.as_str())
+                {
+                    reached.push(&name.name);
+                    work.push(&g.body);
                 }
             }
             ExprKind::Unary(_, a) => work.push(a),

@@ -475,19 +475,19 @@ impl Resolver<'_, '_> {
                     .help("write one index expression for each dimension"),
                 ));
             }
-            if let Some((dtype, _)) = &t.ty {
-                if *dtype != self.c.tensors[id].dtype {
-                    let declared = self.c.tensors[id].dtype;
-                    return Err(self.error(
-                        Diagnostic::error(
-                            "E0258",
-                            t.span,
-                            format!("`{}` is declared {declared}, not {dtype}", t.name.name),
-                        )
-                        .also(decl, "declared here")
-                        .help("remove the type here: the declaration holds"),
-                    ));
-                }
+            if let Some((dtype, _)) = &t.ty
+                && *dtype != self.c.tensors[id].dtype
+            {
+                let declared = self.c.tensors[id].dtype;
+                return Err(self.error(
+                    Diagnostic::error(
+                        "E0258",
+                        t.span,
+                        format!("`{}` is declared {declared}, not {dtype}", t.name.name),
+                    )
+                    .also(decl, "declared here")
+                    .help("remove the type here: the declaration holds"),
+                ));
             }
             if let Some(first) = self.assigned.get(&id).copied() {
                 let step_of_state = kind == TensorKind::State && block.is_some_and(|b| !b.init);
@@ -668,10 +668,11 @@ impl Resolver<'_, '_> {
             if k == 0 && state && block.is_some() {
                 continue;
             }
-            if let Some(n) = e.as_name() {
-                if !self.by_name.contains_key(n) && !self.rank_names.contains_key(n) {
-                    cx.alone.entry(n.to_string()).or_default().push((d.clone(), e.span));
-                }
+            if let Some(n) = e.as_name()
+                && !self.by_name.contains_key(n)
+                && !self.rank_names.contains_key(n)
+            {
+                cx.alone.entry(n.to_string()).or_default().push((d.clone(), e.span));
             }
         }
     }
@@ -766,7 +767,14 @@ impl Resolver<'_, '_> {
 fn rank_of(s: &Size) -> Option<crate::cascade::RankId> {
     match s {
         Size::Rank(r) => Some(*r),
-        Size::Const(_) | Size::Add(..) | Size::Sub(..) | Size::Mul(..) | Size::Div(..) | Size::CeilDiv(..) => None,
+        Size::Const(_)
+        | Size::Add(..)
+        | Size::Sub(..)
+        | Size::Mul(..)
+        | Size::Div(..)
+        | Size::CeilDiv(..)
+        | Size::Min(..)
+        | Size::Max(..) => None,
     }
 }
 

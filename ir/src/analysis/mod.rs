@@ -1,6 +1,9 @@
 //! Analyses of cascades and kernels: pure functions from IR to facts.
 
 pub mod inline;
+pub mod levels;
 pub mod passes;
+#[cfg(test)]
+mod samples;
 pub mod separation;
 pub mod symbolic;

@@ -374,3 +374,126 @@ impl<'a> Walk<'a> {
         self.reads.keys().map(|&t| (t, count(t))).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{self, one};
+    use super::*;
+
+    fn over(source: &str, rank: &str) -> usize {
+        let c = one(source);
+        passes_over(&c, &[c.rank(rank).expect("rank")]).max
+    }
+
+    #[test]
+    fn published_counts() {
+        assert_eq!(over(&samples::attention(), "N"), 3);
+        assert_eq!(over(&samples::attention(), "M"), 1);
+        assert_eq!(over(&samples::attention(), "E"), 1);
+        assert_eq!(over(samples::DEFERRED, "N"), 2);
+        assert_eq!(over(samples::UNSTABILISED, "N"), 2);
+        assert_eq!(over(samples::UNSTABILISED_DEFERRED, "N"), 1);
+        assert_eq!(over(samples::LSE, "N"), 2);
+        assert_eq!(over(samples::CROSS_ENTROPY, "N"), 2);
+        assert_eq!(over(samples::RMS_MATMUL, "K"), 2);
+        assert_eq!(over(&samples::layernorm(true), "K"), 3);
+        assert_eq!(over(samples::VARIANCE, "N"), 2);
+        assert_eq!(over(samples::THIRD, "N"), 2);
+        assert_eq!(over(samples::ENTROPY, "N"), 3);
+        assert_eq!(over(samples::SOFTMAX, "N"), 3);
+        assert_eq!(over(samples::LAYERNORM, "K"), 3);
+        assert_eq!(over(samples::SIGMOID, "N"), 2);
+        assert_eq!(over(samples::FP8, "K"), 2);
+    }
+
+    #[test]
+    fn deferring_a_factor_saves_a_pass() {
+        let text = "cascade t[K](x: f32[K], w: f32[K]) -> (y: f32[]) {
+            q[] = sum(k) x[k] * x[k]
+            y[] = rsqrt(q[]) * (sum(k) x[k] * w[k])
+        }";
+        assert_eq!(over(text, "K"), 1);
+    }
+
+    #[test]
+    fn split_ranks_of_flash_attention() {
+        let text = "cascade flash[M, N1, N0, E, F](Q: f32[M,E], K: f32[N1*N0,E], V: f32[N1*N0,F])
+            -> (O: f32[M,F]) {
+            iter i in N1 {
+                mx[0,m] = -inf;  l[0,m] = 0.0;  o[0,m,f] = 0.0
+                S[i,m,n0] = sum(e) Q[m,e] * K[i*N0+n0,e]
+                mx[i+1,m] = max(mx[i,m], max(n0) S[i,m,n0])
+                P[i,m,n0] = exp(S[i,m,n0] - mx[i+1,m])
+                l[i+1,m] = exp(mx[i,m] - mx[i+1,m]) * l[i,m] + (sum(n0) P[i,m,n0])
+                o[i+1,m,f] = exp(mx[i,m] - mx[i+1,m]) * o[i,m,f] + (sum(n0) P[i,m,n0] * V[i*N0+n0,f])
+            }
+            O[m,f] = o[N1,m,f] / l[N1,m]
+        }";
+        let c = one(text);
+        let (n1, n0) = (c.rank("N1").unwrap(), c.rank("N0").unwrap());
+        assert_eq!(passes_over(&c, &[n1]).max, 1);
+        assert_eq!(passes_over(&c, &[n0]).max, 2);
+        assert_eq!(passes_over(&c, &[n1, n0]).max, 1);
+    }
+
+    #[test]
+    fn split_provenance_needs_every_sub_rank() {
+        // The two-pass cascade of FuseMax: local maxima are read again, but they carry N1 alone.
+        let text = "cascade fusemax[M, N1, N0, F](S: f32[M,N1,N0], V: f32[N1,N0,F]) -> (O: f32[M,F]) {
+            LM[m,n1] = max(n0) S[m,n1,n0]
+            P[m,n1,n0] = exp(S[m,n1,n0] - LM[m,n1])
+            LD[m,n1] = sum(n0) P[m,n1,n0]
+            LN[m,n1,f] = sum(n0) P[m,n1,n0] * V[n1,n0,f]
+            GM[m] = max(n1) LM[m,n1]
+            C[m,n1] = exp(LM[m,n1] - GM[m])
+            D[m] = sum(n1) C[m,n1] * LD[m,n1]
+            O[m,f] = (sum(n1) C[m,n1] * LN[m,n1,f]) / D[m]
+        }";
+        let c = one(text);
+        let (n1, n0) = (c.rank("N1").unwrap(), c.rank("N0").unwrap());
+        assert_eq!(passes_over(&c, &[n1, n0]).max, 1);
+        assert_eq!(passes_over(&c, &[n1]).max, 2);
+        assert_eq!(passes_over(&c, &[n0]).max, 2);
+    }
+
+    #[test]
+    fn iterations_and_prefixes_are_no_barriers() {
+        let scan = "cascade t[N](x: f32[N]) -> (y: f32[N]) {
+            c[i] for i in N = sum(n) x[n] where n <= i
+            y[n] = c[n] * x[n]
+        }";
+        assert_eq!(over(scan, "N"), 1);
+        let whole = scan.replace(" where n <= i", "");
+        assert_eq!(over(&whole, "N"), 2);
+        // A body that depends on i gives every i a fiber of its own.
+        let own = "cascade t[N](x: f32[N,N]) -> (y: f32[N,N]) {
+            c[i] for i in N = sum(n) x[i,n] where n <= i
+            y[i,n] for i in N = c[i] * x[i,n]
+        }";
+        assert_eq!(over(own, "N"), 2);
+        let running = "cascade t[N](x: f32[N]) -> (y: f32[N]) { c[n] = cumsum(n) x[n]\n y[n] = c[n] * x[n] }";
+        assert_eq!(over(running, "N"), 1);
+    }
+
+    #[test]
+    fn an_opposite_iteration_waits_for_a_complete_one() {
+        let text = |rev: &str, read: &str| {
+            format!(
+                "cascade t[T](x: f32[T]) -> (y: f32[T] = b[..T]) {{
+                iter t in T {{
+                    a[0] = 0.0
+                    a[t+1] = 0.5 * a[t] + x[t]
+                }}
+                iter t in T{rev} {{
+                    {read} = 0.0
+                    {}
+                }}
+            }}",
+                if rev.is_empty() { "b[t+1] = b[t] + a[t+1]" } else { "b[t] = b[t+1] + a[t+1]" }
+            )
+        };
+        let forward = text("", "b[0]").replace("b[..T]", "b[1..]");
+        assert_eq!(over(&forward, "T"), 1);
+        assert_eq!(over(&text(" rev", "b[T]"), "T"), 2);
+    }
+}

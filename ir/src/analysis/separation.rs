@@ -453,3 +453,38 @@ fn selection(
     }
     Reduced { value, separation }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::inline::inline;
+    use super::super::samples::{self, one};
+    use super::*;
+
+    /// J of the last reduction over `rank` in the text.
+    fn last(source: &str, rank: &str) -> Separation {
+        let c = one(source);
+        let r = c.rank(rank).expect("rank");
+        let x = inline(&c);
+        x.sites.iter().rfind(|s| s.ranks.contains(&r)).expect("a reduction").separation.clone()
+    }
+
+    #[test]
+    fn ranks_of_the_table() {
+        assert_eq!(last(&samples::attention(), "N"), Separation::Rank(1));
+        assert_eq!(last(samples::RMS_MATMUL, "K"), Separation::Rank(1));
+        assert_eq!(last(&samples::layernorm(false), "K"), Separation::Rank(2));
+        assert_eq!(last(&samples::layernorm(true), "K"), Separation::Rank(3));
+        assert_eq!(last(samples::VARIANCE, "N"), Separation::Rank(3));
+        assert_eq!(last(samples::THIRD, "N"), Separation::Rank(4));
+        assert_eq!(last(samples::ENTROPY, "N"), Separation::Rank(2));
+        assert!(matches!(last(samples::SIGMOID, "N"), Separation::Mixed(_)));
+        assert!(matches!(last(samples::FP8, "K"), Separation::Mixed(_)));
+        assert_eq!(last(samples::AMAX, "K"), Separation::Rank(1));
+    }
+
+    #[test]
+    fn the_fifth_central_moment_is_finite_but_too_large() {
+        let text = samples::THIRD.replace(", 3)", ", 5)");
+        assert_eq!(last(&text, "N"), Separation::TooMany(6));
+    }
+}

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use dashu_ratio::RBig as Rat;
 
+use crate::arena::Id;
 use crate::cascade::{RankId, Reducer, Size, TensorId};
 use crate::define_ids;
 use crate::dtype::DType;
@@ -159,8 +160,6 @@ fn int(n: i64) -> Rat {
 fn is_positive(q: &Rat) -> bool {
     *q > Rat::ZERO
 }
-
-use crate::arena::Id;
 
 impl Symbols {
     /// An empty table.

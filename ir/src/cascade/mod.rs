@@ -6,6 +6,8 @@
 //! functions are expanded; a filter is a conjunction kept whole in [`Einsum::filter`].
 
 pub mod affine;
+pub mod bind;
+pub mod eval;
 pub mod parse;
 pub mod print;
 pub mod resolve;

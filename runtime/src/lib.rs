@@ -1,14 +1,33 @@
 //! Devices, buffers, launch and caches of Einfall.
 //!
-//! An [`einfall_ir::artifact::Artifact`] comes in, arrays go through it, arrays come out. Invariants: this crate
-//! reads no environment variable; a cache is never trusted (see [`cache`]); what a launch computes does not depend
-//! on the number of threads.
+//! An [`einfall_ir::artifact::Artifact`] comes in, arrays go through it, arrays come out: [`Engine::load`] compiles
+//! and links it, [`Executable::bind`] fixes its sizes, [`Bound::launch`] runs it on the caller's memory. Invariants:
+//! this crate reads no environment variable; a cache is never trusted (see [`cache`]); what a launch computes does
+//! not depend on the number of threads.
 
 pub mod array;
 #[cfg(feature = "cpu")]
 pub mod cache;
 pub mod device;
 mod element;
+#[cfg(feature = "cpu")]
+mod engine;
+mod error;
+#[cfg(feature = "cpu")]
+mod executable;
+#[cfg(feature = "cpu")]
+mod launch;
+#[cfg(feature = "cpu")]
+mod scratch;
 
 pub use array::{ArrayError, Element, HostArray, View, ViewMut};
 pub use device::{Cpu, Device, Isa};
+#[cfg(feature = "cpu")]
+pub use einfall_llvm as llvm;
+#[cfg(feature = "cpu")]
+pub use engine::{Engine, EngineOptions};
+pub use error::Error;
+#[cfg(feature = "cpu")]
+pub use executable::{ArraySpec, Bound, Executable, KernelSpec};
+#[cfg(feature = "cpu")]
+pub use launch::Arguments;

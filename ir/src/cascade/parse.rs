@@ -36,7 +36,8 @@ pub struct Parsed {
 /// Reads `source` into a syntax tree.
 pub fn parse_file(source: &str) -> Parsed {
     let lexed = lex(source);
-    let mut p = Parser { tokens: lexed.tokens, pos: 0, depth: 0, diagnostics: lexed.diagnostics };
+    let mut p =
+        Parser { tokens: lexed.tokens, pos: 0, depth: 0, diagnostics: lexed.diagnostics, unreadable: Vec::new() };
     let file = p.file();
     p.diagnostics.sort_by_key(|d| d.primary.0.start);
     // An unclosed bracket makes what follows on its line unreadable: one message is enough.
@@ -61,6 +62,8 @@ struct Parser {
     pos: usize,
     depth: u32,
     diagnostics: Vec<Diagnostic>,
+    /// Tensors assigned by the failed statements of the present cascade.
+    unreadable: Vec<String>,
 }
 
 /// Reducer, whether it is a scan.
@@ -314,7 +317,8 @@ impl Parser {
         self.expect("{", HELP)?;
         let body = self.block(|p, docs| p.stmt(docs));
         let close = self.expect("}", "close the cascade's body")?;
-        Ok(Cascade { docs, exact, name, ranks, params, outputs, body, span: start.to(close), close })
+        let unreadable = std::mem::take(&mut self.unreadable);
+        Ok(Cascade { docs, exact, name, ranks, params, outputs, body, unreadable, span: start.to(close), close })
     }
 
     /// Statements up to a closing brace, each recovered by itself.
@@ -341,6 +345,12 @@ impl Parser {
     /// Skips to the end of the statement, over nested blocks.
     fn recover_stmt(&mut self, before: usize) {
         let mut nested = 0usize;
+        // What it would have assigned is known to those who read it.
+        let named = self.tokens[before..].iter().find_map(|t| match &t.tok {
+            Tok::Ident(name) => Some(name.clone()),
+            _ => None,
+        });
+        self.unreadable.extend(named);
         // Braces opened by the failed statement before the error count too.
         for t in &self.tokens[before..self.pos] {
             match t.tok {

@@ -78,6 +78,7 @@ pub fn resolve(file: &syntax::File, diagnostics: &mut Vec<Diagnostic>) -> Module
         if let syntax::Item::Cascade(c) = item {
             let before = diagnostics.len();
             let mut r = Resolver::new(c, &items, diagnostics);
+            r.broken.extend(c.unreadable.iter().cloned());
             r.header(c);
             r.body(c);
             r.outputs(c);

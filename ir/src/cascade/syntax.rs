@@ -105,6 +105,8 @@ pub struct Cascade {
     pub outputs: Vec<Output>,
     /// Its statements.
     pub body: Vec<Stmt>,
+    /// Tensors assigned by statements that could not be read.
+    pub unreadable: Vec<String>,
     /// The whole item.
     pub span: Span,
     /// The closing brace.

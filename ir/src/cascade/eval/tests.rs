@@ -130,7 +130,7 @@ fn ties_and_nan() {
 
 const ATTENTION: &str = include_str!("../../../../kernels/attention.ein");
 const LSTM: &str = include_str!("../../../../kernels/lstm.ein");
-const MOE: &str = include_str!("../../../../kernels/moe.ein");
+const MOE: &str = include_str!("../../../../kernels/moe_up.ein");
 
 /// Attention written as loops: causal with the queries at the end of the keys; an empty row is 0.
 fn attention_loops(q: &Array, k: &Array, v: &Array) -> Vec<f64> {

@@ -11,6 +11,7 @@ use crate::cascade::{
 };
 use crate::diag::{Diagnostic, Span};
 use crate::dtype::DType;
+use crate::ops::BinaryOp;
 
 /// What names mean inside one statement.
 pub(super) struct Context<'s> {
@@ -207,13 +208,13 @@ impl Resolver<'_, '_> {
             (ExprKind::Int(n), Size::Const(m)) => i128::from(*n) == i128::from(*m),
             (ExprKind::Name(n), Size::Rank(r)) => self.rank_names.get(n) == Some(r),
             (ExprKind::Binary(op, a, b), Size::Add(x, y)) => {
-                *op == crate::ops::BinaryOp::Add && self.is_size(a, x) && self.is_size(b, y)
+                *op == BinaryOp::Add && self.is_size(a, x) && self.is_size(b, y)
             }
             (ExprKind::Binary(op, a, b), Size::Sub(x, y)) => {
-                *op == crate::ops::BinaryOp::Sub && self.is_size(a, x) && self.is_size(b, y)
+                *op == BinaryOp::Sub && self.is_size(a, x) && self.is_size(b, y)
             }
             (ExprKind::Binary(op, a, b), Size::Mul(x, y)) => {
-                *op == crate::ops::BinaryOp::Mul && self.is_size(a, x) && self.is_size(b, y)
+                *op == BinaryOp::Mul && self.is_size(a, x) && self.is_size(b, y)
             }
             _ => false,
         }
@@ -705,12 +706,28 @@ impl Resolver<'_, '_> {
 
     fn check_extents(&mut self, name: &str, extent: &Size, place: Span, cx: &Context<'_>) -> Result<(), Failed> {
         for (d, span) in cx.alone.get(name).into_iter().flatten() {
-            if !size_at_most(extent, d) {
+            if !size_at_most(extent, d) && !self.required_at_most(extent, d) {
                 let d = self.clash(name, (extent, place), (d, *span));
                 return Err(self.error(d));
             }
         }
         Ok(())
+    }
+
+    /// Whether a `require` above says `a <= b`.
+    fn required_at_most(&self, a: &Size, b: &Size) -> bool {
+        let size = |e: ExprId| match &self.c.exprs[e] {
+            Expr::Size(s) => Some(s),
+            _ => None,
+        };
+        self.c.requires.iter().any(|r| {
+            let (x, y) = match &self.c.exprs[*r] {
+                Expr::Binary(BinaryOp::Le, x, y) => (*x, *y),
+                Expr::Binary(BinaryOp::Ge, x, y) => (*y, *x),
+                _ => return false,
+            };
+            matches!((size(x), size(y)), (Some(x), Some(y)) if same_size(x, a) && same_size(y, b))
+        })
     }
 
     fn index(

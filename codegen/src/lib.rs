@@ -1,3 +1,4 @@
 //! Passes, lowering and backends of Einfall.
 
+pub mod lower;
 pub mod passes;

@@ -40,6 +40,7 @@ pub fn extract_reductions(mut c: Cascade) -> Cascade {
 fn extract(c: &mut Cascade, mut e: Einsum) -> Vec<Einsum> {
     let mut before = Vec::new();
     let root = e.value;
+    let order = e.free.clone();
     let value = c.exprs[root].clone();
     // A reduction at the root stays; only what lies under it moves. A root that stores elsewhere than at its own
     // indices, or joins, moves too: the store is then elementwise.
@@ -50,31 +51,32 @@ fn extract(c: &mut Cascade, mut e: Einsum) -> Vec<Einsum> {
         });
     e.value = match value {
         Expr::Reduce { op, over, body } if plain => {
-            let new = move_out(c, body, &mut before);
+            let new = move_out(c, body, &order, &mut before);
             let span = c.spans[root.index()];
             if new == body { root } else { c.push_expr(Expr::Reduce { op, over, body: new }, span) }
         }
         Expr::Scan { op, over, body } if plain => {
-            let new = move_out(c, body, &mut before);
+            let new = move_out(c, body, &order, &mut before);
             let span = c.spans[root.index()];
             if new == body { root } else { c.push_expr(Expr::Scan { op, over, body: new }, span) }
         }
-        _ => move_out(c, root, &mut before),
+        _ => move_out(c, root, &order, &mut before),
     };
-    e.filter = e.filter.map(|f| move_out(c, f, &mut before));
+    e.filter = e.filter.map(|f| move_out(c, f, &order, &mut before));
     before.push(e);
     before
 }
 
 /// Rewrites `root` with each outermost reduction replaced by a read of a new tensor; its statement (and those of
-/// reductions nested in it) is appended to `before`.
-fn move_out(c: &mut Cascade, root: ExprId, before: &mut Vec<Einsum>) -> ExprId {
+/// reductions nested in it) is appended to `before`. Its dimensions follow `order`.
+fn move_out(c: &mut Cascade, root: ExprId, order: &[IndexId], before: &mut Vec<Einsum>) -> ExprId {
     rewrite(c, root, &mut |c, id, e| {
         if !matches!(e, Expr::Reduce { .. } | Expr::Scan { .. }) {
             return None;
         }
         let span = c.spans[id.index()];
-        let used = free_indices(c, id);
+        let mut used = free_indices(c, id);
+        used.sort_by_key(|i| order.iter().position(|o| o == i).unwrap_or(order.len()));
         // Fresh indices for the new statement; an iterated index stays what it is.
         let mut map = HashMap::new();
         let mut free = Vec::new();

@@ -5,6 +5,7 @@ use einfall_ir::diag::{Diagnostic, Span};
 pub mod extract_reductions;
 pub mod propagate_support;
 pub(crate) mod rewrite;
+pub mod split_constant_dims;
 
 /// A construct that has no lowering yet: an expected refusal with its place, not a bug.
 #[derive(Clone, Debug, PartialEq)]

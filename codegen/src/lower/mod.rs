@@ -1,0 +1,3 @@
+//! Lowering between the levels: cascade → tile ([`form`]) → kernel.
+
+pub mod form;

@@ -506,8 +506,11 @@ impl Parser {
     }
 }
 
+/// Makes an extent of two.
+type MakeSize = fn(Box<Size>, Box<Size>) -> Size;
+
 /// The two-argument extents that are written as calls.
-fn two_sizes(name: &str) -> Option<fn(Box<Size>, Box<Size>) -> Size> {
+fn two_sizes(name: &str) -> Option<MakeSize> {
     match name {
         "ceildiv" => Some(Size::CeilDiv),
         "min" => Some(Size::Min),

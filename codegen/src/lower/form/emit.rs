@@ -210,16 +210,20 @@ impl<'a> Emitter<'a> {
         let own = self.kernel.tiles[tile].axes.clone();
         // A state or an iterated intermediate is held without its iterated dimension.
         let skip = at.len() - own.len();
-        let mut axes = Vec::new();
+        let mut places = Vec::new();
         for &a in &at[skip..] {
-            let Expr::Index(i) = self.c.exprs[a] else {
-                let name = &self.c.tensors[tensor].name;
-                let what = format!("a computed access to `{name}` within an iteration");
-                return Err(Unsupported::new(self.c.spans[a.index()], what));
-            };
-            axes.push(self.known_axis(i));
+            places.push(match self.c.exprs[a] {
+                Expr::Index(i) => tile::Place::Axis(self.known_axis(i)),
+                Expr::Int(n) if n >= 0 => tile::Place::At(n as u64),
+                _ => {
+                    let name = &self.c.tensors[tensor].name;
+                    let what = format!("a computed access to `{name}` within an iteration");
+                    return Err(Unsupported::new(self.c.spans[a.index()], what));
+                }
+            });
         }
-        Ok(if axes == own { self.expr(tile::Expr::Tile(tile)) } else { self.expr(tile::Expr::TileAt { tile, axes }) })
+        let plain = places.iter().zip(&own).all(|(p, o)| *p == tile::Place::Axis(*o));
+        Ok(self.expr(if plain { tile::Expr::Tile(tile) } else { tile::Expr::TileAt { tile, at: places } }))
     }
 
     /// The axes an expression varies over, in the kernel's order.
@@ -233,7 +237,10 @@ impl<'a> Emitter<'a> {
         self.kernel.walk(root, &mut |_, e| match e {
             tile::Expr::Coord(a) => add(*a),
             tile::Expr::Tile(t) => self.kernel.tiles[*t].axes.iter().copied().for_each(&mut add),
-            tile::Expr::TileAt { axes, .. } => axes.iter().copied().for_each(&mut add),
+            tile::Expr::TileAt { at, .. } => at.iter().for_each(|p| match p {
+                tile::Place::Axis(a) => add(*a),
+                tile::Place::At(_) => {}
+            }),
             tile::Expr::Int(_)
             | tile::Expr::Float(_)
             | tile::Expr::Size(_)

@@ -85,6 +85,10 @@ fn library_plans_compute_their_cascades() {
         for c in parse(text).unwrap_or_else(|d| panic!("{file}: {d:?}")).cascades {
             match plan(c.clone()) {
                 Ok(p) => {
+                    tile::verify::verify(&p).unwrap_or_else(|faults| panic!("{file}: {faults:?}\n{p}"));
+                    let text = p.to_string();
+                    let again = tile::parse::parse(&text).unwrap_or_else(|d| panic!("{file}: {d}\n{text}"));
+                    assert_eq!(again.to_string(), text, "{file} prints as it parses");
                     for _ in 0..4 {
                         check(file, &c, &p, &mut rng);
                     }

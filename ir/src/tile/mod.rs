@@ -330,7 +330,7 @@ impl Kernel {
 
 impl Kernel {
     /// The name of every operation, in the order of [`Kernel::for_each_op`]: the (first) tile it writes, or
-    /// `store.BUFFER`, with `#k` appended for the k-th of that name after the first.
+    /// `store.BUFFER`, with `@k` appended for the k-th of that name after the first.
     pub fn op_names(&self, plan: &Plan) -> Vec<String> {
         let mut seen = std::collections::BTreeMap::<String, usize>::new();
         let mut names = Vec::new();
@@ -342,7 +342,7 @@ impl Kernel {
                 }
             };
             let k = seen.entry(name.clone()).and_modify(|k| *k += 1).or_insert(0);
-            names.push(if *k == 0 { name } else { format!("{name}#{k}") });
+            names.push(if *k == 0 { name } else { format!("{name}@{k}") });
         });
         names
     }

@@ -1,3 +1,1 @@
 //! Mapping model, integer CSP, cost model and device tables of Einfall.
-
-pub mod csp;

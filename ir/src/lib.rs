@@ -18,3 +18,4 @@ pub mod ops;
 pub mod target;
 pub mod text;
 pub mod tile;
+pub mod tolerance;

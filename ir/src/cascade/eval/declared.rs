@@ -1,8 +1,9 @@
 //! A randomised simulation of the declared types: one admissible evaluation.
 //!
-//! Every operation rounds stochastically to its compute type, sums run in a random order, intrinsics are perturbed
-//! by up to their ulps, operands of contractions round to the narrowest stored type, stores to their type. Invariant:
-//! a value that a type holds exactly stays exact; the same seed gives the same evaluation.
+//! Every operation rounds to its compute type, sums run in a random order, intrinsics are perturbed by up to their
+//! ulps, operands of contractions round to the narrowest stored type, stores to their type. Rounding is stochastic, to
+//! explore what roundings may add up to, or to nearest, as devices do. Invariant: a value that a type holds exactly
+//! stays exact; the same seed gives the same evaluation.
 
 use super::domain::{Domain, Ty, add_exp, better, descending, same, worst};
 use crate::dtype::DType;
@@ -12,6 +13,16 @@ use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
 #[derive(Clone, Debug)]
 pub struct Declared {
     state: u64,
+    rounding: Rounding,
+}
+
+/// Which of the two neighbours a rounding takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// Either, with the probability of its nearness.
+    Stochastic,
+    /// The nearest, ties to even.
+    Nearest,
 }
 
 /// A simulated reduction in progress.
@@ -25,8 +36,8 @@ pub struct DeclaredAcc {
 
 impl Declared {
     /// A simulation drawn by `seed`.
-    pub fn new(seed: u64) -> Declared {
-        Declared { state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03 }
+    pub fn new(seed: u64, rounding: Rounding) -> Declared {
+        Declared { rounding, state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03 }
     }
 
     /// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
@@ -50,6 +61,7 @@ impl Declared {
     fn rounded(&mut self, ty: Ty, x: f64) -> f64 {
         match ty {
             Ty::Int => x,
+            Ty::F32 if self.rounding == Rounding::Nearest => f64::from(x as f32),
             Ty::F32 => {
                 if !x.is_finite() {
                     return x;
@@ -74,7 +86,7 @@ impl Declared {
         match to {
             DType::F64 => x,
             DType::F32 => self.rounded(Ty::F32, x),
-            _ if !to.is_float() => to.round(x),
+            _ if !to.is_float() || self.rounding == Rounding::Nearest => to.round(x),
             _ => {
                 if !x.is_finite() || x.abs() >= to.max_finite() {
                     return to.round(x);

@@ -17,7 +17,7 @@ pub use error::EvalError;
 
 use self::bound::Bounded;
 use self::compile::Context;
-use self::declared::Declared;
+use self::declared::{Declared, Rounding};
 use self::domain::{Domain, Plain, Ty};
 use self::program::{Place, Program};
 use self::run::{Machine, Store};
@@ -141,7 +141,7 @@ pub fn evaluate_bounds<'a>(
 }
 
 /// One randomised evaluation in the declared types: stochastic rounding, random summation order, intrinsics
-/// perturbed by their ulps.
+/// perturbed by their ulps. [`Rounding::Nearest`] stands for a device, [`Rounding::Stochastic`] explores.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -151,8 +151,9 @@ pub fn evaluate_declared<'a>(
     inputs: &[Array],
     options: &Options,
     seed: u64,
+    rounding: Rounding,
 ) -> Result<Evaluation<'a, f64>, EvalError> {
-    evaluate_in(c, b, inputs, options, Declared::new(seed))
+    evaluate_in(c, b, inputs, options, Declared::new(seed, rounding))
 }
 
 fn evaluate_in<'a, D: Arithmetic>(
@@ -230,7 +231,7 @@ pub fn bound_points(
     points_in(c, b, inputs, options, Bounded::default(), output, points)
 }
 
-/// As [`evaluate_points`], in the declared types with random rounding.
+/// As [`evaluate_points`], in the declared types with stochastic rounding.
 ///
 /// # Errors
 /// As [`evaluate_points`].
@@ -243,7 +244,7 @@ pub fn declared_points(
     output: usize,
     points: &[Vec<u64>],
 ) -> Result<Vec<f64>, EvalError> {
-    points_in(c, b, inputs, options, Declared::new(seed), output, points)
+    points_in(c, b, inputs, options, Declared::new(seed, Rounding::Stochastic), output, points)
 }
 
 fn points_in<D: Arithmetic>(
@@ -533,6 +534,14 @@ impl<V: Copy> Evaluation<'_, V> {
         let values = all.values.get(row..row + n).ok_or_else(none)?.to_vec();
         let support = all.support.map(|s| s[row..row + n].to_vec());
         Ok(Elements { dtype: o.dtype, dims, values, support })
+    }
+
+    /// Everything a caller sees: the outputs, then the parameters written in place, with their names.
+    pub fn results(&self) -> Vec<(String, Elements<V>)> {
+        let outputs = self.c.outputs.iter().zip(&self.outputs).map(|(o, e)| (o.name.clone(), e.clone()));
+        let in_place = self.c.params.iter().filter(|p| self.c.tensors[**p].kind == TensorKind::InOut);
+        let in_place = in_place.filter_map(|p| Some((self.c.tensors[*p].name.clone(), self.elements(*p)?)));
+        outputs.chain(in_place).collect()
     }
 
     /// A tensor by name: parameter (in-place ones as written), intermediate, state or output.

@@ -1,1 +1,3 @@
 //! Mapping model, integer CSP, cost model and device tables of Einfall.
+
+pub mod csp;

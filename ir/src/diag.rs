@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
+
 /// A byte range of a source text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub struct Span {
@@ -91,4 +93,43 @@ impl fmt::Display for Diagnostic {
             None => Ok(()),
         }
     }
+}
+
+/// The diagnostics as text for a terminal without colours: code and message, file, line and column, the line itself
+/// with the places marked, and what to write instead. `file_name` is shown as given; spans outside `source` are moved
+/// to its end.
+pub fn render(diagnostics: &[Diagnostic], file_name: &str, source: &str) -> String {
+    let mut out = String::new();
+    for d in diagnostics {
+        let range = |s: Span| {
+            let clamp = |mut at: usize| {
+                at = at.min(source.len());
+                while !source.is_char_boundary(at) {
+                    at -= 1;
+                }
+                at
+            };
+            let (start, end) = (clamp(s.start as usize), clamp(s.end as usize));
+            start..end.max(start)
+        };
+        let note = |kind: AnnotationKind, (span, label): &(Span, String)| -> Annotation<'_> {
+            let a = kind.span(range(*span));
+            if label.is_empty() { a } else { a.label(label.clone()) }
+        };
+        let level = match d.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let mut snippet = Snippet::source(source).path(file_name).annotation(note(AnnotationKind::Primary, &d.primary));
+        for place in &d.secondary {
+            snippet = snippet.annotation(note(AnnotationKind::Context, place));
+        }
+        let mut group: Group<'_> = level.primary_title(d.message.as_str()).id(d.code).element(snippet);
+        if let Some(help) = &d.help {
+            group = group.element(Level::HELP.message(help.as_str()));
+        }
+        out.push_str(&Renderer::plain().render(&[group]));
+        out.push_str("\n\n");
+    }
+    out
 }

@@ -104,6 +104,17 @@ impl MemLayout {
         1 + self.dims.iter().flatten().map(|g| g.extent.saturating_sub(1) * g.stride).sum::<u64>()
     }
 
+    /// Bytes of one stage in shared memory. Stages start where the swizzle pattern repeats (1024 bytes for the 128-byte
+    /// mode) or, unswizzled, at TMA's 128-byte alignment.
+    pub fn stage_bytes(&self, elem_bytes: u64) -> u64 {
+        (self.span_elems() * elem_bytes).next_multiple_of(self.alignment())
+    }
+
+    /// Alignment in bytes of a stage in shared memory.
+    pub fn alignment(&self) -> u64 {
+        self.swizzle.map_or(128, |s| 1u64 << (s.base + s.shift + s.bits)).max(128)
+    }
+
     /// The element offset of `coords` before swizzling.
     pub fn offset(&self, coords: &[u64]) -> u64 {
         self.dims

@@ -82,4 +82,19 @@ mod tests {
             .collect();
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
+
+    #[test]
+    fn every_file_prints_and_formats_to_a_fixed_point() {
+        for (name, text) in SOURCES {
+            let show =
+                |d: Vec<einfall_ir::diag::Diagnostic>, t: &str| panic!("{}", einfall_ir::diag::render(&d, name, t));
+            let parse = |t: &str| einfall_ir::cascade::parse(t).unwrap_or_else(|d| show(d, t));
+            let once = einfall_ir::cascade::print(&parse(text));
+            let twice = einfall_ir::cascade::print(&parse(&once));
+            assert_eq!(once, twice, "{name}");
+            let formatted = einfall_ir::cascade::format(text).unwrap();
+            assert_eq!(formatted, einfall_ir::cascade::format(&formatted).unwrap(), "{name}");
+            assert_eq!(einfall_ir::cascade::print(&parse(&formatted)), once, "{name}");
+        }
+    }
 }

@@ -1,10 +1,10 @@
 //! split-constant-dims: a dimension that is only ever read at literals becomes a tensor per literal.
 //!
-//! Before: `g[t,b,a,d] = ..;  c[t+1,b,d] = sigmoid(g[t,b,1,d]) * ..`
-//! After:  `g_1[t,b,d] = ..;  c[t+1,b,d] = sigmoid(g_1[t,b,d]) * ..`
+//! Before: `g[m,a] = ..;  y[m] = sigmoid(g[m,0]) * g[m,1]`
+//! After:  `g_0[m] = ..;  g_1[m] = ..;  y[m] = sigmoid(g_0[m]) * g_1[m]`
 //!
-//! Every access that is left is then an index of the reading statement, which is what fusing needs (the four gates
-//! of a cell, the components of a small tuple).
+//! Every access that is left is then an index of the reading statement, which is what fusing needs. Iterations keep
+//! such dimensions: their tiles are read at fixed places.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -51,7 +51,10 @@ fn find(c: &mut Cascade) -> Option<(TensorId, Split)> {
     }
     let (tensor, dim, values) = c.tensors.iter().find_map(|(id, t)| {
         let [plain] = written.get(&id)?.as_slice() else { return None };
-        let one_target = c.einsums().any(|e| e.targets.len() == 1 && e.targets[0].tensor == id);
+        let one_target = c.stmts.iter().any(|s| match s {
+            Stmt::Einsum(e) => e.targets.len() == 1 && e.targets[0].tensor == id,
+            Stmt::Iter(_) => false,
+        });
         if t.kind != TensorKind::Intermediate || !one_target {
             return None;
         }

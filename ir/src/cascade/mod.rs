@@ -8,11 +8,15 @@
 pub mod affine;
 pub mod bind;
 pub mod eval;
+pub mod format;
 pub mod parse;
 pub mod print;
 pub mod resolve;
 pub mod syntax;
 pub mod types;
+
+pub use format::format;
+pub use print::print;
 
 use crate::arena::Arena;
 use crate::define_ids;

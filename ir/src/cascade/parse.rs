@@ -736,7 +736,7 @@ impl Parser {
                 _ => self.node(ExprKind::Unary(UnaryOp::Neg, Box::new(arg)), span),
             };
         }
-        if self.at_word("not") && *self.peek_at(1) != Tok::Sym("(") && min > 3 {
+        if self.at_word("not") && min > 3 {
             return Err(self.unexpected("a value", "put `not ..` in parentheses here"));
         }
         if self.at_word("not") {

@@ -4,7 +4,7 @@
 //! and logic give bools; an argument selection gives an integer. Invariant: total on every cascade whose operands
 //! precede their users.
 
-use super::{Cascade, Expr, Reducer};
+use super::{Cascade, Expr, ExprId, Reducer};
 use crate::arena::Id;
 use crate::dtype::DType;
 use crate::ops::{BinaryOp, UnaryOp};
@@ -89,5 +89,58 @@ pub(super) fn kind_of(c: &Cascade, known: &[Kind], e: &Expr) -> Kind {
             Reducer::Op(_) | Reducer::TopK { .. } => k(body),
             Reducer::User(_) => Kind::Float,
         },
+    }
+}
+
+/// The type of an undeclared tensor: f32 for floats (f64 where f64 is read), i32 or i64 for integers, bool for
+/// truth values; a state takes the type of the tensor or cast that is its initial value.
+///
+/// `n` of `of` targets is meant; `init` says that it is a state's initial value.
+pub fn default_dtype(c: &Cascade, kinds: &[Kind], value: ExprId, n: usize, of: usize, init: bool) -> DType {
+    let kind = |e: ExprId| kinds[e.index()];
+    if init {
+        match &c.exprs[value] {
+            Expr::Read { tensor, .. } => return c.tensors[*tensor].dtype,
+            Expr::Cast(dtype, _) => return *dtype,
+            _ => {}
+        }
+    }
+    let (mut wide_int, mut wide_float, mut source) = (false, false, false);
+    c.walk(value, &mut |_, e| match e {
+        Expr::Read { tensor, .. } => {
+            let d = c.tensors[*tensor].dtype;
+            wide_int |= d == DType::I64;
+            wide_float |= d == DType::F64;
+            source = true;
+        }
+        Expr::Cast(d, _) => {
+            wide_int |= *d == DType::I64;
+            wide_float |= *d == DType::F64;
+            source = true;
+        }
+        Expr::Size(_) | Expr::Index(_) | Expr::Segment { .. } => source = true,
+        Expr::Reduce { op: Reducer::Op(op), .. } => source |= op.selects_argument(),
+        Expr::Reduce { .. }
+        | Expr::Int(_)
+        | Expr::Float(_)
+        | Expr::Unary(..)
+        | Expr::Binary(..)
+        | Expr::Select(..)
+        | Expr::Tuple(_)
+        | Expr::Scan { .. }
+        | Expr::Rand { .. } => {}
+    });
+    let of_value = match &c.exprs[value] {
+        Expr::Reduce { op: Reducer::Op(op), body, .. } if op.selects_argument() && of == 2 && n == 0 => kind(*body),
+        Expr::Reduce { op: Reducer::TopK { .. }, .. } if n == 1 => Kind::Int,
+        _ => kind(value),
+    };
+    match of_value {
+        Kind::Bool => DType::Bool,
+        Kind::Int if !source => DType::F32,
+        Kind::Int if wide_int => DType::I64,
+        Kind::Int => DType::I32,
+        Kind::Float if wide_float => DType::F64,
+        Kind::Float => DType::F32,
     }
 }

@@ -8,6 +8,11 @@
 //! distributed like the result, projected to their dimensions; integer expressions are uniform over a unit.
 //! Source of the asynchronous semantics: PTX ISA 8.x, "Asynchronous operations", "mbarrier", "wgmma".
 
+pub mod atoms;
+pub mod copies;
+pub mod eval;
+pub mod print;
+
 use crate::arena::Arena;
 use crate::cascade::{Rank, RankId};
 use crate::define_ids;
@@ -117,7 +122,9 @@ pub struct Frag {
 /// What a barrier is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BarrierKind {
-    /// An mbarrier: a phase completes after `count` arrivals and all expected bytes.
+    /// An mbarrier: a phase completes after `count` arrivals and all expected bytes. [`Stmt::Arrive`] is one arrival
+    /// per unit (one elected thread); a signalled `cp.async` copy arrives once per thread of its unit (`noinc`).
+    /// Barriers are initialised, and the initialisation visible to every unit of the task or cluster, at kernel start.
     Mbarrier {
         /// Arrivals per phase.
         count: u64,
@@ -481,6 +488,31 @@ pub enum Stmt {
     ClusterSync,
     /// Every thread of the grid (cooperative launch).
     GridSync,
+}
+
+impl Kernel {
+    /// Whether the expression's value is an integer (or a bool): division and remainder of integers are integer.
+    pub fn is_integer(&self, e: &Expr) -> bool {
+        let integral = |d: DType| !d.is_float();
+        match e {
+            Expr::Int(_)
+            | Expr::Var(_)
+            | Expr::Extent(_)
+            | Expr::Grid(_)
+            | Expr::Unit
+            | Expr::ClusterRank
+            | Expr::Coord(_) => true,
+            Expr::Float(_) => false,
+            Expr::Scalar(buf) | Expr::Fetch { buf, .. } => self.bufs.get(*buf).is_some_and(|b| integral(b.dtype)),
+            Expr::Frag { frag, .. } => self.frags.get(*frag).is_some_and(|f| integral(f.dtype)),
+            Expr::Unary(UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sign, a) => self.is_integer(a),
+            Expr::Unary(op, _) => *op == UnaryOp::Not,
+            Expr::Binary(op, a, b) => op.is_predicate() || (self.is_integer(a) && self.is_integer(b)),
+            Expr::Fma(a, b, c) => self.is_integer(a) && self.is_integer(b) && self.is_integer(c),
+            Expr::Select(_, a, b) => self.is_integer(a) && self.is_integer(b),
+            Expr::Cast(d, _) => integral(*d),
+        }
+    }
 }
 
 impl Expr {

@@ -4,6 +4,7 @@
 //! lie on character boundaries; the list ends with one [`Tok::End`]; a [`Tok::Newline`] stands only where a newline
 //! ends a statement (not inside `(` or `[`, not after an operator, not before `where`, `then`, `else` or `->`).
 
+pub(crate) mod cursor;
 mod lexer;
 
 pub use lexer::{Comment, Lexed, MAX_SOURCE_BYTES, Tok, Token, lex};

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{AxisId, AxisKind, BufferKind, Expr, ExprId, Kernel, Node, Op, Plan, Stream, TileId};
+use super::{AxisId, AxisKind, BufferKind, Expr, ExprId, Kernel, Node, Op, Place, Plan, Stream, TileId};
 use crate::arena::Id;
 use crate::array::{Array, element_count, strides};
 use crate::cascade::SizeError;
@@ -382,8 +382,10 @@ impl<'a> Task<'a> {
     ) -> Result<(), TileError> {
         let windows = self.windows(op, axes)?;
         let program = Program::new(self.kernel, roots);
+        self.check_points(op, axes, &program)?;
         let mut values = vec![0.0; self.kernel.exprs.len()];
-        let mut coords = vec![0; self.kernel.axes.len()];
+        // Axes outside the points' have a coordinate only where their block is one point.
+        let mut coords: Vec<u64> = self.window.iter().map(|w| w.map_or(0, |w| w.0)).collect();
         let mut out = vec![0.0; roots.len()];
         let counts: Vec<u64> = windows.iter().map(|w| w.1).collect();
         let total: u64 = counts.iter().product();
@@ -393,7 +395,7 @@ impl<'a> Task<'a> {
                 coords[a.index()] = w.0 + i;
             }
             for e in &program.order {
-                values[e.index()] = self.value(op, *e, &values, &coords, axes)?;
+                values[e.index()] = self.value(op, *e, &values, &coords)?;
             }
             for (o, r) in out.iter_mut().zip(roots) {
                 *o = values[r.index()];
@@ -410,38 +412,51 @@ impl<'a> Task<'a> {
         Ok(())
     }
 
+    /// Whether every coordinate the program needs is fixed at a point of `axes`.
+    fn check_points(&self, op: usize, axes: &[AxisId], program: &Program) -> Result<(), TileError> {
+        for e in &program.order {
+            let needed: Vec<AxisId> = match &self.kernel.exprs[*e] {
+                Expr::Coord(a) => vec![*a],
+                Expr::Tile(t) => self.kernel.tiles[*t].axes.clone(),
+                Expr::TileAt { at, .. } => {
+                    let axes = at.iter().filter_map(|p| match p {
+                        Place::Axis(a) => Some(*a),
+                        Place::At(_) => None,
+                    });
+                    axes.collect()
+                }
+                Expr::Int(_)
+                | Expr::Float(_)
+                | Expr::Size(_)
+                | Expr::Read { .. }
+                | Expr::Unary(..)
+                | Expr::Binary(..)
+                | Expr::Select(..)
+                | Expr::Cast(..) => Vec::new(),
+            };
+            for a in &needed {
+                if !axes.contains(a) && self.windows(op, &[*a])?[0].1 != 1 {
+                    return Err(TileError::AxisNotWalked {
+                        kernel: self.kernel.name.clone(),
+                        op: self.name(op),
+                        axis: self.kernel.axes[*a].name.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The value of one expression whose operands have theirs in `values`.
-    fn value(
-        &mut self,
-        op: usize,
-        e: ExprId,
-        values: &[f64],
-        coords: &[u64],
-        axes: &[AxisId],
-    ) -> Result<f64, TileError> {
+    fn value(&mut self, op: usize, e: ExprId, values: &[f64], coords: &[u64]) -> Result<f64, TileError> {
         let at = |id: &ExprId| values[id.index()];
         Ok(match &self.kernel.exprs[e] {
             Expr::Int(n) => *n as f64,
             Expr::Float(x) => *x,
             Expr::Size(s) => s.eval(self.ranks)? as f64,
-            Expr::Coord(a) => {
-                if !axes.contains(a) {
-                    // Outside the points' axes a coordinate has a value only where its block is one point.
-                    match self.windows(op, &[*a])?[0] {
-                        (first, 1) => return Ok(first as f64),
-                        _ => {
-                            return Err(TileError::AxisNotWalked {
-                                kernel: self.kernel.name.clone(),
-                                op: self.name(op),
-                                axis: self.kernel.axes[*a].name.clone(),
-                            });
-                        }
-                    }
-                }
-                coords[a.index()] as f64
-            }
-            Expr::Tile(t) => self.element(op, *t, &self.kernel.tiles[*t].axes, coords)?,
-            Expr::TileAt { tile, axes } => self.element(op, *tile, axes, coords)?,
+            Expr::Coord(a) => coords[a.index()] as f64,
+            Expr::Tile(t) => self.element(op, *t, coords)?,
+            Expr::TileAt { tile, at } => self.element_at(op, *tile, at, coords)?,
             Expr::Read { buffer, at: ids } => {
                 let at: Vec<f64> = ids.iter().map(at).collect();
                 self.read(op, buffer.index(), &at)?
@@ -459,15 +474,29 @@ impl<'a> Task<'a> {
         })
     }
 
-    /// The element of `tile` at the coordinates on `axes`, one per dimension of the tile.
-    fn element(&self, op: usize, tile: TileId, axes: &[AxisId], coords: &[u64]) -> Result<f64, TileError> {
+    /// The element of `tile` at this point. A tile written for other blocks of its axes holds nothing for these.
+    fn element(&self, op: usize, tile: TileId, coords: &[u64]) -> Result<f64, TileError> {
         let held = self.tiles[tile.index()].as_ref().ok_or_else(|| self.poison(op, tile))?;
-        let own = &self.kernel.tiles[tile].axes;
         let mut offset = 0;
-        for ((o, a), (first, count)) in own.iter().zip(axes).zip(&held.window) {
-            // A tile written for other blocks of its axes holds nothing for these.
-            let c = coords[a.index()];
-            if (o == a && self.window[o.index()] != Some((*first, *count))) || c < *first || c >= first + count {
+        for (axis, (first, count)) in self.kernel.tiles[tile].axes.iter().zip(&held.window) {
+            if self.window[axis.index()] != Some((*first, *count)) {
+                return Err(self.poison(op, tile));
+            }
+            offset = offset * count + (coords[axis.index()] - first);
+        }
+        Ok(held.data[offset as usize])
+    }
+
+    /// The element of `tile` at places other than this point.
+    fn element_at(&self, op: usize, tile: TileId, at: &[Place], coords: &[u64]) -> Result<f64, TileError> {
+        let held = self.tiles[tile.index()].as_ref().ok_or_else(|| self.poison(op, tile))?;
+        let mut offset = 0;
+        for ((axis, place), (first, count)) in self.kernel.tiles[tile].axes.iter().zip(at).zip(&held.window) {
+            let c = match place {
+                Place::Axis(a) => coords[a.index()],
+                Place::At(c) => *c,
+            };
+            if self.window[axis.index()] != Some((*first, *count)) || c < *first || c >= first + count {
                 return Err(self.poison(op, tile));
             }
             offset = offset * count + (c - first);
@@ -600,13 +629,10 @@ impl<'a> Task<'a> {
                 let size: u64 = window.iter().map(|w| w.1).product();
                 let mut data = if *carry { self.before(n, *out, &window)? } else { vec![0.0; size as usize] };
                 let all: Vec<AxisId> = axes.iter().chain(over).copied().collect();
-                let (ta, tb) = (&self.kernel.tiles[*a].axes, &self.kernel.tiles[*b].axes);
                 let mut fault = None;
-                self.points(n, &all, &[], |task, c, _| {
-                    match (task.element(n, *a, ta, c), task.element(n, *b, tb, c)) {
-                        (Ok(x), Ok(y)) => data[offset(axes, &window, c)] += x * y,
-                        (Err(e), _) | (_, Err(e)) => fault = fault.take().or(Some(e)),
-                    }
+                self.points(n, &all, &[], |task, c, _| match (task.element(n, *a, c), task.element(n, *b, c)) {
+                    (Ok(x), Ok(y)) => data[offset(axes, &window, c)] += x * y,
+                    (Err(e), _) | (_, Err(e)) => fault = fault.take().or(Some(e)),
                 })?;
                 fault.map_or(Ok(()), Err)?;
                 self.write(*out, window, data);
@@ -621,11 +647,9 @@ impl<'a> Task<'a> {
                 let size: u64 = rest_window.iter().map(|w| w.1).product();
                 let mut state = match carry {
                     Some(t) => {
-                        // The state's own axis order may differ from the scanned tile's.
-                        let own = &self.kernel.tiles[*t].axes;
                         let mut state = Vec::with_capacity(size as usize);
                         let mut fault = None;
-                        self.points(n, &rest, &[], |task, c, _| match task.element(n, *t, own, c) {
+                        self.points(n, &rest, &[], |task, c, _| match task.element(n, *t, c) {
                             Ok(x) => state.push(x),
                             Err(e) => fault = fault.take().or(Some(e)),
                         })?;

@@ -9,7 +9,11 @@
 //! contractions a body has, or of what kind.
 
 pub mod eval;
+pub mod parse;
 pub mod print;
+#[cfg(test)]
+mod tests;
+pub mod verify;
 
 use crate::arena::Arena;
 use crate::cascade::{Rank, RankId, Size};
@@ -232,6 +236,15 @@ pub enum Op {
     },
 }
 
+/// A place along one dimension of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// This point's coordinate on an axis.
+    Axis(AxisId),
+    /// A fixed coordinate.
+    At(u64),
+}
+
 /// An elementwise expression: its value at a point of the axes it is used over.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expr {
@@ -245,13 +258,13 @@ pub enum Expr {
     Coord(AxisId),
     /// The tile's element at this point; axes it lacks broadcast.
     Tile(TileId),
-    /// The tile's element whose coordinate on the tile's `i`-th axis is this point's coordinate on `axes[i]`: the tile
-    /// under other names of its axes (a state produced along `d` and consumed along `p`). Written `h{d = p}`.
+    /// The tile's element at other places of its axes: under another name of an axis (a state produced along `d` and
+    /// consumed along `p`, `h{d = p}`) or at a fixed coordinate of an inner axis (one gate, `g{a = 1}`).
     TileAt {
         /// The tile.
         tile: TileId,
-        /// One axis per dimension of the tile.
-        axes: Vec<AxisId>,
+        /// One place per dimension of the tile.
+        at: Vec<Place>,
     },
     /// An array's element, or a scalar parameter's value. Positions outside the array read 0.
     Read {
@@ -317,7 +330,7 @@ impl Kernel {
 
 impl Kernel {
     /// The name of every operation, in the order of [`Kernel::for_each_op`]: the (first) tile it writes, or
-    /// `store.BUFFER`, with `#k` appended for the k-th of that name after the first.
+    /// `store.BUFFER`, with `@k` appended for the k-th of that name after the first.
     pub fn op_names(&self, plan: &Plan) -> Vec<String> {
         let mut seen = std::collections::BTreeMap::<String, usize>::new();
         let mut names = Vec::new();
@@ -329,7 +342,7 @@ impl Kernel {
                 }
             };
             let k = seen.entry(name.clone()).and_modify(|k| *k += 1).or_insert(0);
-            names.push(if *k == 0 { name } else { format!("{name}#{k}") });
+            names.push(if *k == 0 { name } else { format!("{name}@{k}") });
         });
         names
     }

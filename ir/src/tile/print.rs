@@ -7,7 +7,8 @@
 use std::fmt::{self, Write};
 
 use super::{
-    Axis, AxisId, AxisKind, Buffer, BufferId, BufferKind, Expr, ExprId, Kernel, Node, Op, Plan, Space, Stream, TileId,
+    Axis, AxisId, AxisKind, Buffer, BufferId, BufferKind, Expr, ExprId, Kernel, Node, Op, Place, Plan, Space, Stream,
+    TileId,
 };
 use crate::arena::Arena;
 use crate::cascade::{Rank, RankId, Size};
@@ -63,9 +64,6 @@ pub(super) fn precedence(op: BinaryOp) -> u8 {
         Pow | Min | Max => 9,
     }
 }
-
-/// The precedence of a prefix-free, call-like or atomic expression.
-const ATOM: u8 = 9;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -248,15 +246,20 @@ impl Printer<'_> {
         let Some(e) = self.kernel.exprs.get(id) else { return "?".to_string() };
         let wrap = |p: u8, text: String| if p < around { format!("({text})") } else { text };
         match e {
-            Expr::Int(n) => wrap(if *n < 0 { 0 } else { ATOM }, n.to_string()),
-            Expr::Float(x) => wrap(if x.is_sign_negative() && !x.is_nan() { 0 } else { ATOM }, float_text(*x)),
+            Expr::Int(n) => n.to_string(),
+            Expr::Float(x) => float_text(*x),
             Expr::Size(s) => size_text(s, &self.plan.ranks, around),
             Expr::Coord(a) => self.axis(*a).to_string(),
             Expr::Tile(t) => self.tile(*t).to_string(),
-            Expr::TileAt { tile, axes } => {
+            Expr::TileAt { tile, at } => {
                 let own = self.kernel.tiles.get(*tile).map_or(&[][..], |t| &t.axes);
-                let pairs = own.iter().zip(axes).filter(|(o, a)| o != a);
-                let pairs: Vec<_> = pairs.map(|(o, a)| format!("{} = {}", self.axis(*o), self.axis(*a))).collect();
+                let pairs = own.iter().zip(at).filter(|(o, p)| **p != Place::Axis(**o));
+                let pairs: Vec<_> = pairs
+                    .map(|(o, p)| match p {
+                        Place::Axis(a) => format!("{} = {}", self.axis(*o), self.axis(*a)),
+                        Place::At(c) => format!("{} = {c}", self.axis(*o)),
+                    })
+                    .collect();
                 format!("{}{{{}}}", self.tile(*tile), pairs.join(", "))
             }
             Expr::Read { buffer, at } => format!("{}[{}]", self.buffer(*buffer), self.list(at)),

@@ -187,7 +187,8 @@ impl<'a> Emitter<'a> {
                 let at = at.iter().map(|&a| self.convert(a)).collect::<Result<_, _>>()?;
                 let e = self.expr(tile::Expr::Read { buffer, at });
                 // An element already loaded is not read twice.
-                let axes = self.axes_of(e);
+                let step = self.step_axis();
+                let axes: Vec<AxisId> = self.axes_of(e).into_iter().filter(|a| Some(*a) != step).collect();
                 return Ok(match self.held.get(&(e, axes)) {
                     Some(&tile) => self.expr(tile::Expr::Tile(tile)),
                     None => e,
@@ -209,17 +210,27 @@ impl<'a> Emitter<'a> {
     fn read_tile(&mut self, tile: TileId, tensor: TensorId, at: &[ExprId]) -> Result<tile::ExprId, Unsupported> {
         let own = self.kernel.tiles[tile].axes.clone();
         // A state or an iterated intermediate is held without its iterated dimension.
-        let skip = at.len() - own.len();
-        let mut axes = Vec::new();
-        for &a in &at[skip..] {
-            let Expr::Index(i) = self.c.exprs[a] else {
-                let name = &self.c.tensors[tensor].name;
-                let what = format!("a computed access to `{name}` within an iteration");
-                return Err(Unsupported::new(self.c.spans[a.index()], what));
-            };
-            axes.push(self.known_axis(i));
+        let iterated =
+            |a: ExprId| matches!((&self.c.exprs[a], self.iteration), (Expr::Index(i), Some((t, _))) if *i == t);
+        let at: Vec<ExprId> = if self.incoming.contains_key(&tensor) {
+            at[1..].to_vec()
+        } else {
+            at.iter().copied().filter(|&a| !iterated(a)).collect()
+        };
+        let mut places = Vec::new();
+        for a in at {
+            places.push(match self.c.exprs[a] {
+                Expr::Index(i) => tile::Place::Axis(self.known_axis(i)),
+                Expr::Int(n) if n >= 0 => tile::Place::At(n as u64),
+                _ => {
+                    let name = &self.c.tensors[tensor].name;
+                    let what = format!("a computed access to `{name}` within an iteration");
+                    return Err(Unsupported::new(self.c.spans[a.index()], what));
+                }
+            });
         }
-        Ok(if axes == own { self.expr(tile::Expr::Tile(tile)) } else { self.expr(tile::Expr::TileAt { tile, axes }) })
+        let plain = places.iter().zip(&own).all(|(p, o)| *p == tile::Place::Axis(*o));
+        Ok(self.expr(if plain { tile::Expr::Tile(tile) } else { tile::Expr::TileAt { tile, at: places } }))
     }
 
     /// The axes an expression varies over, in the kernel's order.
@@ -233,7 +244,10 @@ impl<'a> Emitter<'a> {
         self.kernel.walk(root, &mut |_, e| match e {
             tile::Expr::Coord(a) => add(*a),
             tile::Expr::Tile(t) => self.kernel.tiles[*t].axes.iter().copied().for_each(&mut add),
-            tile::Expr::TileAt { axes, .. } => axes.iter().copied().for_each(&mut add),
+            tile::Expr::TileAt { at, .. } => at.iter().for_each(|p| match p {
+                tile::Place::Axis(a) => add(*a),
+                tile::Place::At(_) => {}
+            }),
             tile::Expr::Int(_)
             | tile::Expr::Float(_)
             | tile::Expr::Size(_)
@@ -253,14 +267,17 @@ impl<'a> Emitter<'a> {
             return t;
         }
         let mut axes = self.axes_of(value);
+        let step = self.step_axis();
+        axes.retain(|a| Some(*a) != step);
         axes.sort_by_key(|a| order.iter().position(|o| o == a).unwrap_or(order.len()));
         if let Some(&t) = self.held.get(&(value, axes.clone())) {
             return t;
         }
         if let tile::Expr::Read { buffer, at } = self.kernel.exprs[value].clone() {
             // Keep the array's own order of dimensions.
-            let axes = self.axes_of(value);
-            let home = self.home(&axes, &at);
+            let all = self.axes_of(value);
+            let home = self.home(&all, &at);
+            let axes: Vec<AxisId> = all.into_iter().filter(|a| Some(*a) != step).collect();
             let out = self.tile(&plan.names[&buffer], plan.dtypes[&buffer], axes.clone());
             self.move_local(out, home);
             self.frames[home].nodes.push(tile::Node::Op(Op::Load { out, buffer, at }));
@@ -271,6 +288,12 @@ impl<'a> Emitter<'a> {
         self.push(Op::Map { out, value });
         self.held.insert((value, axes), out);
         out
+    }
+
+    /// The axis of the iterated index: it has one coordinate a step, so tiles go without it.
+    fn step_axis(&self) -> Option<AxisId> {
+        let (index, _) = self.iteration?;
+        self.axis_of.get(&(self.class)(index)).copied()
     }
 
     /// The outermost frame in which a load over `axes` does not change from step to step.

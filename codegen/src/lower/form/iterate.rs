@@ -126,17 +126,19 @@ struct Iteration<'a> {
 
 impl Iteration<'_> {
     /// The dimensions a tensor keeps within a step: all but the iterated one.
-    fn step_access<'e>(&self, tensor: TensorId, at: &'e [ExprId]) -> &'e [ExprId] {
-        let iterated = self.states.contains(&tensor)
-            || at.first().is_some_and(|&a| matches!(self.c.exprs[a], Expr::Index(i) if i == self.iter.index));
-        if iterated { &at[1..] } else { at }
+    fn step_access(&self, tensor: TensorId, at: &[ExprId]) -> Vec<ExprId> {
+        if self.states.contains(&tensor) {
+            return at[1..].to_vec();
+        }
+        let iterated = |a: ExprId| matches!(self.c.exprs[a], Expr::Index(i) if i == self.iter.index);
+        at.iter().copied().filter(|&a| !iterated(a)).collect()
     }
 
     /// The plain indices of a left-hand side within a step.
     fn step_dims(&self, node: &Node) -> Result<Vec<IndexId>, Unsupported> {
         let target = &node.einsum.targets[0];
         let at = self.step_access(target.tensor, &target.at);
-        super::program::plain_access(self.c, at)
+        super::program::plain_access(self.c, &at)
             .ok_or_else(|| Unsupported::new(node.einsum.span, "a computed left-hand side within an iteration"))
     }
 
@@ -163,7 +165,10 @@ impl Iteration<'_> {
             let own: HashSet<IndexId> = node.indices().collect();
             for (t, at) in node.reads.iter().filter(|(t, _)| self.states.contains(t) || self.steps.contains(t)) {
                 let Some(dims) = written.get(t) else { continue };
-                for (&d, &a) in dims.iter().zip(self.step_access(*t, at)) {
+                for (&d, a) in dims.iter().zip(self.step_access(*t, at)) {
+                    if matches!(self.c.exprs[a], Expr::Int(n) if n >= 0) {
+                        continue;
+                    }
                     let Expr::Index(i) = self.c.exprs[a] else {
                         let what = format!("a computed access to `{}` within an iteration", self.c.tensors[*t].name);
                         return Err(Unsupported::new(self.c.spans[a.index()], what));

@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::{Failed, RaggedIndex, Resolver};
 use crate::cascade::affine::{Affine, product_extent, same_size, size_at_most};
 use crate::cascade::syntax::{self, ExprKind, Ident};
-use crate::cascade::types::Kind;
+use crate::cascade::types::{Kind, default_dtype};
 use crate::cascade::{
-    Einsum, Expr, ExprId, Index, IndexId, IndexKind, Iter, Reducer, Size, Stmt, Storage, Target, TensorId, TensorKind,
+    Einsum, Expr, ExprId, Index, IndexId, IndexKind, Iter, Size, Stmt, Storage, Target, TensorId, TensorKind,
 };
 use crate::diag::{Diagnostic, Span};
-use crate::dtype::DType;
 use crate::ops::BinaryOp;
 
 /// What names mean inside one statement.
@@ -549,7 +548,7 @@ impl Resolver<'_, '_> {
         let kind = if init { TensorKind::State } else { TensorKind::Intermediate };
         let (dtype, storage) = match &t.ty {
             Some((d, s)) => (*d, s.clone()),
-            None => (self.default_dtype(value, n, e.targets.len(), init), Storage::default()),
+            None => (default_dtype(&self.c, &self.kinds, value, n, e.targets.len(), init), Storage::default()),
         };
         let id = self.declare(Vec::new(), &t.name, dtype, storage, dims, kind)?;
         self.c.tensors[id].declared = t.ty.is_some();
@@ -570,58 +569,6 @@ impl Resolver<'_, '_> {
                 .also(first, "first assigned here")
                 .help("give the second value another name: a tensor has one definition"),
         )
-    }
-
-    /// The type of an undeclared tensor: f32 for floats (f64 where f64 is read), i32 or i64 for integers, bool for
-    /// truth values; a state takes the type of the tensor or cast that is its initial value.
-    fn default_dtype(&self, value: ExprId, n: usize, of: usize, init: bool) -> DType {
-        if init {
-            match &self.c.exprs[value] {
-                Expr::Read { tensor, .. } => return self.c.tensors[*tensor].dtype,
-                Expr::Cast(dtype, _) => return *dtype,
-                _ => {}
-            }
-        }
-        let (mut wide_int, mut wide_float, mut source) = (false, false, false);
-        self.c.walk(value, &mut |_, e| match e {
-            Expr::Read { tensor, .. } => {
-                let d = self.c.tensors[*tensor].dtype;
-                wide_int |= d == DType::I64;
-                wide_float |= d == DType::F64;
-                source = true;
-            }
-            Expr::Cast(d, _) => {
-                wide_int |= *d == DType::I64;
-                wide_float |= *d == DType::F64;
-                source = true;
-            }
-            Expr::Size(_) | Expr::Index(_) | Expr::Segment { .. } => source = true,
-            Expr::Reduce { op: Reducer::Op(op), .. } => source |= op.selects_argument(),
-            Expr::Reduce { .. }
-            | Expr::Int(_)
-            | Expr::Float(_)
-            | Expr::Unary(..)
-            | Expr::Binary(..)
-            | Expr::Select(..)
-            | Expr::Tuple(_)
-            | Expr::Scan { .. }
-            | Expr::Rand { .. } => {}
-        });
-        let kind = match &self.c.exprs[value] {
-            Expr::Reduce { op: Reducer::Op(op), body, .. } if op.selects_argument() && of == 2 && n == 0 => {
-                self.kind(*body)
-            }
-            Expr::Reduce { op: Reducer::TopK { .. }, .. } if n == 1 => Kind::Int,
-            _ => self.kind(value),
-        };
-        match kind {
-            Kind::Bool => DType::Bool,
-            Kind::Int if !source => DType::F32,
-            Kind::Int if wide_int => DType::I64,
-            Kind::Int => DType::I32,
-            Kind::Float if wide_float => DType::F64,
-            Kind::Float => DType::F32,
-        }
     }
 
     /// Indices named in a left-hand access, in order; a segment's name stands for its ragged index.

@@ -1,8 +1,15 @@
 //! The mapping: how the kernels of a plan are laid out on a device. Pure data, never compute (house rule).
 //!
 //! Its text form is what `lower --mapping FILE` reads, what the CSP produces and what tables store. Names refer to
-//! the tile IR's kernels, axes, tiles and operations (an operation is named by the tile it writes, `#k` appended for
-//! the k-th writer after the first). Everything left out takes the lowering's default.
+//! the tile IR's kernels, axes, tiles and operations ([`crate::tile::Kernel::op_names`]: an operation is named by the
+//! tile it writes or `store.ARRAY`, `@k` appended for the k-th of that name after the first). Everything left out
+//! takes the lowering's default.
+
+pub mod parse;
+pub mod print;
+#[cfg(test)]
+mod tests;
+pub mod verify;
 
 use crate::kernel::{Engine, Scope};
 use crate::tile::Space;
@@ -87,9 +94,10 @@ pub struct TileMapping {
 }
 
 /// Where an operand of a contraction is read from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Source {
     /// From memory by the instruction (wgmma SS, CPU broadcast).
+    #[default]
     Memory,
     /// From registers (wgmma RS).
     Registers,
@@ -110,8 +118,10 @@ pub struct OpMapping {
     pub role: Option<String>,
     /// Iterations it runs behind the first stage of its stream.
     pub skew: u64,
-    /// Its place among the operations of one iteration.
+    /// Its place among the operations of one iteration; equal slots keep the order of the kernel.
     pub slot: u64,
+    /// What carries a store's elements out through shared memory; none: registers to device memory.
+    pub engine: Option<Engine>,
 }
 
 /// A concurrent role.
@@ -165,4 +175,51 @@ pub struct Split {
     pub merge: MergeSite,
     /// Whether parts are joined in a fixed order.
     pub ordered: bool,
+}
+
+impl AxisMapping {
+    /// The axis cut into blocks of `block`, nothing else.
+    pub fn new(axis: impl Into<String>, block: u64) -> AxisMapping {
+        AxisMapping { axis: axis.into(), block, cluster: 1, units: 1, register: 0 }
+    }
+}
+
+impl TileMapping {
+    /// The tile in `space`, one stage, no swizzle, plain loads and stores.
+    pub fn new(tile: impl Into<String>, space: Space) -> TileMapping {
+        TileMapping { tile: tile.into(), space, stages: 1, swizzle: 0, contiguous: None, engine: None, multicast: None }
+    }
+}
+
+impl OpMapping {
+    /// The operation with every default.
+    pub fn new(op: impl Into<String>) -> OpMapping {
+        OpMapping {
+            op: op.into(),
+            atom: None,
+            swapped: false,
+            a: Source::Memory,
+            role: None,
+            skew: 0,
+            slot: 0,
+            engine: None,
+        }
+    }
+}
+
+impl KernelMapping {
+    /// The entry of this axis.
+    pub fn axis(&self, name: &str) -> Option<&AxisMapping> {
+        self.axes.iter().find(|a| a.axis == name)
+    }
+
+    /// The entry of this tile.
+    pub fn tile(&self, name: &str) -> Option<&TileMapping> {
+        self.tiles.iter().find(|t| t.tile == name)
+    }
+
+    /// The entry of this operation.
+    pub fn op(&self, name: &str) -> Option<&OpMapping> {
+        self.ops.iter().find(|o| o.op == name)
+    }
 }

@@ -2,3 +2,4 @@
 
 pub mod lower;
 pub mod passes;
+pub mod pipeline;

@@ -86,10 +86,10 @@ fn fortran_order_is_transposed() {
     // The column-major bytes of [[[0 1 2] [3 4 5]] ..] in extents 2, 2, 3.
     let shape = [2usize, 2, 3];
     let mut data = Vec::new();
-    for k in 0..3 {
+    for k in 0..3i32 {
         for j in 0..2 {
             for i in 0..2 {
-                data.extend(((i * 2 + j) * 3 + k as i32).to_le_bytes());
+                data.extend(((i * 2 + j) * 3 + k).to_le_bytes());
             }
         }
     }
@@ -230,18 +230,22 @@ fn hostile_npz_files_are_errors() {
     let lying =
         archive(&[("a.npy", npy(&header("<f4", "False", "(1000000000,)"), &[0; 64]))], CompressionMethod::Stored);
     assert!(matches!(read_as("x.npz", &lying).unwrap_err().reason, Reason::Truncated { .. }));
-    let patched = replace_all(&lying, &(lying_size(&lying)).to_le_bytes(), &u32::MAX.to_le_bytes()[..]);
-    assert!(read_as("x.npz", &patched).is_err());
+    let mut patched = lying;
+    let central = patched.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+    patched[central + 24..central + 28].copy_from_slice(&4_000_001_000u32.to_le_bytes());
+    let error = read_as("x.npz", &patched).unwrap_err();
+    assert!(error.to_string().contains("cannot unpack"), "{error}");
+    // Members that fit one by one, and not together.
+    let half = npy(&header("<f4", "False", "(150000,)"), &[0; 600_000]);
+    let path =
+        save(&folder, "two.npz", &archive(&[("a.npy", half.clone()), ("b.npy", half)], CompressionMethod::Stored));
+    let error = read(&path, &limits).unwrap_err();
+    assert!(matches!(error.reason, Reason::Limit { limit: 1_048_576, unit: "bytes" }), "{error}");
 
     let error = read_as("x.npz", &archive(&[("readme.txt", b"hi".to_vec())], CompressionMethod::Stored)).unwrap_err();
     assert!(error.to_string().contains("readme.txt"), "{error}");
     assert!(matches!(read_as("x.npz", b"").unwrap_err().reason, Reason::Malformed { .. } | Reason::Io(_)));
     assert!(read_as("x.npz", &array).is_err(), "a .npy file under another name");
-}
-
-/// The size a stored archive's first local header states.
-fn lying_size(zip: &[u8]) -> u32 {
-    u32::from_le_bytes(zip[22..26].try_into().unwrap())
 }
 
 fn replace_all(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {

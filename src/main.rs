@@ -1,2 +1,9 @@
-//! The `einfall` command line.
-fn main() {}
+//! The `einfall` command line: argument parsing, dispatch and exit codes. What it does is in [`cli`].
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -109,3 +109,21 @@ fn library_plans_compute_their_cascades() {
     let refused: Vec<(&str, &str)> = refused.iter().map(|(f, w)| (f.as_str(), w.as_str())).collect();
     assert_eq!(refused, want);
 }
+
+/// The encoder of the MiniLM example: attention as two kernels, everything else one kernel a matrix product or
+/// normalisation.
+#[test]
+fn the_example_encoder_is_cut_where_it_should_be() {
+    let mut rng = Rng(99);
+    let text = include_str!("../../examples/minilm/encoder.ein");
+    let mut kernels = Vec::new();
+    for c in parse(text).unwrap().cascades {
+        let p = plan(c.clone()).unwrap_or_else(|e| panic!("{e:?}"));
+        for _ in 0..4 {
+            check("encoder", &c, &p, &mut rng);
+        }
+        kernels.push((c.name, p.kernels.len()));
+    }
+    let kernels: Vec<(&str, usize)> = kernels.iter().map(|(n, k)| (n.as_str(), *k)).collect();
+    assert_eq!(kernels, [("embed", 1), ("layer", 8), ("pool", 2), ("similarity", 1)]);
+}

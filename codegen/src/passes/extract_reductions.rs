@@ -2,6 +2,8 @@
 //!
 //! Before: `S[m,n] = scale * (sum(e) Q[m,e] * K[n,e])`
 //! After:  `s0[m,n] = sum(e) Q[m,e] * K[n,e];  S[m,n] = scale * s0[m,n]`
+//!
+//! Equal reductions of one statement become one.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,7 +13,7 @@ use einfall_ir::cascade::{
 };
 use einfall_ir::dtype::DType;
 
-use super::rewrite::{rewrite, substitute};
+use super::rewrite::{rewrite, same, substitute};
 
 /// Gives every reduction or scan below a statement's root a statement of its own.
 pub fn extract_reductions(mut c: Cascade) -> Cascade {
@@ -38,7 +40,7 @@ pub fn extract_reductions(mut c: Cascade) -> Cascade {
 }
 
 fn extract(c: &mut Cascade, mut e: Einsum) -> Vec<Einsum> {
-    let mut before = Vec::new();
+    let mut before = Moved::default();
     let root = e.value;
     let order = e.free.clone();
     let value = c.exprs[root].clone();
@@ -63,16 +65,28 @@ fn extract(c: &mut Cascade, mut e: Einsum) -> Vec<Einsum> {
         _ => move_out(c, root, &order, &mut before),
     };
     e.filter = e.filter.map(|f| move_out(c, f, &order, &mut before));
-    before.push(e);
-    before
+    before.statements.push(e);
+    before.statements
+}
+
+/// What has moved out of one statement.
+#[derive(Default)]
+struct Moved {
+    /// The new statements, in order.
+    statements: Vec<Einsum>,
+    /// Reductions moved, with the reads that stand in for them: an equal one is not moved twice.
+    reads: Vec<(ExprId, ExprId)>,
 }
 
 /// Rewrites `root` with each outermost reduction replaced by a read of a new tensor; its statement (and those of
 /// reductions nested in it) is appended to `before`. Its dimensions follow `order`.
-fn move_out(c: &mut Cascade, root: ExprId, order: &[IndexId], before: &mut Vec<Einsum>) -> ExprId {
+fn move_out(c: &mut Cascade, root: ExprId, order: &[IndexId], before: &mut Moved) -> ExprId {
     rewrite(c, root, &mut |c, id, e| {
         if !matches!(e, Expr::Reduce { .. } | Expr::Scan { .. }) {
             return None;
+        }
+        if let Some((_, read)) = before.reads.iter().find(|(old, _)| same(c, *old, id)) {
+            return Some(*read);
         }
         let span = c.spans[id.index()];
         let mut used = free_indices(c, id);
@@ -129,8 +143,10 @@ fn move_out(c: &mut Cascade, root: ExprId, order: &[IndexId], before: &mut Vec<E
             free,
             span,
         };
-        before.extend(extract(c, new));
-        Some(c.push_expr(Expr::Read { tensor, at: outer_at }, span))
+        before.statements.extend(extract(c, new));
+        let read = c.push_expr(Expr::Read { tensor, at: outer_at }, span);
+        before.reads.push((id, read));
+        Some(read)
     })
 }
 

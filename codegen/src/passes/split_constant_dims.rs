@@ -3,8 +3,8 @@
 //! Before: `g[m,a] = ..;  y[m] = sigmoid(g[m,0]) * g[m,1]`
 //! After:  `g_0[m] = ..;  g_1[m] = ..;  y[m] = sigmoid(g_0[m]) * g_1[m]`
 //!
-//! Every access that is left is then an index of the reading statement, which is what fusing needs. Iterations keep
-//! such dimensions: their tiles are read at fixed places.
+//! Every access that is left is then an index of the reading statement, which is what fusing needs. Reductions stay
+//! whole (one walk, not several), and so do iterations: their tiles are read at fixed places.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -52,7 +52,7 @@ fn find(c: &mut Cascade) -> Option<(TensorId, Split)> {
     let (tensor, dim, values) = c.tensors.iter().find_map(|(id, t)| {
         let [plain] = written.get(&id)?.as_slice() else { return None };
         let one_target = c.stmts.iter().any(|s| match s {
-            Stmt::Einsum(e) => e.targets.len() == 1 && e.targets[0].tensor == id,
+            Stmt::Einsum(e) => e.targets.len() == 1 && e.targets[0].tensor == id && elementwise(c, e),
             Stmt::Iter(_) => false,
         });
         if t.kind != TensorKind::Intermediate || !one_target {
@@ -76,6 +76,13 @@ fn find(c: &mut Cascade) -> Option<(TensorId, Split)> {
         parts.insert(v, c.tensors.push(part));
     }
     Some((tensor, Split { dim, parts }))
+}
+
+/// Whether it reduces nothing: splitting a reduction would make several walks of one.
+fn elementwise(c: &Cascade, e: &Einsum) -> bool {
+    let mut reduces = false;
+    c.walk(e.value, &mut |_, x| reduces |= matches!(x, Expr::Reduce { .. } | Expr::Scan { .. }));
+    !reduces
 }
 
 fn apply(c: &mut Cascade, tensor: TensorId, split: &Split) {

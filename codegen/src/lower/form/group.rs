@@ -75,6 +75,8 @@ pub(super) struct Program<'a> {
     pub consumers: Vec<Vec<usize>>,
     /// Tensors that must be stored whatever reads them: outputs, and what iterations read.
     pub pinned: HashSet<TensorId>,
+    /// Contractions that must not be computed inside another reduction's stream, found out while grouping.
+    pub own_kernel: std::cell::RefCell<HashSet<usize>>,
     /// Whether all streams of a schedule collapse into one by a derivation.
     pub collapses: &'a dyn Fn(&Program<'_>, &Schedule) -> bool,
 }
@@ -275,7 +277,6 @@ impl Program<'_> {
         contractions: &HashSet<usize>,
         in_group: &dyn Fn(&TensorId) -> Option<usize>,
     ) -> Option<()> {
-        let position: HashMap<usize, usize> = s.nodes.iter().enumerate().map(|(p, &k)| (k, p)).collect();
         let mut levels_used: HashMap<usize, BTreeSet<usize>> = HashMap::new();
         for (p, &k) in s.nodes.iter().enumerate().rev() {
             let (level, role) = s.levels[p];
@@ -308,7 +309,7 @@ impl Program<'_> {
                 let dims = self.nodes[k].dims.as_ref()?;
                 let consumed =
                     dims.iter().zip(&self.consumers[k]).any(|(&i, &n)| s.classes.find(i) == stream && n >= 2);
-                if s.nodes.len() > 1 && !consumed && position.len() > 1 {
+                if self.own_kernel.borrow().contains(&k) || s.nodes.len() > 1 && !consumed {
                     return None;
                 }
             }
@@ -321,6 +322,38 @@ impl Program<'_> {
 
     /// Groups all statements into kernels, in launch order.
     pub fn groups(&self) -> Vec<Schedule> {
+        loop {
+            let groups = self.grouping();
+            let wasted: Vec<usize> = groups.iter().flat_map(|s| self.stored_contractions(s)).collect();
+            if wasted.is_empty() {
+                return groups;
+            }
+            self.own_kernel.borrow_mut().extend(wasted);
+        }
+    }
+
+    /// Contractions inside a stream whose values are stored after all, themselves or behind elementwise statements:
+    /// computing them there saves nothing.
+    fn stored_contractions(&self, s: &Schedule) -> Vec<usize> {
+        let inside = |p: usize| s.levels[p].1 == Role::Inside;
+        let mut from: HashMap<TensorId, HashSet<usize>> = HashMap::new();
+        let mut wasted = HashSet::new();
+        for (_, &k) in s.nodes.iter().enumerate().filter(|(p, _)| inside(*p)) {
+            let node = &self.nodes[k];
+            let mut sources: HashSet<usize> =
+                node.reads.iter().filter_map(|(t, _)| from.get(t)).flatten().copied().collect();
+            if node.contraction(self.cascade).is_some() {
+                sources.insert(k);
+            }
+            if s.stored.contains(&k) && s.levels.iter().any(|(_, role)| *role == Role::Carried) {
+                wasted.extend(sources.iter().copied());
+            }
+            from.insert(node.target(), sources);
+        }
+        wasted.into_iter().collect()
+    }
+
+    fn grouping(&self) -> Vec<Schedule> {
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let mut of: HashMap<usize, usize> = HashMap::new();
         for k in 0..self.nodes.len() {

@@ -164,7 +164,15 @@ impl<'a> Former<'a> {
             OutputSource::Points { .. } | OutputSource::Point { .. } => None,
         }));
         let consumers = program::reductions_of_dims(c, &nodes);
-        let program = Program { cascade: c, nodes, producer, consumers, pinned, collapses: &|_, _| false };
+        let program = Program {
+            cascade: c,
+            nodes,
+            producer,
+            consumers,
+            pinned,
+            own_kernel: Default::default(),
+            collapses: &|_, _| false,
+        };
         for schedule in program.groups() {
             for &k in &schedule.stored {
                 for t in &program.nodes[k].einsum.targets {

@@ -1,0 +1,130 @@
+//! Reading cascades, sizes and settings from the command line.
+
+use std::path::{Path, PathBuf};
+
+use einfall_ir::cascade::bind::{BindError, Bindings, Given, bind, check_facts};
+use einfall_ir::cascade::{self, Cascade, Module};
+use einfall_ir::diag::{Diagnostic, render};
+
+use super::Failure;
+
+/// A file of cascades with the name it is shown by.
+pub struct Source {
+    /// As given.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+impl Source {
+    /// Reads a file; `-` is standard input.
+    pub fn read(path: &Path) -> Result<Source, Failure> {
+        let name = path.display().to_string();
+        let text = if name == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
+        match text {
+            Ok(text) => Ok(Source { name, text }),
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                Err(Failure::Wrong(format!("{name}: not UTF-8 text")))
+            }
+            Err(e) => Err(Failure::Machine(format!("{name}: {e}"))),
+        }
+    }
+
+    /// Diagnostics with their places in this file.
+    pub fn render(&self, diagnostics: &[Diagnostic]) -> String {
+        render(diagnostics, &self.name, &self.text)
+    }
+
+    /// Its cascades; warnings go to standard error.
+    pub fn module(&self) -> Result<Module, Failure> {
+        let (module, diagnostics) = cascade::check(&self.text);
+        match module {
+            Some(module) => {
+                if !diagnostics.is_empty() {
+                    eprint!("{}", self.render(&diagnostics));
+                }
+                Ok(module)
+            }
+            None => Err(Failure::Wrong(self.render(&diagnostics))),
+        }
+    }
+
+    /// The cascade called `name`, or the only one.
+    pub fn cascade(&self, name: Option<&str>) -> Result<Cascade, Failure> {
+        let mut all = self.module()?.cascades;
+        let names = all.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
+        match name {
+            Some(name) => {
+                let missing = format!("{}: no cascade `{name}`; it has {names}", self.name);
+                all.into_iter().find(|c| c.name == name).ok_or(Failure::Usage(missing))
+            }
+            None if all.len() == 1 => Ok(all.remove(0)),
+            None if all.is_empty() => Err(Failure::Wrong(format!("{}: no cascade in this file", self.name))),
+            None => Err(Failure::Usage(format!("{}: choose one with --cascade: {names}", self.name))),
+        }
+    }
+
+    /// A binding error; with its place where it is about a fact of the text.
+    pub fn bind_failure(&self, e: &BindError) -> Failure {
+        match e {
+            BindError::Require { span, .. } => {
+                let d = Diagnostic::error("E0800", *span, e.to_string())
+                    .label("this fact does not hold")
+                    .help("give sizes and parameters for which it holds");
+                Failure::Wrong(self.render(&[d]))
+            }
+            _ => Failure::Wrong(format!("{}: {e}", self.name)),
+        }
+    }
+}
+
+/// Every `.ein` file under the given paths, folders searched.
+pub fn ein_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let entries = std::fs::read_dir(path).map_err(|e| Failure::Machine(format!("{}: {e}", path.display())))?;
+        let mut inside: Vec<PathBuf> = entries
+            .filter_map(|e| e.ok().map(|e| e.path()))
+            .filter(|p| p.extension().is_some_and(|x| x == "ein"))
+            .collect();
+        inside.sort();
+        files.extend(inside);
+    }
+    if files.is_empty() {
+        return Err(Failure::Usage("no .ein file there".to_owned()));
+    }
+    Ok(files)
+}
+
+/// `NAME=VALUE` pairs separated by commas.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pairs<T>(pub Vec<(String, T)>);
+
+impl<T: std::str::FromStr> std::str::FromStr for Pairs<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Pairs<T>, String> {
+        let pair = |part: &str| {
+            let (name, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is no NAME=VALUE"))?;
+            let value = value.trim().parse().map_err(|_| format!("`{value}` in `{part}` is no number that fits"))?;
+            Ok((name.trim().to_owned(), value))
+        };
+        text.split(',').filter(|p| !p.trim().is_empty()).map(pair).collect::<Result<_, String>>().map(Pairs)
+    }
+}
+
+/// Extents from `--size` and `--static`, several options joined.
+pub fn sizes(lists: &[Pairs<u64>]) -> Vec<(String, u64)> {
+    lists.iter().flat_map(|p| p.0.iter().cloned()).collect()
+}
+
+/// Solves the ranks of `c` and checks its facts.
+pub fn bindings(source: &Source, c: &Cascade, given: &Given) -> Result<Bindings, Failure> {
+    let b = bind(c, given).map_err(|e| source.bind_failure(&e))?;
+    check_facts(c, &b, &given.scalars).map_err(|e| source.bind_failure(&e))?;
+    Ok(b)
+}

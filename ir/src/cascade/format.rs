@@ -95,7 +95,7 @@ impl Writer<'_> {
             let between = self.source.get(self.last_end as usize..first.span.start as usize);
             if first.trailing && between.is_some_and(|t| t.chars().all(|c| " \t,;".contains(c))) {
                 self.out.truncate(self.out.trim_end_matches('\n').len());
-                self.out.push_str(" ");
+                self.out.push(' ');
                 self.out.push_str(&first.text);
                 self.out.push('\n');
                 self.last_end = first.span.end;
@@ -175,7 +175,7 @@ impl Writer<'_> {
         } else {
             let together = params.join(", ");
             if params.is_empty()
-                || !param_docs && open.len() + together.len() + 1 <= WIDTH && !output_docs && close.len() > WIDTH
+                || !param_docs && open.len() + together.len() < WIDTH && !output_docs && close.len() > WIDTH
             {
                 self.line(&format!("{open}{together}"));
             } else {

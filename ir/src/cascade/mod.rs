@@ -14,9 +14,11 @@ pub mod print;
 pub mod resolve;
 pub mod syntax;
 pub mod types;
+pub mod verify;
 
 pub use format::format;
 pub use print::print;
+pub use verify::verify;
 
 use crate::arena::Arena;
 use crate::define_ids;
@@ -54,7 +56,10 @@ pub fn check(source: &str) -> (Option<Module>, Vec<Diagnostic>) {
     let parsed = parse::parse_file(source);
     let mut diagnostics = parsed.diagnostics;
     let module = resolve::resolve(&parsed.file, &mut diagnostics);
-    diagnostics.sort_by_key(|d| d.primary.0.start);
+    for c in &module.cascades {
+        diagnostics.extend(verify(c));
+    }
+    diagnostics.sort_by_key(|d| (d.primary.0.start, d.code));
     diagnostics.truncate(parse::MAX_DIAGNOSTICS);
     let failed = diagnostics.iter().any(|d| d.severity == Severity::Error);
     ((!failed).then_some(module), diagnostics)

@@ -4,6 +4,7 @@
 //! where it stands alone, or to the rank of its capital. Invariants: one diagnostic a mistake; a statement with errors
 //! is left out and the tensor it assigns is still known, so that what follows is checked too.
 
+mod cycle;
 mod expr;
 mod statement;
 

@@ -177,8 +177,20 @@ impl Resolver<'_, '_> {
         };
         let mut in_block: HashSet<TensorId> = HashSet::new();
         let first = if i.rev { extent.clone() } else { Size::Const(0) };
-        for e in &i.body {
-            let init = e.targets.iter().any(|t| t.at.first().is_some_and(|at| self.is_size(at, &first)));
+        let is_init = |r: &Self, e: &syntax::Einsum| {
+            e.targets.iter().any(|t| t.at.first().is_some_and(|at| r.is_size(at, &first)))
+        };
+        let cycles = super::cycle::same_step_cycles(i, |e| is_init(self, e));
+        let cyclic: HashSet<usize> = cycles.iter().flat_map(|(members, _)| members.iter().copied()).collect();
+        for (members, d) in cycles {
+            members.iter().for_each(|k| self.mark_broken(&i.body[*k]));
+            self.error(d);
+        }
+        for (k, e) in i.body.iter().enumerate() {
+            if cyclic.contains(&k) {
+                continue;
+            }
+            let init = is_init(self, e);
             let block = Block { index_name: i.index.name.clone(), index, extent: extent.clone(), rev: i.rev, init };
             match self.einsum(e, Some(&block), later, &in_block) {
                 Ok(stmt) => {

@@ -68,7 +68,7 @@ fn wgmma(operand: DType, n: u64) -> Option<Atom> {
             return None;
         }
     };
-    if n == 0 || n > 256 || n % 8 != 0 {
+    if n == 0 || n > 256 || !n.is_multiple_of(8) {
         return None;
     }
     let per = 32 / u64::from(operand.bits());

@@ -56,7 +56,7 @@ impl TmaBox {
             return Err(format!("a box has 1 to 256 elements per dimension, not {}", extents[d]));
         }
         let inner = extents[order[0]] * elem_bytes;
-        if inner % 16 != 0 {
+        if !inner.is_multiple_of(16) {
             return Err(format!("the innermost dimension of a box is a multiple of 16 bytes, not {inner}"));
         }
         let swizzle = match layout.swizzle {

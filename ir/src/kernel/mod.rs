@@ -11,6 +11,8 @@
 pub mod atoms;
 pub mod copies;
 pub mod eval;
+pub mod mutate;
+pub mod parse;
 pub mod print;
 
 use crate::arena::Arena;

@@ -325,7 +325,7 @@ impl Wave<'_, '_> {
         let task = self.units[unit].task;
         let start =
             self.memory(task, shared.buf).expect("checked by `walked`").linear_byte(walked.stage, &walked.origin);
-        if start % BOX_ALIGN != 0 {
+        if !start.is_multiple_of(BOX_ALIGN) {
             return Err(illegal(self, format!("the box starts at byte {start}, not at a multiple of {BOX_ALIGN}")));
         }
         let memory = self.memory(task, global.buf).expect("checked by `walked`");
@@ -336,7 +336,7 @@ impl Wave<'_, '_> {
                     Some((dim, 1)) => strides[dim],
                     _ => return Err(illegal(self, "a tensor copy walks every dimension by steps of 1".to_string())),
                 };
-                let legal = if i == 0 { stride == 1 } else { stride as u64 * bytes % 16 == 0 };
+                let legal = if i == 0 { stride == 1 } else { (stride as u64 * bytes).is_multiple_of(16) };
                 if !legal && walked.extents[d] > 1 {
                     let text = format!("a tensor map cannot walk dimension {d} of the tile by a stride of {stride}");
                     return Err(illegal(self, text));

@@ -195,6 +195,9 @@ pub(super) struct Program {
     pub(super) copies: bool,
 }
 
+/// Per tile extents and what is picked from a coordinate, one number per element.
+type Tables<K> = HashMap<(Vec<u64>, K), Rc<[u32]>>;
+
 /// What is shared while compiling one kernel.
 pub(super) struct Compiler<'a> {
     pub(super) kernel: &'a Kernel,
@@ -206,8 +209,8 @@ pub(super) struct Compiler<'a> {
     pub(super) rounding: bool,
     /// Where each statement stands, for messages.
     pub(super) places: Vec<String>,
-    index_tables: HashMap<(Vec<u64>, Vec<usize>), Rc<[u32]>>,
-    coord_tables: HashMap<(Vec<u64>, usize), Rc<[u32]>>,
+    index_tables: Tables<Vec<usize>>,
+    coord_tables: Tables<usize>,
 }
 
 impl<'a> Compiler<'a> {

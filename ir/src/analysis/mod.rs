@@ -2,7 +2,9 @@
 
 pub mod inline;
 pub mod levels;
+pub mod numeric;
 pub mod passes;
+pub mod precise;
 #[cfg(test)]
 mod samples;
 pub mod separation;

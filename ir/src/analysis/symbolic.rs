@@ -139,7 +139,7 @@ struct AtomFacts {
 }
 
 /// The interning table.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Symbols {
     polys: Vec<Poly>,
     poly_ids: HashMap<Poly, PolyId>,

@@ -1,0 +1,403 @@
+//! The report of `einfall explain`: what is known of each cascade of a file, as text and as versioned JSON.
+//!
+//! A pure function from a module, extents and a data sheet to a [`Report`]; what later stages know (mapping, traffic,
+//! predicted time) comes in as [`Mapped`]. The JSON schema is docs/explain-schema.md. Invariant: every field of the
+//! schema is present in the JSON; what is not known is null.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+
+use super::inline::{Inlined, Site, inline};
+use super::levels::levels_after;
+use super::passes::passes_over;
+use super::separation::{MAX_RANK, Separation};
+use super::symbolic::{Atom, AtomId};
+use super::{derive, io};
+use crate::cascade::{Cascade, Expr, ExprId, Module, OutputSource, RankId, TensorId};
+use crate::target::DataSheet;
+
+/// Name of the JSON schema.
+pub const SCHEMA: &str = "einfall-explain";
+/// Its version: raised when a field changes its meaning or goes.
+pub const VERSION: u32 = 1;
+
+/// What is fixed for the report.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Extents by rank name (`--size` and `--static`).
+    pub sizes: BTreeMap<String, u64>,
+    /// The device whose memory levels are bounded; none leaves `io` empty.
+    pub target: Option<DataSheet>,
+}
+
+/// What a mapping of a cascade costs, from the stages after the analyses.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mapped {
+    /// Kernels of the plan.
+    pub kernels: Option<usize>,
+    /// The mapping as text.
+    pub mapping: Option<String>,
+    /// Traffic into each memory level by its name, in bytes.
+    pub bytes: BTreeMap<String, f64>,
+    /// Predicted time in microseconds.
+    pub predicted_us: Option<f64>,
+}
+
+/// The report of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// [`VERSION`].
+    pub version: u32,
+    /// One entry per cascade, in order.
+    pub cascades: Vec<CascadeReport>,
+}
+
+/// What is known of one cascade.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CascadeReport {
+    /// Its name.
+    pub name: String,
+    /// Per rank of the header.
+    pub ranks: BTreeMap<String, RankReport>,
+    /// Every reduction of the text, in order.
+    pub reductions: Vec<ReductionReport>,
+    /// Lower bounds per memory level.
+    pub io: Vec<IoReport>,
+    /// Where a single pass is not exact or not possible.
+    pub refusals: Vec<Refusal>,
+    /// Kernels of the plan.
+    pub kernels: Option<usize>,
+    /// The mapping as text.
+    pub mapping: Option<String>,
+    /// Predicted time in microseconds.
+    pub predicted_us: Option<f64>,
+    /// Bytes live at once in one fiber of each rank that is reduced, as written.
+    pub footprint_bytes: BTreeMap<String, Option<u64>>,
+}
+
+/// Passes over one rank.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankReport {
+    /// Of the text; null if nothing traverses the rank.
+    pub passes_before: Option<usize>,
+    /// After derivation.
+    pub passes_after: Option<usize>,
+    /// J of the reductions that feed the outputs.
+    pub separation_rank: Option<usize>,
+    /// Anchor policies the derived form admits; empty when nothing needs an anchor.
+    pub anchors: Option<Vec<String>>,
+}
+
+/// One reduction of the text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReductionReport {
+    /// The tensor its Einsum assigns.
+    pub einsum: String,
+    /// The ranks it reduces.
+    pub over: Vec<String>,
+    /// J of its inlined body; null when not finite, not proved, or over 4.
+    pub separation_rank: Option<usize>,
+}
+
+/// A lower bound of the traffic into one memory level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct IoReport {
+    /// The memory level that the bytes enter.
+    pub level: String,
+    /// The Einsum or stream it is for.
+    pub einsum: String,
+    /// Bytes that any schedule moves; null when an extent is unknown.
+    pub lower_bound_bytes: Option<f64>,
+    /// Bytes the mapping moves.
+    pub mapping_bytes: Option<f64>,
+    /// `mapping_bytes / lower_bound_bytes`.
+    pub ratio: Option<f64>,
+    /// Where the bound is proved, or `reference: ..` when it is not a proved bound.
+    pub source: String,
+}
+
+/// Why something stays as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The tensor its Einsum assigns.
+    pub einsum: String,
+    /// One sentence.
+    pub reason: String,
+}
+
+/// The report of a module. `mapped` holds what later stages know, by cascade name.
+pub fn report(module: &Module, options: &Options, mapped: &BTreeMap<String, Mapped>) -> Report {
+    let cascades = module.cascades.iter().map(|c| cascade_report(c, options, mapped.get(&c.name))).collect();
+    Report { schema: SCHEMA.into(), version: VERSION, cascades }
+}
+
+fn cascade_report(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> CascadeReport {
+    let x = inline(c);
+    let name = |t: TensorId| c.tensors[t].name.clone();
+    let mut ranks = BTreeMap::new();
+    let mut refusals: Vec<Refusal> = Vec::new();
+    let mut footprint_bytes = BTreeMap::new();
+    for (r, rank) in c.ranks.iter() {
+        let before = passes_over(c, &[r]).max;
+        let after = levels_after(c, &x, r);
+        let traversed = before > 0;
+        let j = separation_rank(c, &x, r);
+        let anchors = derive::policies(c, r);
+        ranks.insert(
+            rank.name.clone(),
+            RankReport {
+                passes_before: traversed.then_some(before),
+                passes_after: traversed.then_some(after.passes),
+                separation_rank: j,
+                anchors: anchors.map(|a| a.iter().map(|p| p.name().to_string()).collect()),
+            },
+        );
+        if after.passes >= 2 {
+            for t in after.kept {
+                refusals.push(Refusal {
+                    einsum: name(t),
+                    reason: format!(
+                        "`{}` keeps rank {} and each of its elements depends on a reduction over all of {}, so {} is \
+                         read again after it is complete: at least 2 passes",
+                        name(t),
+                        rank.name,
+                        rank.name,
+                        rank.name
+                    ),
+                });
+            }
+        }
+        if x.sites.iter().any(|s| s.ranks.contains(&r)) {
+            let sizes = extents(c, options);
+            footprint_bytes
+                .insert(rank.name.clone(), sizes.and_then(|n| super::footprint::fiber_bytes(c, r, &n)));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for site in &x.sites {
+        if let Some(reason) = refusal_of(c, &x, site) {
+            if seen.insert(site.expr) {
+                refusals.push(Refusal { einsum: name(site.einsum), reason });
+            }
+        }
+    }
+    let mut listed = BTreeSet::new();
+    let reductions = x
+        .sites
+        .iter()
+        .filter(|s| listed.insert(s.expr))
+        .map(|s| ReductionReport {
+            einsum: name(s.einsum),
+            over: s.ranks.iter().map(|r| c.ranks[*r].name.clone()).collect(),
+            separation_rank: s.separation.rank(),
+        })
+        .collect();
+    let io = io_reports(c, options, mapped);
+    CascadeReport {
+        name: c.name.clone(),
+        ranks,
+        reductions,
+        io,
+        refusals,
+        kernels: mapped.and_then(|m| m.kernels),
+        mapping: mapped.and_then(|m| m.mapping.clone()),
+        predicted_us: mapped.and_then(|m| m.predicted_us),
+        footprint_bytes,
+    }
+}
+
+/// Extents of all ranks, if every one is known.
+pub(crate) fn extents(c: &Cascade, options: &Options) -> Option<Vec<u64>> {
+    c.ranks.iter().map(|(_, r)| options.sizes.get(&r.name).copied().or(r.fixed)).collect()
+}
+
+fn io_reports(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Vec<IoReport> {
+    let Some(target) = &options.target else { return Vec::new() };
+    let sizes = extents(c, options);
+    let bounds = match &sizes {
+        Some(n) => io::bounds(c, n, target),
+        None => Vec::new(),
+    };
+    let mut out: Vec<IoReport> = bounds
+        .into_iter()
+        .map(|b| {
+            let whole = b.scope == c.name;
+            let bytes = mapped.filter(|_| whole).and_then(|m| m.bytes.get(&b.level).copied());
+            IoReport {
+                level: b.level,
+                einsum: b.scope,
+                lower_bound_bytes: Some(b.bytes),
+                mapping_bytes: bytes,
+                ratio: bytes.filter(|_| b.bytes > 0.0).map(|m| m / b.bytes),
+                source: b.source,
+            }
+        })
+        .collect();
+    if sizes.is_none() {
+        for l in &target.levels[1..] {
+            out.push(IoReport {
+                level: l.name.clone(),
+                einsum: c.name.clone(),
+                lower_bound_bytes: None,
+                mapping_bytes: mapped.and_then(|m| m.bytes.get(&l.name).copied()),
+                ratio: None,
+                source: "an extent is unknown: give it with --size".into(),
+            });
+        }
+    }
+    out
+}
+
+/// J over `rank`: the largest of the reductions that feed an output; none if one of them is refused.
+pub fn separation_rank(c: &Cascade, x: &Inlined, rank: RankId) -> Option<usize> {
+    let mut feeding = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for o in &c.outputs {
+        let t = match o.source {
+            OutputSource::Whole(t) => t,
+            OutputSource::Points { state, .. } | OutputSource::Point { state, .. } => state,
+        };
+        feed_tensor(c, t, rank, &mut seen, &mut feeding);
+    }
+    let mut j = None;
+    for site in x.sites.iter().filter(|s| feeding.contains(&s.expr)) {
+        j = Some(site.separation.rank()?.max(j.unwrap_or(0)));
+    }
+    j
+}
+
+fn feed_tensor(
+    c: &Cascade,
+    t: TensorId,
+    rank: RankId,
+    seen: &mut BTreeSet<TensorId>,
+    feeding: &mut BTreeSet<ExprId>,
+) {
+    if !seen.insert(t) {
+        return;
+    }
+    for e in c.einsums().filter(|e| e.targets.iter().any(|x| x.tensor == t)) {
+        feed_expr(c, e.value, rank, seen, feeding);
+    }
+}
+
+fn feed_expr(c: &Cascade, e: ExprId, rank: RankId, seen: &mut BTreeSet<TensorId>, feeding: &mut BTreeSet<ExprId>) {
+    match &c.exprs[e] {
+        Expr::Reduce { over, .. } if over.iter().any(|i| c.indices[*i].rank == Some(rank)) => {
+            feeding.insert(e);
+        }
+        Expr::Read { tensor, .. } => feed_tensor(c, *tensor, rank, seen, feeding),
+        x => {
+            let mut operands = Vec::new();
+            x.for_each_operand(|o| operands.push(o));
+            for o in operands {
+                feed_expr(c, o, rank, seen, feeding);
+            }
+        }
+    }
+}
+
+fn refusal_of(c: &Cascade, x: &Inlined, site: &Site) -> Option<String> {
+    let over: Vec<&str> = site.ranks.iter().map(|r| c.ranks[*r].name.as_str()).collect();
+    let over = over.join(", ");
+    match &site.separation {
+        Separation::Free | Separation::Rank(_) => None,
+        Separation::TooMany(j) => Some(format!(
+            "its summand has separation rank {j} over {over}; at most {MAX_RANK} accumulators are carried"
+        )),
+        Separation::Mixed(a) => Some(match cast_in(x, *a) {
+            Some(dtype) => format!(
+                "a written cast to {dtype} rounds a value that depends on a reduction over {over}: the rounding does \
+                 not commute with a change of that value, so one pass would not be exact"
+            ),
+            None => {
+                let measured = match super::numeric::rank(x, site) {
+                    Some(j) if j > MAX_RANK => format!(" (measured: more than {MAX_RANK} at 120 digits)"),
+                    Some(j) => format!(" (measured: {j} at 120 digits, without a symbolic proof)"),
+                    None => String::new(),
+                };
+                format!(
+                    "its summand depends on the reduced index and on a reduction over {over} through a factor that is \
+                     no finite sum of products{measured}: no exact one-pass form"
+                )
+            }
+        }),
+    }
+}
+
+fn cast_in(x: &Inlined, a: AtomId) -> Option<&'static str> {
+    let mut found = None;
+    x.symbols.visit_atom(a, &mut |b| {
+        if let Atom::Cast(d, _) = x.symbols.atom(b) {
+            found = Some(d.name());
+        }
+        found.is_none()
+    });
+    found
+}
+
+/// The report as JSON, indented.
+pub fn to_json(report: &Report) -> String {
+    serde_json::to_string_pretty(report).expect("a report has no maps with other than string keys")
+}
+
+/// The report as text.
+pub fn to_text(report: &Report) -> String {
+    let mut out = String::new();
+    let number = |n: Option<usize>| n.map_or("-".to_string(), |n| n.to_string());
+    for c in &report.cascades {
+        let _ = writeln!(out, "cascade {}", c.name);
+        let _ = writeln!(out, "  {:<8} {:>6} {:>6} {:>3}  anchors", "rank", "before", "after", "J");
+        for (name, r) in &c.ranks {
+            let anchors = r.anchors.as_ref().map_or("-".to_string(), |a| a.join(", "));
+            let _ = writeln!(
+                out,
+                "  {:<8} {:>6} {:>6} {:>3}  {}",
+                name,
+                number(r.passes_before),
+                number(r.passes_after),
+                number(r.separation_rank),
+                anchors
+            );
+        }
+        if !c.reductions.is_empty() {
+            let _ = writeln!(out, "  reductions");
+            for r in &c.reductions {
+                let _ = writeln!(out, "    {} over {}: J = {}", r.einsum, r.over.join(", "), number(r.separation_rank));
+            }
+        }
+        for (rank, bytes) in &c.footprint_bytes {
+            if let Some(b) = bytes {
+                let _ = writeln!(out, "  live bytes per fiber of {rank}: {b}");
+            }
+        }
+        if !c.io.is_empty() {
+            let _ = writeln!(out, "  I/O lower bounds");
+            for b in &c.io {
+                let bytes = b.lower_bound_bytes.map_or("-".to_string(), |x| format!("{x:.4e} B"));
+                let ratio = b.ratio.map_or(String::new(), |r| format!(", mapping moves {r:.2}x"));
+                let _ = writeln!(out, "    {:<10} {:<14} {bytes}{ratio}  [{}]", b.level, b.einsum, b.source);
+            }
+        }
+        for r in &c.refusals {
+            let _ = writeln!(out, "  refused {}: {}", r.einsum, r.reason);
+        }
+        if let Some(k) = c.kernels {
+            let _ = writeln!(out, "  kernels: {k}");
+        }
+        if let Some(t) = c.predicted_us {
+            let _ = writeln!(out, "  predicted: {t:.2} us");
+        }
+        if let Some(m) = &c.mapping {
+            let _ = writeln!(out, "  mapping:");
+            for line in m.lines() {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+    }
+    out
+}

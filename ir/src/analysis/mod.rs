@@ -1,6 +1,10 @@
 //! Analyses of cascades and kernels: pure functions from IR to facts.
 
+pub mod compact;
+pub mod derive;
+pub mod emit;
 pub mod inline;
+pub mod interval;
 pub mod levels;
 pub mod numeric;
 pub mod passes;

@@ -200,10 +200,8 @@ impl<'a> Emitter<'a> {
         if let Some(c) = self.s.constant(p) {
             return Ok(self.constant(&c, integer));
         }
-        if !integer {
-            if let Some(e) = self.as_tensor(p, at)? {
-                return Ok(e);
-            }
+        if !integer && let Some(e) = self.as_tensor(p, at)? {
+            return Ok(e);
         }
         let mut terms: Vec<(Mono, Rat)> = self.s.poly(p).terms.clone().into_iter().collect();
         // A positive term first, so that the others subtract from it.

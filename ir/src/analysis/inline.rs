@@ -140,10 +140,10 @@ impl Inliner<'_> {
                 Expr::Float(x) => x,
                 _ => continue,
             };
-            if let Expr::Read { tensor, .. } = &c.exprs[high] {
-                if bound > 0.0 || (strict && bound == 0.0) {
-                    self.s.positive.insert(*tensor);
-                }
+            if let Expr::Read { tensor, .. } = &c.exprs[high]
+                && (bound > 0.0 || (strict && bound == 0.0))
+            {
+                self.s.positive.insert(*tensor);
             }
         }
     }
@@ -342,16 +342,15 @@ impl Inliner<'_> {
     }
 
     fn read(&mut self, tensor: TensorId, at: Vec<PolyId>, support: &mut Support) -> PolyId {
-        if let Some(d) = self.tensors.get(&tensor).cloned() {
-            if d.inlined {
-                if let Some(map) = self.invert(&d, &at) {
-                    for p in &d.support {
-                        let p = self.s.substitute(*p, &map);
-                        support.insert(p);
-                    }
-                    return self.s.substitute(d.value, &map);
-                }
+        if let Some(d) = self.tensors.get(&tensor).cloned()
+            && d.inlined
+            && let Some(map) = self.invert(&d, &at)
+        {
+            for p in &d.support {
+                let p = self.s.substitute(*p, &map);
+                support.insert(p);
             }
+            return self.s.substitute(d.value, &map);
         }
         self.s.of_atom(Atom::Read(tensor, at))
     }

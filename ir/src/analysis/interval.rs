@@ -25,11 +25,23 @@ pub fn exponent_is_safe(s: &Symbols, p: PolyId, params: &BTreeMap<TensorId, Inte
 
 /// The interval of a sum.
 pub fn poly(s: &Symbols, p: PolyId, params: &BTreeMap<TensorId, Interval>) -> Interval {
+    let terms = &s.poly(p).terms;
+    // A factor that all terms share multiplies their sum.
+    let mut shared: Vec<(AtomId, Rat)> = Vec::new();
+    if terms.len() > 1 {
+        shared = terms.keys().next().map(|m| m.factors.clone()).unwrap_or_default();
+        shared.retain(|f| terms.keys().all(|m| m.factors.contains(f)));
+    }
     let mut sum = (0.0, 0.0);
-    for (m, c) in &s.poly(p).terms {
+    for (m, c) in terms {
         let c = c.to_f64().value();
-        let t = times(mono(s, m, params), (c, c));
+        let mut m = m.clone();
+        m.factors.retain(|f| !shared.contains(f));
+        let t = times(mono(s, &m, params), (c, c));
         sum = (sum.0 + t.0, sum.1 + t.1);
+    }
+    if !shared.is_empty() {
+        sum = times(sum, mono(s, &Mono { exp: None, factors: shared }, params));
     }
     if sum.0.is_nan() || sum.1.is_nan() { ALL } else { sum }
 }
@@ -52,12 +64,12 @@ fn mono(s: &Symbols, m: &Mono, params: &BTreeMap<TensorId, Interval>) -> Interva
     let mut exp = m.exp;
     let mut out = (1.0, 1.0);
     for (a, q) in &m.factors {
-        if let (Atom::Base(p), true) = (s.atom(*a), *q == Rat::NEG_ONE) {
-            if one_plus_exp(s, *p).is_some_and(|x| exp == Some(x)) {
-                exp = None;
-                out = times(out, (0.0, 1.0));
-                continue;
-            }
+        if let (Atom::Base(p), true) = (s.atom(*a), *q == Rat::NEG_ONE)
+            && one_plus_exp(s, *p).is_some_and(|x| exp == Some(x))
+        {
+            exp = None;
+            out = times(out, (0.0, 1.0));
+            continue;
         }
         let q = q.to_f64().value();
         let (lo, hi) = atom(s, *a, params);

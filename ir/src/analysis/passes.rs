@@ -50,7 +50,8 @@ fn indices_over(c: &Cascade, ranks: &[RankId]) -> BTreeSet<IndexId> {
 
 /// The indices over `rank`, grouped by the fibers they walk.
 fn fiber_classes(c: &Cascade, rank: RankId) -> Vec<BTreeSet<IndexId>> {
-    let mut groups: Vec<(BTreeSet<IndexId>, BTreeSet<(TensorId, usize)>)> = Vec::new();
+    type Group = (BTreeSet<IndexId>, BTreeSet<(TensorId, usize)>);
+    let mut groups: Vec<Group> = Vec::new();
     for_each_access(c, &mut |tensor, at| {
         for (dim, &e) in at.iter().enumerate() {
             for v in direct_indices(c, e) {
@@ -192,7 +193,7 @@ impl<'a> Walk<'a> {
         let mut top = Region::default();
         let roots: Vec<ExprId> = e.roots().collect();
         for &root in &roots {
-            self.expr(root, e, run, &mut top);
+            self.expr(root, e, &mut top);
         }
         let kept = e.targets.iter().any(|t| t.at.iter().any(|&x| self.has_class(x)));
         let at = top.level(run);
@@ -247,7 +248,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Adds what `e` reads to `region`; reductions over the class open a region of their own.
-    fn expr(&mut self, e: ExprId, stmt: &Einsum, run: Option<Direction>, region: &mut Region) {
+    fn expr(&mut self, e: ExprId, stmt: &Einsum, region: &mut Region) {
         let c = self.c;
         match &c.exprs[e] {
             Expr::Read { tensor, at } => {
@@ -263,7 +264,7 @@ impl<'a> Walk<'a> {
                 }
                 region.avail.push(a);
                 for &x in at {
-                    self.expr(x, stmt, run, region);
+                    self.expr(x, stmt, region);
                 }
             }
             Expr::Segment { offsets, .. } => {
@@ -271,9 +272,9 @@ impl<'a> Walk<'a> {
             }
             Expr::Reduce { over, body, .. } if over.iter().any(|v| self.class.contains(v)) => {
                 let mut inner = Region::default();
-                self.expr(*body, stmt, None, &mut inner);
+                self.expr(*body, stmt, &mut inner);
                 if let Some(f) = stmt.filter {
-                    self.expr(f, stmt, None, &mut inner);
+                    self.expr(f, stmt, &mut inner);
                 }
                 let at = inner.level(None);
                 self.record(&inner, at.level);
@@ -289,7 +290,7 @@ impl<'a> Walk<'a> {
                 if self.class.contains(over) {
                     region.scans.push(Direction::Forward);
                 }
-                self.expr(*body, stmt, run, region);
+                self.expr(*body, stmt, region);
             }
             Expr::Int(_) | Expr::Float(_) | Expr::Size(_) | Expr::Index(_) => {}
             x @ (Expr::Unary(..)
@@ -302,7 +303,7 @@ impl<'a> Walk<'a> {
                 let mut operands = Vec::new();
                 x.for_each_operand(|o| operands.push(o));
                 for o in operands {
-                    self.expr(o, stmt, run, region);
+                    self.expr(o, stmt, region);
                 }
             }
         }

@@ -467,7 +467,9 @@ impl Symbols {
     /// The largest product (with positive content) that can leave a sum under the power `q`, and the rest.
     fn extract(&mut self, p: PolyId, integer: bool) -> (Rat, Mono, PolyId) {
         let terms = self.poly(p).terms.clone();
-        let lead = terms.values().next().cloned().unwrap_or(Rat::ONE);
+        // The constant term (an epsilon) is last to set the scale.
+        let varying = terms.iter().find(|(m, _)| **m != Mono::default());
+        let lead = varying.map(|t| t.1.clone()).unwrap_or(Rat::ONE);
         let content = if integer || is_positive(&lead) { lead } else { -lead };
         let mut common: BTreeMap<AtomId, Rat> = BTreeMap::new();
         let all: BTreeSet<AtomId> = terms.keys().flat_map(|m| m.factors.iter().map(|f| f.0)).collect();
@@ -594,23 +596,23 @@ impl Symbols {
         let mut rest = Poly::default();
         let mut out = self.integer(1);
         for (m, c) in self.poly(p).terms.clone() {
-            if let (None, [(a, q)]) = (m.exp, m.factors.as_slice()) {
-                if *q == Rat::ONE {
-                    match self.atom(*a).clone() {
-                        Atom::Log(inner) => {
-                            let f = self.pow(inner, &c);
-                            out = self.mul(out, f);
-                            continue;
-                        }
-                        Atom::ScaleLog(k) => {
-                            let s = self.intern_atom(Atom::Scale(k));
-                            let f = self.power_of_atom(s, c.clone());
-                            out = self.mul(out, f);
-                            continue;
-                        }
-                        Atom::Infinity if !is_positive(&c) => return self.integer(0),
-                        _ => {}
+            if let (None, [(a, q)]) = (m.exp, m.factors.as_slice())
+                && *q == Rat::ONE
+            {
+                match self.atom(*a).clone() {
+                    Atom::Log(inner) => {
+                        let f = self.pow(inner, &c);
+                        out = self.mul(out, f);
+                        continue;
                     }
+                    Atom::ScaleLog(k) => {
+                        let s = self.intern_atom(Atom::Scale(k));
+                        let f = self.power_of_atom(s, c.clone());
+                        out = self.mul(out, f);
+                        continue;
+                    }
+                    Atom::Infinity if !is_positive(&c) => return self.integer(0),
+                    _ => {}
                 }
             }
             add_term(&mut rest, m, c);

@@ -161,7 +161,7 @@ pub(super) fn build(
 }
 
 /// Tensors whose text waits for a reduction over the rank.
-fn waits(c: &Cascade, rank: RankId) -> BTreeSet<TensorId> {
+pub(super) fn waits(c: &Cascade, rank: RankId) -> BTreeSet<TensorId> {
     let mut out = BTreeSet::new();
     for stmt in &c.stmts {
         let (writes, reads) = ends(c, stmt);
@@ -241,20 +241,17 @@ impl Builder<'_> {
 
     fn place(&mut self, at: Option<Point>, dims: &[Var], scope: &Scope) -> Result<Vec<ExprId>, Unsupported> {
         let mut out = Vec::new();
-        match (at, self.stream) {
-            (Some(p), Some(n)) => {
-                let e = match p {
-                    Point::First => self.em.push(Expr::Int(0)),
-                    Point::Old => self.em.push(Expr::Index(n)),
-                    Point::New => {
-                        let (i, one) = (self.em.push(Expr::Index(n)), self.em.push(Expr::Int(1)));
-                        self.em.binary(BinaryOp::Add, i, one)
-                    }
-                    Point::Last => self.em.push(Expr::Size(Size::Rank(self.rank))),
-                };
-                out.push(e);
-            }
-            _ => {}
+        if let (Some(p), Some(n)) = (at, self.stream) {
+            let e = match p {
+                Point::First => self.em.push(Expr::Int(0)),
+                Point::Old => self.em.push(Expr::Index(n)),
+                Point::New => {
+                    let (i, one) = (self.em.push(Expr::Index(n)), self.em.push(Expr::Int(1)));
+                    self.em.binary(BinaryOp::Add, i, one)
+                }
+                Point::Last => self.em.push(Expr::Size(Size::Rank(self.rank))),
+            };
+            out.push(e);
         }
         for v in dims {
             let i = *scope.indices.get(v).ok_or(Unsupported("an accumulator with an index its output lacks"))?;
@@ -493,8 +490,10 @@ impl Builder<'_> {
         }
         inverted |= self.em.s.poly(f.value).terms.keys().any(|m| m.factors.iter().any(|(_, q)| *q < Rat::ZERO));
         let mut value = self.em.poly(f.value, &mut scope)?;
-        // The value of an empty fiber is the text's, where that has one.
-        if let Some(v) = empty_value(c, self.rank, f.tensor, 0) {
+        // A bare accumulator of an empty fiber is its start value already. Otherwise the value of an empty fiber is
+        // the text's, where that has one.
+        let bare_value = scope.slots.values().any(|e| *e == value);
+        if let (Some(v), false) = (empty_value(c, self.rank, f.tensor, 0), bare_value) {
             let bare = classes.iter().find(|j| self.plan.classes[**j].initial.is_empty()).copied();
             let cond = match bare {
                 Some(j) => {

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::inline::{Inlined, conjuncts, inline};
+use super::inline::{Definition, Inlined, conjuncts, inline};
 use super::interval::{Interval, exponent_is_safe};
 use super::levels::levels_after;
 use super::passes::passes_over;
@@ -329,7 +329,6 @@ impl Plan {
             return None;
         }
         let s = &mut x.symbols;
-        let element = s.fresh(Size::Rank(rank));
         // Free variables of all finals, shared by extent and order.
         let mut shared: BTreeMap<(Size, usize), Var> = BTreeMap::new();
         let mut finals = Vec::new();
@@ -353,6 +352,14 @@ impl Plan {
             }
             finals.push(Final { tensor: t, free, value });
         }
+        let element = s.fresh(Size::Rank(rank));
+        let waiting = build::waits(c, rank);
+        let readable: Vec<Definition> = x
+            .tensors
+            .iter()
+            .filter(|(t, d)| d.inlined && !waiting.contains(t) && d.free.iter().any(|(_, v)| over(v, rank)))
+            .map(|(_, d)| d.clone())
+            .collect();
         let mut unanchored: BTreeSet<(PolyId, Vec<PolyId>)> = BTreeSet::new();
         let mut apart: BTreeSet<(PolyId, Vec<PolyId>)> = BTreeSet::new();
         for _ in 0..6 {
@@ -360,6 +367,7 @@ impl Plan {
                 rank,
                 element: element.clone(),
                 hoisted,
+                readable: &readable,
                 unanchored: &unanchored,
                 apart: &apart,
                 classes: Vec::new(),
@@ -383,7 +391,7 @@ impl Plan {
             }
             let Draft { mut classes, slots, .. } = draft;
             let mut again = false;
-            for k in 0..classes.len() {
+            for (k, class) in classes.iter_mut().enumerate() {
                 let scale = s.intern_atom(Atom::Scale(k as u32));
                 let log = s.intern_atom(Atom::ScaleLog(k as u32));
                 let uses: Vec<PolyId> = values.iter().copied().filter(|v| mentions(s, *v, scale, log)).collect();
@@ -392,18 +400,18 @@ impl Plan {
                 let touched = |f: &Final, s: &Symbols| atoms_of_class(s, &forms, f.value, scale);
                 let involved: Vec<bool> = finals.iter().map(|f| touched(f, s)).collect();
                 let gains = values.iter().zip(&involved).any(|(v, used)| *used && !stays(s, *v));
-                let key = (classes[k].exponent, classes[k].filter.clone());
-                if !gains && classes[k].anchored {
+                let key = (class.exponent, class.filter.clone());
+                if !gains && class.anchored {
                     again |= unanchored.insert(key.clone());
                 }
                 let starts = start_values(s, &values, scale);
-                let fits = |s: &Symbols, p: PolyId| s.vars(p).iter().all(|v| classes[k].dims.contains(v));
+                let fits = |s: &Symbols, p: PolyId| s.vars(p).iter().all(|v| class.dims.contains(v));
                 let starts: Vec<PolyId> = starts.into_iter().filter(|p| fits(s, *p)).collect();
                 // A start value makes the anchor no longer the maximum: outputs that need that carry it apart.
                 if !starts.is_empty() && uses.iter().any(|v| mentions_log(s, *v, log)) {
                     again |= apart.insert(key);
                 }
-                classes[k].initial = starts;
+                class.initial = starts;
             }
             if again {
                 continue;
@@ -526,6 +534,8 @@ struct Draft<'a> {
     rank: RankId,
     element: Var,
     hoisted: bool,
+    /// Tensors along the rank that no barrier holds up.
+    readable: &'a [Definition],
     unanchored: &'a BTreeSet<(PolyId, Vec<PolyId>)>,
     apart: &'a BTreeSet<(PolyId, Vec<PolyId>)>,
     classes: Vec<Class>,
@@ -611,6 +621,13 @@ impl Draft<'_> {
     }
 
     fn exponential(&mut self, s: &mut Symbols, e: PolyId, weight: PolyId, filter: &[PolyId]) -> PolyId {
+        // An exponent that is a tensor's value up to a constant of the fiber is that tensor: the constant stays outside.
+        if let Some(whole) = self.whole_exponent(s, e, filter) {
+            let offset = s.sub(e, whole);
+            let factor = s.exp(offset);
+            let v = self.exponential(s, whole, weight, filter);
+            return s.mul(factor, v);
+        }
         let key = (e, filter.to_vec());
         if self.hoisted || self.unanchored.contains(&key) {
             let f = s.exp(e);
@@ -673,6 +690,41 @@ impl Draft<'_> {
         s.mul(value, outside)
     }
 
+    /// The value of a tensor of the text that differs from `e` by a constant of the fiber.
+    fn whole_exponent(&self, s: &mut Symbols, e: PolyId, filter: &[PolyId]) -> Option<PolyId> {
+        let mut vars: BTreeSet<Var> = s.vars(e);
+        vars.insert(self.element.clone());
+        for d in self.readable {
+            let mut maps: Vec<BTreeMap<Var, PolyId>> = vec![BTreeMap::new()];
+            for (_, v) in &d.free {
+                let mut next = Vec::new();
+                for m in &maps {
+                    for w in vars.iter().filter(|w| w.extent() == v.extent()) {
+                        let x = s.of_atom(Atom::Var(w.clone()));
+                        if !m.values().any(|y| *y == x) && next.len() < 32 {
+                            let mut m = m.clone();
+                            m.insert(v.clone(), x);
+                            next.push(m);
+                        }
+                    }
+                }
+                maps = next;
+            }
+            for m in maps {
+                let value = s.substitute(d.value, &m);
+                let offset = s.sub(e, value);
+                let known = d.support.iter().all(|p| {
+                    let p = s.substitute(*p, &m);
+                    filter.contains(&p)
+                });
+                if known && value != e && !s.vars(offset).contains(&self.element) {
+                    return Some(value);
+                }
+            }
+        }
+        None
+    }
+
     /// A one-term weight as (constant over the fiber, the rest).
     fn split_constant(&self, s: &mut Symbols, p: PolyId) -> (PolyId, PolyId) {
         let terms = s.poly(p).terms.clone();
@@ -688,3 +740,6 @@ impl Draft<'_> {
         (outer, inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

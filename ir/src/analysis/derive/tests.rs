@@ -1,0 +1,180 @@
+//! Derived forms against the cascades they come from.
+
+use super::super::precise::Stream;
+use super::super::samples::{self, one};
+use super::*;
+use crate::array::Array;
+use crate::cascade::bind::{Given, bind};
+use crate::cascade::eval::evaluate;
+use crate::cascade::print::print_cascade;
+
+/// Random inputs of a cascade at these extents; integers index below 2.
+fn inputs(c: &Cascade, sizes: &[(&str, u64)], seed: u64, spread: f64) -> (crate::cascade::bind::Bindings, Vec<Array>) {
+    let size = |r: &crate::cascade::Rank| {
+        let n = sizes.iter().find(|s| s.0 == r.name).map_or(2, |s| s.1);
+        (r.name.clone(), r.fixed.unwrap_or(n))
+    };
+    let given = Given { sizes: c.ranks.iter().map(|(_, r)| size(r)).collect(), ..Given::default() };
+    let b = bind(c, &given).expect("bindings");
+    let mut random = Stream(seed);
+    let inputs = c
+        .params
+        .iter()
+        .map(|t| {
+            let dims = b.dims(c, *t).expect("dims");
+            let dtype = c.tensors[*t].dtype;
+            Array::from_fn(dtype, &dims, |_| {
+                if dtype.is_float() {
+                    if dims.is_empty() { random.within(0.2, 1.5) } else { random.within(-spread, spread) }
+                } else {
+                    (random.unit() * 2.0).floor()
+                }
+            })
+        })
+        .collect();
+    (b, inputs)
+}
+
+/// Evaluates both and compares wherever the original is finite; returns the derived text.
+fn same(c: &Cascade, d: &Cascade, sizes: &[(&str, u64)]) -> String {
+    let text = print_cascade(d);
+    for (seed, spread) in [(1, 1.0), (2, 3.0), (3, 0.1)] {
+        let (b, x) = inputs(c, sizes, seed, spread);
+        let want = evaluate(c, &b, &x).expect("original");
+        let have = evaluate(d, &b, &x).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+        for (w, h) in want.iter().zip(&have) {
+            assert_eq!(w.dims, h.dims);
+            let scale = w.data.iter().filter(|x| x.is_finite()).fold(1e-3, |m: f64, x| m.max(x.abs()));
+            for (i, (a, b)) in w.data.iter().zip(&h.data).enumerate() {
+                let fine = a.is_nan() || a == b || (a - b).abs() <= 1e-9 * scale;
+                assert!(fine, "element {i}: {a} against {b}\n{text}");
+                assert!(!b.is_nan() || a.is_nan(), "element {i} is NaN\n{text}");
+            }
+        }
+    }
+    text
+}
+
+/// The printed form reads back as the same cascade.
+fn reads_back(text: &str) {
+    let again = one(text);
+    assert_eq!(print_cascade(&again), text);
+}
+
+const ROWS: &[(&str, u64)] = &[("M", 5), ("N", 4), ("K", 6), ("E", 3), ("F", 3)];
+
+fn table() -> Vec<(String, &'static str)> {
+    let mut all: Vec<(String, &'static str)> =
+        vec![(samples::attention(), "N"), (samples::layernorm(false), "K"), (samples::layernorm(true), "K")];
+    for t in [
+        samples::DEFERRED,
+        samples::UNSTABILISED,
+        samples::UNSTABILISED_DEFERRED,
+        samples::LSE,
+        samples::CROSS_ENTROPY,
+        samples::VARIANCE,
+        samples::THIRD,
+        samples::ENTROPY,
+        samples::SOFTMAX,
+    ] {
+        all.push((t.into(), "N"));
+    }
+    for t in [samples::RMS_MATMUL, samples::LAYERNORM, samples::AMAX] {
+        all.push((t.into(), "K"));
+    }
+    all
+}
+
+#[test]
+fn derived_forms_agree_with_the_text_and_read_back() {
+    for (t, r) in table() {
+        let c = one(&t);
+        let rank = c.rank(r).unwrap();
+        let d = derive(&c, rank).unwrap_or_else(|| panic!("nothing derived:\n{t}"));
+        let text = same(&c, &d.cascade, ROWS);
+        reads_back(&text);
+        let levels = super::super::passes::passes_over(&d.cascade, &[rank]).max;
+        let kept = d.cascade.outputs.iter().any(|o| o.dims.contains(&Size::Rank(rank)));
+        assert_eq!(levels, if kept { 2 } else { 1 }, "{text}");
+    }
+}
+
+#[test]
+fn empty_fibers_have_the_values_of_the_text() {
+    // Every row is masked: attention is 0 and log-sum-exp −∞.
+    let masked = samples::attention().replace("where n <= m + (N - M)", "where n < 0");
+    let c = one(&masked);
+    let d = derive(&c, c.rank("N").unwrap()).unwrap();
+    let (b, x) = inputs(&c, ROWS, 7, 1.0);
+    assert!(evaluate(&d.cascade, &b, &x).unwrap()[0].data.iter().all(|v| *v == 0.0));
+    let lse = samples::LSE
+        .replace("max(n) S[m,n]", "max(n) S[m,n] where n < m")
+        .replace("sum(n) exp(S[m,n] - X[m])", "sum(n) exp(S[m,n] - X[m]) where n < m");
+    let c = one(&lse);
+    let d = derive(&c, c.rank("N").unwrap()).unwrap();
+    let (b, x) = inputs(&c, ROWS, 7, 1.0);
+    let out = &evaluate(&d.cascade, &b, &x).unwrap()[0];
+    assert_eq!(out.data[0], f64::NEG_INFINITY);
+    assert!(out.data[1].is_finite());
+    // An empty rank.
+    for (t, r) in table() {
+        if t.contains("target") {
+            continue;
+        }
+        let c = one(&t);
+        let d = derive(&c, c.rank(r).unwrap()).unwrap();
+        same(&c, &d.cascade, &[("M", 2), (r, 0)]);
+    }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    for t in [samples::UNSTABILISED, samples::UNSTABILISED_DEFERRED, samples::ENTROPY] {
+        let c = one(t);
+        let d = derive(&c, c.rank("N").unwrap()).unwrap();
+        let (b, x) = inputs(&c, ROWS, 9, 900.0);
+        let out = evaluate(&d.cascade, &b, &x).unwrap();
+        assert!(out[0].data.iter().all(|v| v.is_finite()), "{}", print_cascade(&d.cascade));
+    }
+}
+
+#[test]
+fn policies_follow_ranges() {
+    let of = |t: &str, r: &str| {
+        let c = one(t);
+        policies(&c, c.rank(r).unwrap())
+    };
+    use Policy::*;
+    assert_eq!(of(&samples::attention(), "N"), Some(vec![Rolling, Lazy, Tree]));
+    let capped = samples::attention_with("", &format!("30.0 * tanh({} / 30.0)", samples::QK), "where n <= m");
+    assert_eq!(of(&capped, "N"), Some(vec![Hoist, Rolling, Lazy, Tree]));
+    let far = capped.replace("30.0", "300.0");
+    assert_eq!(of(&far, "N"), Some(vec![Rolling, Lazy, Tree]));
+    assert_eq!(of(samples::RMS_MATMUL, "K"), Some(vec![Hoist, Tree]));
+    assert_eq!(of(samples::SIGMOID, "N"), None);
+    assert_eq!(of(samples::FP8, "K"), None);
+    assert_eq!(of(samples::RMS_MATMUL, "F"), None);
+    assert_eq!(of(&samples::attention(), "E"), Some(vec![]));
+    // The hoisted form is exact too.
+    let c = one(&capped);
+    let d = derive_with(&c, c.rank("N").unwrap(), Hoist).unwrap();
+    assert!(d.stream.is_none() && d.anchors.is_empty());
+    same(&c, &d.cascade, ROWS);
+    let c = one(&samples::attention());
+    assert!(derive_with(&c, c.rank("N").unwrap(), Hoist).is_none());
+}
+
+#[test]
+fn a_learnable_sink_starts_the_anchor() {
+    let text = "cascade sink[M, N, F](S: f32[M,N], V: f32[N,F], sink: f32[M]) -> (O: f32[M,F]) {
+        X[m] = max(sink[m], max(n) S[m,n])
+        P[m,n] = exp(S[m,n] - X[m])
+        L[m] = exp(sink[m] - X[m]) + (sum(n) P[m,n])
+        O[m,f] = sum(n) P[m,n] / L[m] * V[n,f]
+    }";
+    let c = one(text);
+    let d = derive(&c, c.rank("N").unwrap()).unwrap();
+    assert!(matches!(d.cascade.exprs[d.anchors[0].initial], Expr::Read { .. }));
+    same(&c, &d.cascade, ROWS);
+    same(&c, &d.cascade, &[("M", 2), ("N", 0)]);
+}

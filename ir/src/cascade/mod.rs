@@ -42,7 +42,7 @@ define_ids! {
 /// Reads, resolves and verifies `source`.
 ///
 /// # Errors
-/// Every error found, at least one, in source order; warnings among them.
+/// Every error found, at least one, in source order.
 pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
     let (module, diagnostics) = check(source);
     match module {
@@ -62,6 +62,10 @@ pub fn check(source: &str) -> (Option<Module>, Vec<Diagnostic>) {
     diagnostics.sort_by_key(|d| (d.primary.0.start, d.code));
     diagnostics.truncate(parse::MAX_DIAGNOSTICS);
     let failed = diagnostics.iter().any(|d| d.severity == Severity::Error);
+    if failed {
+        // What is unused is known only once everything can be read.
+        diagnostics.retain(|d| d.severity == Severity::Error);
+    }
     ((!failed).then_some(module), diagnostics)
 }
 

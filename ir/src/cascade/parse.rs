@@ -40,16 +40,19 @@ pub fn parse_file(source: &str) -> Parsed {
         Parser { tokens: lexed.tokens, pos: 0, depth: 0, diagnostics: lexed.diagnostics, unreadable: Vec::new() };
     let file = p.file();
     p.diagnostics.sort_by_key(|d| d.primary.0.start);
-    // An unclosed bracket makes what follows on its line unreadable: one message is enough.
+    // What a bracket without a partner makes unreadable on its line, or leaves open, is the same mistake.
     let line_end = |at: u32| source[at as usize..].find('\n').map_or(source.len(), |n| at as usize + n) as u32;
-    let unclosed: Vec<(u32, u32)> = p
+    let bad: Vec<(u32, u32)> = p
         .diagnostics
         .iter()
-        .filter(|d| d.code == "E0104" || d.code == "E0102")
+        .filter(|d| matches!(d.code, "E0102" | "E0104" | "E0105"))
         .map(|d| (d.primary.0.start, line_end(d.primary.0.start)))
         .collect();
-    p.diagnostics
-        .retain(|d| d.code != "E0106" || !unclosed.iter().any(|(from, to)| (*from..=*to).contains(&d.primary.0.start)));
+    let open_brace = p.diagnostics.iter().any(|d| d.code == "E0104" && d.message.starts_with("`{`"));
+    p.diagnostics.retain(|d| {
+        let same_line = bad.iter().any(|(from, to)| (*from..=*to).contains(&d.primary.0.start));
+        d.code != "E0106" || !(same_line || open_brace && d.message.starts_with("expected `}`"))
+    });
     Parsed { file, comments: lexed.comments, diagnostics: p.diagnostics }
 }
 
@@ -342,15 +345,23 @@ impl Parser {
         }
     }
 
-    /// Skips to the end of the statement, over nested blocks.
+    /// Skips to the end of the statement; what it would have assigned is known to those who read it.
     fn recover_stmt(&mut self, before: usize) {
+        self.skip_statement(before);
+        let skipped = &self.tokens[before..self.pos];
+        for (k, t) in skipped.iter().enumerate() {
+            let Tok::Ident(name) = &t.tok else { continue };
+            let accessed = matches!(skipped.get(k + 1), Some(Token { tok: Tok::Sym("[" | "=" | "+=" | "*="), .. }));
+            let segment = k > 0 && skipped[k - 1].tok == Tok::Ident("as".to_string());
+            if accessed || segment {
+                self.unreadable.push(name.clone());
+            }
+        }
+    }
+
+    /// Skips to the end of the statement, over nested blocks.
+    fn skip_statement(&mut self, before: usize) {
         let mut nested = 0usize;
-        // What it would have assigned is known to those who read it.
-        let named = self.tokens[before..].iter().find_map(|t| match &t.tok {
-            Tok::Ident(name) => Some(name.clone()),
-            _ => None,
-        });
-        self.unreadable.extend(named);
         // Braces opened by the failed statement before the error count too.
         for t in &self.tokens[before..self.pos] {
             match t.tok {

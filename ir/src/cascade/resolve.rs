@@ -84,7 +84,8 @@ pub fn resolve(file: &syntax::File, diagnostics: &mut Vec<Diagnostic>) -> Module
             r.body(c);
             r.outputs(c);
             let cascade = r.c;
-            if diagnostics[before..].iter().all(|d| d.severity != crate::diag::Severity::Error) {
+            let sound = diagnostics[before..].iter().all(|d| d.severity != Severity::Error);
+            if sound && c.unreadable.is_empty() {
                 module.cascades.push(cascade);
             }
         }
@@ -213,6 +214,7 @@ impl<'a, 'd> Resolver<'a, 'd> {
                 );
             }
             let Ok(id) = self.declare(p.docs.clone(), &p.name, p.ty.dtype, p.ty.storage.clone(), dims, kind) else {
+                self.broken.insert(p.name.name.clone());
                 continue;
             };
             self.c.params.push(id);
@@ -237,7 +239,9 @@ impl<'a, 'd> Resolver<'a, 'd> {
             match self.dims(&o.ty) {
                 Ok(dims) => {
                     let storage = o.ty.storage.clone();
-                    let _ = self.declare(o.docs.clone(), &o.name, o.ty.dtype, storage, dims, TensorKind::Output);
+                    if self.declare(o.docs.clone(), &o.name, o.ty.dtype, storage, dims, TensorKind::Output).is_err() {
+                        self.broken.insert(o.name.name.clone());
+                    }
                 }
                 Err(Failed) => {
                     self.broken.insert(o.name.name.clone());

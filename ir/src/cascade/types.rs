@@ -86,6 +86,9 @@ pub(super) fn kind_of(c: &Cascade, known: &[Kind], e: &Expr) -> Kind {
         Expr::Reduce { op, body, .. } | Expr::Scan { op, body, .. } => match op {
             Reducer::Op(op) if op.selects_argument() => Kind::Int,
             Reducer::Op(crate::ops::ReduceOp::LogSumExp) => Kind::Float,
+            Reducer::Op(crate::ops::ReduceOp::Any | crate::ops::ReduceOp::All) => Kind::Bool,
+            // A sum of truth values is refused; it counts.
+            Reducer::Op(_) | Reducer::TopK { .. } if k(body) == Kind::Bool => Kind::Int,
             Reducer::Op(_) | Reducer::TopK { .. } => k(body),
             Reducer::User(_) => Kind::Float,
         },

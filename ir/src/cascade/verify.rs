@@ -154,8 +154,8 @@ impl Verifier<'_> {
 
     fn einsum(&mut self, e: &Einsum, block: Block<'_>, support: &mut support::Support) {
         self.scopes(e, block);
-        self.results(e);
-        self.types(e);
+        let whole = self.results(e);
+        self.types(e, whole);
         self.positions(e);
         self.left_sides(e, block);
         self.aliases(e);
@@ -240,7 +240,7 @@ impl Verifier<'_> {
     }
 
     /// As many targets as the value has results; reductions with several results stand alone.
-    fn results(&mut self, e: &Einsum) {
+    fn results(&mut self, e: &Einsum) -> bool {
         let c = self.c;
         let count = |x: &Expr| match x {
             Expr::Reduce { op, .. } | Expr::Scan { op, .. } => match op {
@@ -290,6 +290,7 @@ impl Verifier<'_> {
                 }
             }
         }
+        (low..=high).contains(&n)
     }
 
     /// Positions known at compile time lie inside their dimension.

@@ -271,7 +271,7 @@ fn keep_terminators(raw: Vec<Token>, unclosed: &[usize]) -> Vec<Token> {
                 let inside = stack.last() == Some(&false);
                 let continued = match next_code(i) {
                     Some(Tok::Ident(k)) => matches!(k.as_str(), "where" | "then" | "else"),
-                    Some(tok) => *tok == Tok::Sym("->"),
+                    Some(tok) => matches!(tok, Tok::Sym("->" | "{")),
                     None => false,
                 };
                 let ends = match out.last().map(|t| &t.tok) {

@@ -126,12 +126,13 @@ impl Resolver<'_, '_> {
     }
 
     fn ragged(&mut self, r: &syntax::Ragged) {
-        let Ok(extent) = self.size(&r.extent) else { return };
         let cx = Context::constant("offsets");
-        let Ok(offsets) = self.tensor_named(&r.offsets, &cx) else { return };
-        if self.check_offsets(offsets, r.offsets.span).is_err() {
+        let offsets = self.tensor_named(&r.offsets, &cx);
+        let offsets = offsets.and_then(|t| self.check_offsets(t, r.offsets.span).map(|()| t));
+        let (Ok(extent), Ok(offsets)) = (self.size(&r.extent), offsets) else {
+            self.broken.insert(r.segment.name.clone());
             return;
-        }
+        };
         for name in [&r.index, &r.segment] {
             if let Some(t) = self.by_name.get(&name.name) {
                 let other = self.c.tensors[*t].span;

@@ -16,7 +16,8 @@ fn word(k: Kind) -> &'static str {
 }
 
 impl Verifier<'_> {
-    pub(super) fn types(&mut self, e: &Einsum) {
+    /// `whole` says that the value has as many results as there are targets.
+    pub(super) fn types(&mut self, e: &Einsum, whole: bool) {
         let c = self.c;
         for t in &e.targets {
             for a in &t.at {
@@ -34,7 +35,7 @@ impl Verifier<'_> {
         if let Some(f) = e.filter {
             self.condition(f, "a filter");
         }
-        for (n, t) in e.targets.iter().enumerate() {
+        for (n, t) in e.targets.iter().enumerate().filter(|_| whole) {
             let x = &c.tensors[t.tensor];
             let kind = match &c.exprs[e.value] {
                 Expr::Reduce { op: Reducer::Op(op), body, .. } if op.selects_argument() && e.targets.len() == 2 => {
@@ -95,7 +96,7 @@ impl Verifier<'_> {
             .help("write a comparison, such as `x != 0`")
         } else {
             Diagnostic::error("E0304", self.span(body), format!("`{name}` joins numbers, this is a truth value"))
-                .help("write `if .. then 1 else 0`, or use `any` or `all`")
+                .help("write `if .. then 1 else 0`, or use `any` or `all`; a reduction takes everything to its right, so put it in parentheses to compare its value")
         };
         self.error(d);
     }

@@ -1,5 +1,7 @@
 //! Values against closed forms and against loops written out, over odd extents, empty rows and NaN.
 
+mod semantics;
+
 use super::*;
 use crate::cascade::bind::{Given, bind};
 use crate::cascade::parse;
@@ -128,9 +130,9 @@ fn ties_and_nan() {
     assert_eq!(out[5].data, [0.0, 1.0]);
 }
 
-const ATTENTION: &str = include_str!("../../../../kernels/attention.ein");
-const LSTM: &str = include_str!("../../../../kernels/lstm.ein");
-const MOE: &str = include_str!("../../../../kernels/moe_up.ein");
+const ATTENTION: &str = include_str!("../../../../../kernels/attention.ein");
+const LSTM: &str = include_str!("../../../../../kernels/lstm.ein");
+const MOE: &str = include_str!("../../../../../kernels/moe_up.ein");
 
 /// Attention written as loops: causal with the queries at the end of the keys; an empty row is 0.
 fn attention_loops(q: &Array, k: &Array, v: &Array) -> Vec<f64> {

@@ -492,3 +492,6 @@ fn solve(size: &Size, value: u64, known: &[Option<u64>]) -> Solution {
         size = next;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,7 +194,7 @@ impl Draw {
                 (_, Role::Position(n)) => self.below(n),
                 (_, Role::Offsets(n)) => self.below(n + 1),
                 // Mostly one or more; sometimes none.
-                (_, Role::Length(n)) if self.words[2] % 16 > 0 => 1.0 + self.below(n),
+                (_, Role::Length(n)) if !self.words[2].is_multiple_of(16) => 1.0 + self.below(n),
                 (_, Role::Length(_)) => 0.0,
                 (_, Role::Value) => (self.below(17) - 8.0).max(dtype.min_finite()),
             };

@@ -20,7 +20,7 @@ fn solved(text: &str, shapes: &[&[u64]], sizes: &[(&str, u64)]) -> Result<Vec<u6
 }
 
 const GROUPED: &str = "cascade t[G, R, N](Q: f32[G*R, N], K: f32[G, N + 1]) -> (Y: f32[G, R, N]) {
-    Y[g,r,n] = Q[g*R+r,n] * K[g,n]
+    Y[g,r,n] for n in N = Q[g*R+r,n] * K[g,n]
 }";
 
 #[test]
@@ -40,7 +40,8 @@ fn a_zero_factor_leaves_its_partner_open() {
 
 #[test]
 fn messages_name_the_place() {
-    let cases: [(&[&[u64]], &[(&str, u64)], &str); 7] = [
+    type Case<'a> = (&'a [&'a [u64]], &'a [(&'a str, u64)], &'a str);
+    let cases: [Case<'_>; 7] = [
         (
             &[&[12, 5], &[4, 7]],
             &[],
@@ -49,7 +50,7 @@ fn messages_name_the_place() {
         (
             &[&[13, 5], &[4, 6]],
             &[],
-            "Q: dimension 0 is G*R, given 13, which leaves no extent for R; pass an extent that G*R can take",
+            "Q: dimension 0 is G * R, given 13, which leaves no extent for R; pass an extent that G * R can take",
         ),
         (
             &[&[12, 5], &[4, 6, 1]],
@@ -63,7 +64,7 @@ fn messages_name_the_place() {
         ),
         (&[], &[("G", 2), ("Z", 3)], "there is no rank Z; the ranks are G, R, N"),
         (&[], &[("G", 2), ("G", 3)], "G is given as 3 but is already 2; give one value"),
-        (&[], &[("G", 1 << 40), ("R", 1 << 40), ("N", 1)], "Q: the extent G*R exceeds 2^63-1; choose other sizes"),
+        (&[], &[("G", 1 << 40), ("R", 1 << 40), ("N", 1)], "Q: the extent G * R exceeds 2^63-1; choose other sizes"),
     ];
     for (shapes, sizes, message) in cases {
         assert_eq!(solved(GROUPED, shapes, sizes), Err(message.to_owned()));
@@ -74,7 +75,7 @@ fn messages_name_the_place() {
 fn sums_that_leave_no_extent() {
     let e = solved(GROUPED, &[&[12, 5], &[4, 0]], &[]).unwrap_err();
     assert!(e.starts_with("K: dimension 1 is N + 1"), "{e}");
-    let text = "cascade t[N](K: f32[N + 1]) -> (Y: f32[N]) { Y[n] = K[n] }";
+    let text = "cascade t[N](K: f32[N + 1]) -> (Y: f32[N]) { Y[n] for n in N = K[n] }";
     let e = solved(text, &[&[0]], &[]).unwrap_err();
     assert_eq!(e, "K: dimension 0 is N + 1, given 0, which leaves no extent for N; pass an extent that N + 1 can take");
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is assumed; what the system does not say is `None` or absent.
 
+use einfall_ir::target::{DataSheet, MemoryLevel};
 use std::fmt;
 
 /// A device kernels run on.
@@ -140,6 +141,25 @@ impl Cpu {
         }
     }
 
+    /// Its data sheet: capacities as found, rates of the generic processor. `Engine::measure` measures the rates.
+    pub fn data_sheet(&self) -> DataSheet {
+        let generic = DataSheet::cpu();
+        let rate = |name: &str| generic.levels.iter().find(|l| l.name == name).map_or(1e11, |l| l.bandwidth);
+        let threads = self.threads as u64;
+        let level = |name: String, bytes, instances| {
+            let bandwidth = rate(&name);
+            MemoryLevel { name, bytes, instances, bandwidth }
+        };
+        let mut levels = vec![level("dram".into(), memory_bytes().unwrap_or(generic.levels[0].bytes), 1)];
+        for cache in self.caches.iter().rev() {
+            let instances = threads.div_ceil(u64::from(cache.shared_by)).max(1);
+            levels.push(level(format!("l{}", cache.level), cache.bytes, instances));
+        }
+        let registers = if self.has(Isa::Avx512F) || self.arch == "aarch64" { 32 } else { 16 };
+        levels.push(level("registers".into(), registers * u64::from(self.vector_bits()) / 8, threads));
+        DataSheet { name: generic.name, levels, peak: generic.peak }
+    }
+
     /// Capacity of a cache level, 0 where it has none.
     pub fn cache_bytes(&self, level: u8) -> u64 {
         self.caches.iter().find(|c| c.level == level).map_or(0, |c| c.bytes)
@@ -235,6 +255,13 @@ fn read_caches(folder: &std::path::Path) -> Vec<CacheLevel> {
     caches
 }
 
+/// The memory of this machine, from /proc on Linux.
+fn memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1 << 10)
+}
+
 /// `48K`, `2048K`, `32M` in bytes.
 fn parse_size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -269,6 +296,9 @@ mod tests {
         assert!([128, 256, 512].contains(&cpu.vector_bits()));
         assert!(cpu.caches.windows(2).all(|w| w[0].level <= w[1].level));
         assert!(cpu.caches.iter().all(|c| c.bytes >= 1 << 10 && c.shared_by >= 1));
+        let sheet = cpu.data_sheet();
+        assert_eq!((sheet.name.as_str(), sheet.levels[0].name.as_str()), ("cpu", "dram"));
+        assert_eq!(sheet.levels.len(), cpu.caches.len() + 2);
         assert_eq!(Device::all()[0].kind(), "cpu");
     }
 

@@ -8,6 +8,8 @@
 pub mod array;
 #[cfg(feature = "cpu")]
 pub mod cache;
+#[cfg(feature = "cpu")]
+mod calibrate;
 pub mod device;
 mod element;
 #[cfg(feature = "cpu")]

@@ -22,6 +22,13 @@ pub struct Violation {
     pub what: &'static str,
 }
 
+impl Violation {
+    /// The domains of the variables in a store, each up to 50 values.
+    pub fn domains(&self, store: &Store) -> Vec<Vec<i64>> {
+        self.vars.iter().map(|v| store.iter(*v).take(50).collect()).collect()
+    }
+}
+
 /// Compares one run with enumeration. `after` is `None` where the run conflicted.
 ///
 /// # Errors

@@ -261,22 +261,18 @@ fn signed_bounds(store: &mut Store, z: Var, coef: i64, xs: &[Var]) -> Narrow {
             store.set_max(*x, most)?;
         }
     }
-    if xs.iter().all(|x| store.is_fixed(*x)) {
-        store.assign(z, all.0.clamp(-limit, limit))?;
-    } else if let Some(v) = store.value(z) {
-        let mut open = xs.iter().filter(|x| !store.is_fixed(**x));
-        if let (Some(x), None) = (open.next().copied(), open.next())
-            && v.abs() < LIMIT
-        {
-            let fixed =
-                xs.iter().filter_map(|y| store.value(*y)).fold(i128::from(coef), |acc, y| mul(acc, i128::from(y)));
-            let v = i128::from(v);
+    let mut open = xs.iter().filter(|x| !store.is_fixed(**x));
+    let (first, second) = (open.next().copied(), open.next().copied());
+    let fixed = xs.iter().filter_map(|y| store.value(*y)).fold(i128::from(coef), |acc, y| mul(acc, i128::from(y)));
+    match (first, second, store.value(z)) {
+        (None, _, _) => store.assign(z, fixed.clamp(-limit, limit)),
+        (Some(x), None, Some(v)) if v.abs() < LIMIT => {
             if fixed == 0 {
                 return require(v == 0);
             }
-            require(v % fixed == 0)?;
-            return store.assign(x, v / fixed);
+            require(i128::from(v) % fixed == 0)?;
+            store.assign(x, i128::from(v) / fixed)
         }
+        _ => Ok(()),
     }
-    Ok(())
 }

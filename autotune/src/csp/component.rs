@@ -6,7 +6,7 @@
 //! edges.
 
 use super::compile::Problem;
-use super::domain::{Conflict, Narrow, Store, Var};
+use super::domain::{Conflict, Store, Var};
 use super::engine::Engine;
 use super::propagate::{Compare, Linear, Lit, Propagator, Relation};
 use petgraph::unionfind::UnionFind;
@@ -26,6 +26,8 @@ pub struct Component {
     pub vars: Vec<Var>,
     /// The cost of this part, where it has one.
     pub cost: Option<Var>,
+    /// The problem's propagator behind each propagator of `engine`, but for the cost's.
+    pub origins: Vec<usize>,
 }
 
 /// A problem at its root fixpoint, in parts.
@@ -126,16 +128,20 @@ fn probe(engine: &mut Engine, clause: &[Lit]) -> Result<bool, Conflict> {
     Ok(changed)
 }
 
-fn split(engine: &Engine, cost: &[(i64, Var)], audit: bool) -> Result<Presolved, Conflict> {
+/// Splits an engine at its fixpoint into independent parts.
+///
+/// # Errors
+/// [`Conflict`] where a part has no solution already by propagation.
+pub fn split(engine: &Engine, cost: &[(i64, Var)], audit: bool) -> Result<Presolved, Conflict> {
     let store = &engine.store;
     let n = store.n_vars();
-    let props: Vec<Propagator> = if engine.settled() {
-        engine.props().iter().filter_map(|p| p.simplify(store)).collect()
+    let props: Vec<(usize, Propagator)> = if engine.settled() {
+        engine.props().iter().enumerate().filter_map(|(i, p)| Some((i, p.simplify(store)?))).collect()
     } else {
-        engine.props().to_vec()
+        engine.props().iter().cloned().enumerate().collect()
     };
     let mut groups = UnionFind::<usize>::new(n);
-    for prop in &props {
+    for (_, prop) in &props {
         let mut first = None;
         prop.for_each_var(|v| {
             if !store.is_fixed(v) {
@@ -155,8 +161,8 @@ fn split(engine: &Engine, cost: &[(i64, Var)], audit: bool) -> Result<Presolved,
         }
         members[part_of_group[group]].push(v);
     }
-    let mut part_props: Vec<Vec<Propagator>> = vec![Vec::new(); members.len()];
-    for prop in props {
+    let mut part_props: Vec<Vec<(usize, Propagator)>> = vec![Vec::new(); members.len()];
+    for (origin, prop) in props {
         let mut part = None;
         prop.for_each_var(|v| {
             if !store.is_fixed(v) {
@@ -170,7 +176,7 @@ fn split(engine: &Engine, cost: &[(i64, Var)], audit: bool) -> Result<Presolved,
                     members[part].push(v);
                 }
             });
-            part_props[part].push(prop);
+            part_props[part].push((origin, prop));
         }
     }
     let mut cost_constant = 0i128;
@@ -182,13 +188,14 @@ fn split(engine: &Engine, cost: &[(i64, Var)], audit: bool) -> Result<Presolved,
         }
     }
     let mut parts = Vec::new();
-    for ((mut vars, mut props), cost) in members.into_iter().zip(part_props).zip(part_cost) {
+    for ((mut vars, props), cost) in members.into_iter().zip(part_props).zip(part_cost) {
         vars.sort_unstable();
         let mut local = Store::default();
         for v in &vars {
             local.add_copy(store, *v);
         }
         let to = |v: Var| Var(vars.binary_search(&v).unwrap_or(0) as u32);
+        let (origins, mut props): (Vec<usize>, Vec<Propagator>) = props.into_iter().unzip();
         props.iter_mut().for_each(|p| p.rename(to));
         let mut cost_var = None;
         if !cost.is_empty() {
@@ -205,12 +212,8 @@ fn split(engine: &Engine, cost: &[(i64, Var)], audit: bool) -> Result<Presolved,
         if audit {
             engine.audit();
         }
-        settle(&mut engine)?;
-        parts.push(Component { engine, vars, cost: cost_var });
+        engine.propagate()?;
+        parts.push(Component { engine, vars, cost: cost_var, origins });
     }
     Ok(Presolved { store: store.clone(), parts, cost_constant })
-}
-
-fn settle(engine: &mut Engine) -> Narrow {
-    engine.propagate()
 }

@@ -6,11 +6,11 @@
 //! constraints whose propagators took part in a refutation refute by themselves, which bounds the set to start from.
 
 use super::compile::{Empty, Problem, compile};
+use super::component::split;
 use super::engine::Engine;
 use super::model::{Assignment, Model};
-use super::search::{OutOfNodes, Search};
+use super::search::{OutOfNodes, satisfy};
 use super::solve::{Error, Solver};
-use std::ops::ControlFlow;
 
 /// Nodes a refutation of a subset may take, as a multiple of those of the full refutation, and at least.
 const BUDGET: (u64, u64) = (4, 2_000);
@@ -91,31 +91,37 @@ fn verdict(model: &Model, subset: &[usize], budget: u64) -> Verdict {
     };
     let Problem { store, props, origins, clauses: _ } = problem;
     let mut engine = Engine::new(store, props);
-    let core = |engine: &Engine| {
-        let used = engine.used().iter().zip(&origins).filter(|(u, _)| **u).filter_map(|(_, o)| *o);
+    let alive = engine.propagate().is_ok();
+    // What propagation used and then what one part's search used refute together.
+    let root: Vec<usize> = (0..origins.len()).filter(|i| engine.used()[*i]).collect();
+    let core = |part: Vec<usize>| {
+        let used = root.iter().copied().chain(part).filter_map(|i| origins[i]);
         let mut core: Vec<usize> = used.map(|i| subset[i]).collect();
         core.sort_unstable();
         core.dedup();
         core
     };
-    if engine.propagate().is_err() {
-        return Verdict::Refuted(core(&engine), 0);
+    if !alive {
+        return Verdict::Refuted(core(Vec::new()), 0);
     }
     if budget == 0 {
         return Verdict::Unknown;
     }
-    let mut found = false;
-    let mut search = Search::new(&mut engine, &[], budget);
-    let flow = search.run(&mut |_| {
-        found = true;
-        ControlFlow::Break(())
-    });
-    let nodes = search.nodes;
-    match flow {
-        Err(OutOfNodes) => Verdict::Unknown,
-        Ok(_) if found => Verdict::Feasible,
-        Ok(_) => Verdict::Refuted(core(&engine), nodes),
+    let Ok(presolved) = split(&engine, &[], false) else {
+        return Verdict::Refuted(core((0..origins.len()).collect()), 0);
+    };
+    let mut unknown = false;
+    for mut part in presolved.parts {
+        match satisfy(&mut part.engine, budget) {
+            Err(OutOfNodes) => unknown = true,
+            Ok((Some(_), _)) => {}
+            Ok((None, nodes)) => {
+                let used = part.engine.used().iter().zip(&part.origins).filter(|(u, _)| **u).map(|(_, i)| *i);
+                return Verdict::Refuted(core(used.collect()), nodes);
+            }
+        }
     }
+    if unknown { Verdict::Unknown } else { Verdict::Feasible }
 }
 
 fn refuted(model: &Model, subset: &[usize], budget: u64) -> bool {

@@ -1,7 +1,7 @@
 //! Depth-first search over one component.
 //!
 //! Invariant: ordered variables are decided in the given order and direction, so leaves arrive in lexicographic order;
-//! the other variables are decided smallest domain first and only until one completion is found, so each assignment of
+//! the other variables are decided most constrained first and only until one completion is found, so each assignment of
 //! the ordered variables arrives once. Domains larger than [`SPLIT`] are halved, which keeps the order.
 
 use super::domain::{Narrow, Store, Var};
@@ -39,6 +39,28 @@ pub struct Bound<'a> {
 /// Values `lo..=hi` of a variable: one decision.
 pub type Decision = (Var, i64, i64);
 
+/// Which values variables outside the order try first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    Low,
+    High,
+    /// One or the other per variable and depth, by a hash with this seed.
+    Mixed(u64),
+}
+
+impl Style {
+    fn low_first(self, var: Var, depth: usize) -> bool {
+        match self {
+            Style::Low => true,
+            Style::High => false,
+            Style::Mixed(seed) => {
+                let key = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(var.0) << 20 ^ depth as u64;
+                (key.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 40) & 1 == 0
+            }
+        }
+    }
+}
+
 /// One depth-first search.
 pub struct Search<'a> {
     engine: &'a mut Engine,
@@ -48,6 +70,7 @@ pub struct Search<'a> {
     /// Nodes visited.
     pub nodes: u64,
     limit: u64,
+    style: Style,
 }
 
 type Flow = Result<ControlFlow<()>, OutOfNodes>;
@@ -55,7 +78,7 @@ type Flow = Result<ControlFlow<()>, OutOfNodes>;
 impl<'a> Search<'a> {
     /// A search over `engine`, which has been propagated, that visits at most `limit` nodes.
     pub fn new(engine: &'a mut Engine, order: &'a [(Var, Direction)], limit: u64) -> Search<'a> {
-        Search { engine, order, bound: None, nodes: 0, limit }
+        Search { engine, order, bound: None, nodes: 0, limit, style: Style::Low }
     }
 
     /// Calls `leaf` with every variable fixed, once per assignment of the ordered variables.
@@ -133,9 +156,8 @@ impl<'a> Search<'a> {
         &mut self,
         leaf: &mut dyn FnMut(&Store) -> ControlFlow<()>,
     ) -> Result<(ControlFlow<()>, bool), OutOfNodes> {
-        let store = &self.engine.store;
-        let open = (0..store.n_vars() as u32).map(Var).filter(|v| !store.is_fixed(*v));
-        let Some(var) = open.min_by_key(|v| store.size(*v)) else {
+        let Some(var) = self.engine.most_constrained() else {
+            let store = &self.engine.store;
             let flow = leaf(store);
             if let Some(bound) = &mut self.bound {
                 let cost = self.engine.store.lo(bound.cost);
@@ -155,9 +177,11 @@ impl<'a> Search<'a> {
             this.engine.pop();
             found
         };
-        if self.engine.store.size(var) > SPLIT {
-            let (low, high) = halves(&self.engine.store, var);
-            for half in [low, high] {
+        let store = &self.engine.store;
+        let low_first = self.style.low_first(var, store.depth());
+        if store.size(var) > SPLIT {
+            let (low, high) = halves(store, var);
+            for half in if low_first { [low, high] } else { [high, low] } {
                 let (flow, found) = try_one(self, half)?;
                 if found {
                     return Ok((flow, true));
@@ -165,13 +189,14 @@ impl<'a> Search<'a> {
             }
             return Ok((ControlFlow::Continue(()), false));
         }
-        let mut next = Some(self.engine.store.lo(var));
+        let mut next = Some(if low_first { store.lo(var) } else { store.hi(var) });
         while let Some(value) = next {
             let (flow, found) = try_one(self, (var, value, value))?;
             if found {
                 return Ok((flow, true));
             }
-            next = self.engine.store.next_above(var, value);
+            let store = &self.engine.store;
+            next = if low_first { store.next_above(var, value) } else { store.next_below(var, value) };
         }
         Ok((ControlFlow::Continue(()), false))
     }
@@ -187,6 +212,39 @@ impl<'a> Search<'a> {
         }
         Ok(())
     }
+}
+
+/// Nodes of the first run of [`satisfy`]; each later run may take half as many again.
+const FIRST_RUN: u64 = 256;
+
+/// The domains of some full assignment, or `None` where there is none, and the nodes visited. Runs that get nowhere
+/// restart with other values first; what the conflicts taught about the variables stays.
+///
+/// # Errors
+/// [`OutOfNodes`] where the runs together reach the limit.
+pub fn satisfy(engine: &mut Engine, limit: u64) -> Result<(Option<Store>, u64), OutOfNodes> {
+    let mut found = None;
+    let mut nodes = 0;
+    let mut run = FIRST_RUN;
+    for round in 0u64.. {
+        let mut search = Search::new(engine, &[], run.min(limit - nodes));
+        search.style = match round {
+            0 => Style::Low,
+            1 => Style::High,
+            seed => Style::Mixed(seed),
+        };
+        let outcome = search.run(&mut |store| {
+            found = Some(store.clone());
+            ControlFlow::Break(())
+        });
+        nodes += search.nodes.min(search.limit);
+        match outcome {
+            Ok(()) => break,
+            Err(OutOfNodes) if nodes >= limit => return Err(OutOfNodes),
+            Err(OutOfNodes) => run += run / 2,
+        }
+    }
+    Ok((found, nodes))
 }
 
 /// The lower and the upper half of a domain.

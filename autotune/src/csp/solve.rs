@@ -7,7 +7,7 @@ use super::compile::{Compiler, Empty, Form, Problem};
 use super::component::{Component, Presolved, presolve};
 use super::domain::{Store, Var};
 use super::model::{Assignment, Expr, Model, VarId};
-use super::search::{Bound, Decision, Direction, OutOfNodes, Search, split};
+use super::search::{Bound, Decision, Direction, OutOfNodes, Search, satisfy, split};
 use rayon::prelude::*;
 use std::fmt;
 use std::ops::ControlFlow;
@@ -183,14 +183,18 @@ impl<'m> Solver<'m> {
         let mut out = self.base(&p);
         for part in &mut p.parts {
             let order = order_in(part, wanted);
-            let mut found = None;
             let mut engine = part.engine.clone();
-            Search::new(&mut engine, &order, self.options.node_limit)
-                .run(&mut |store| {
+            let mut found = None;
+            let limit = self.options.node_limit;
+            let outcome = if order.is_empty() {
+                satisfy(&mut engine, limit).map(|(store, _)| found = store)
+            } else {
+                Search::new(&mut engine, &order, limit).run(&mut |store| {
                     found = Some(store.clone());
                     ControlFlow::Break(())
                 })
-                .map_err(|OutOfNodes| self.out_of_nodes())?;
+            };
+            outcome.map_err(|OutOfNodes| self.out_of_nodes())?;
             match found {
                 Some(store) => self.write(part, &store, &mut out),
                 None => return Ok(None),
@@ -199,7 +203,7 @@ impl<'m> Solver<'m> {
         self.verified(out).map(Some)
     }
 
-    /// Some assignment, or `None` where there is none. Variables are decided smallest domain first.
+    /// Some assignment, or `None` where there is none. Variables are decided most constrained first, with restarts.
     ///
     /// # Errors
     /// [`Error::OutOfNodes`], [`Error::Range`].
@@ -339,11 +343,15 @@ impl<'m> Solver<'m> {
             let sizes = order.iter().map(|(v, _)| u128::from(engine.store.size(*v)));
             return sizes.into_iter().try_fold(1u128, |acc, n| acc.checked_mul(n)).ok_or(Error::CountOverflow);
         }
+        if order.is_empty() {
+            let (found, _) = satisfy(&mut engine, self.options.node_limit).map_err(|OutOfNodes| self.out_of_nodes())?;
+            return Ok(u128::from(found.is_some()));
+        }
         let mut n = 0u128;
         Search::new(&mut engine, &order, self.options.node_limit)
             .run(&mut |_| {
                 n += 1;
-                if order.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                ControlFlow::Continue(())
             })
             .map_err(|OutOfNodes| self.out_of_nodes())?;
         Ok(n)

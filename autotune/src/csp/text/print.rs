@@ -75,6 +75,16 @@ pub fn print_expr(model: &Model, e: &Expr) -> String {
             format!("({})", text(e))
         }
     };
+    let summand = |e: &Expr| match e {
+        Expr::Product(_) | Expr::Quotient(..) | Expr::Power(..) => text(e),
+        Expr::Const(_)
+        | Expr::Var(_)
+        | Expr::Sum(_)
+        | Expr::Neg(_)
+        | Expr::CeilDiv(..)
+        | Expr::Min(_)
+        | Expr::Max(_) => bracketed(e),
+    };
     match e {
         Expr::Const(c) => c.to_string(),
         Expr::Var(v) => model.name(*v).to_owned(),
@@ -83,8 +93,8 @@ pub fn print_expr(model: &Model, e: &Expr) -> String {
             for (i, e) in es.iter().enumerate() {
                 match e {
                     Expr::Neg(inner) if i > 0 => out += &format!(" - {}", bracketed(inner)),
-                    _ if i > 0 => out += &format!(" + {}", bracketed(e)),
-                    _ => out += &bracketed(e),
+                    _ if i > 0 => out += &format!(" + {}", summand(e)),
+                    _ => out += &summand(e),
                 }
             }
             out

@@ -1,5 +1,6 @@
 //! Passes, lowering and backends of Einfall.
 
+pub mod backend;
 pub mod lower;
 pub mod passes;
 pub mod pipeline;

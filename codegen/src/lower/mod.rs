@@ -1,3 +1,4 @@
 //! Lowering between the levels: cascade → tile ([`form`]) → kernel.
 
+pub mod cpu;
 pub mod form;

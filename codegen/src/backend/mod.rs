@@ -1,0 +1,3 @@
+//! Printers of kernel IR: one folder per kind of code.
+
+pub mod llvm;

@@ -1,0 +1,400 @@
+//! Elementwise tile expressions at a point of a nest: which memory they touch, and how.
+//!
+//! An access is a *load* where its position is provably inside the array and affine in the lane, and a checked
+//! *gather* otherwise (the printer turns a gather with unit lane stride into a masked vector load). What does not
+//! depend on the lane is loaded once, as a scalar.
+
+use std::collections::BTreeMap;
+
+use einfall_ir::arena::Id;
+use einfall_ir::cascade::Size;
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::{Bound, Expr as E, FragId, Stmt, View};
+use einfall_ir::ops::BinaryOp;
+use einfall_ir::tile::{self, AxisId, BufferId, ExprId, Place as At, TileId};
+
+use super::build::*;
+use super::place::Place;
+use super::{Lower, Out};
+
+/// A point of a nest, or a vector of points along `lane`.
+#[derive(Clone, Debug)]
+pub(super) struct Point {
+    /// Coordinates within the block; of the lane axis, the first.
+    pub(super) local: BTreeMap<AxisId, E>,
+    /// The axis lanes run along.
+    pub(super) lane: Option<AxisId>,
+    /// Points along the lane axis.
+    pub(super) width: u64,
+    /// Points from this one on are absent.
+    pub(super) limit: Option<E>,
+}
+
+/// Statements that bring operands in, and what is at hand.
+#[derive(Default)]
+pub(super) struct Sink {
+    /// What does not depend on the lane, where `hoist` allows it to stand before the lane loop.
+    pub(super) outer: Vec<Stmt>,
+    pub(super) inner: Vec<Stmt>,
+    pub(super) hoist: bool,
+    /// Elements of tiles made in this nest.
+    pub(super) live: BTreeMap<TileId, FragId>,
+    pub(super) loaded: Vec<(String, FragId)>,
+    pub(super) fetched: Vec<(String, E)>,
+}
+
+impl Sink {
+    fn push(&mut self, s: Stmt, varies: bool) {
+        if varies || !self.hoist { self.inner.push(s) } else { self.outer.push(s) }
+    }
+}
+
+impl Lower<'_> {
+    fn local(&self, p: &Point, a: AxisId) -> Out<E> {
+        match p.local.get(&a) {
+            Some(e) => Ok(e.clone()),
+            None if self.ranges[a.index()].unit => Ok(int(0)),
+            None => Err(self.unsupported(format!("an element along axis {} outside its loops", self.k.axes[a].name))),
+        }
+    }
+
+    /// The coordinate (of lane 0) on an axis, over the whole problem.
+    fn coord(&self, p: &Point, a: AxisId) -> Out<E> {
+        Ok(add(self.ranges[a.index()].origin.clone(), self.local(p, a)?))
+    }
+
+    /// Elementwise value of `e` at `p`; operands are loaded by statements pushed to `sink`.
+    pub(super) fn expr(&mut self, e: ExprId, p: &Point, sink: &mut Sink) -> Out<E> {
+        let b = |x: E| Box::new(x);
+        let node = self.k.exprs[e].clone();
+        Ok(match node {
+            tile::Expr::Int(i) => E::Int(i),
+            tile::Expr::Float(f) => E::Float(f),
+            tile::Expr::Size(s) => size(&s),
+            tile::Expr::Coord(a) => {
+                let c = self.coord(p, a)?;
+                if p.lane == Some(a) { add(c, E::Coord(0)) } else { c }
+            }
+            tile::Expr::Tile(t) => {
+                let names = self.own_places(t);
+                self.tile_value(t, &names, p, sink)?
+            }
+            tile::Expr::TileAt { tile, at } => self.tile_value(tile, &at, p, sink)?,
+            tile::Expr::Read { buffer, at } => self.read_value(buffer, &at, p, sink)?,
+            tile::Expr::Unary(op, a) => E::Unary(op, b(self.expr(a, p, sink)?)),
+            tile::Expr::Binary(op, x, y) => {
+                if self.is_known(e) {
+                    return Ok(E::Int(1));
+                }
+                let (x, y) = (self.expr(x, p, sink)?, self.expr(y, p, sink)?);
+                if matches!((&x, &y), (E::Int(_), E::Int(_))) { x.bin(op, y) } else { E::Binary(op, b(x), b(y)) }
+            }
+            tile::Expr::Select(c, x, y) => {
+                if self.is_known(c) {
+                    return self.expr(x, p, sink);
+                }
+                let c = self.expr(c, p, sink)?;
+                E::Select(b(c), b(self.expr(x, p, sink)?), b(self.expr(y, p, sink)?))
+            }
+            tile::Expr::Cast(d, a) => E::Cast(d, b(self.expr(a, p, sink)?)),
+        })
+    }
+
+    /// A uniform integer: nothing in it depends on the lane.
+    pub(super) fn uniform(&mut self, e: ExprId, p: &Point) -> Out<E> {
+        let mut sink = Sink::default();
+        let scalar = Point { lane: None, width: 0, limit: None, ..p.clone() };
+        let v = self.expr(e, &scalar, &mut sink)?;
+        if sink.inner.iter().chain(&sink.outer).any(|s| !matches!(s, Stmt::Let { .. })) {
+            return Err(self.unsupported("a float in a position"));
+        }
+        Ok(v)
+    }
+
+    /// A tile's own axes as places.
+    pub(super) fn own_places(&self, t: TileId) -> Vec<At> {
+        self.k.tiles[t].axes.iter().map(|a| At::Axis(*a)).collect()
+    }
+
+    /// The coordinate within the block of axis `a` that place `n` names.
+    fn place_local(&self, p: &Point, a: AxisId, n: At) -> Out<E> {
+        match n {
+            At::At(i) => Ok(sub(int(i as i64), self.ranges[a.index()].origin.clone())),
+            At::Axis(n) if n == a => self.local(p, n),
+            At::Axis(n) => Ok(sub(self.coord(p, n)?, self.ranges[a.index()].origin.clone())),
+        }
+    }
+
+    /// A tile's element at the places `names` of its axes.
+    pub(super) fn tile_value(&mut self, t: TileId, names: &[At], p: &Point, sink: &mut Sink) -> Out<E> {
+        let own = self.k.tiles[t].axes.clone();
+        let plain = self.own_places(t) == names;
+        let varies = p.lane.is_some_and(|l| names.contains(&At::Axis(l)));
+        if plain && let Some(&frag) = sink.live.get(&t) {
+            return Ok(E::Frag { frag, dims: if varies { vec![0] } else { vec![] } });
+        }
+        match self.places[t.index()].clone() {
+            Place::Direct { buffer, at } => {
+                if plain {
+                    return self.read_value(buffer, &at, p, sink);
+                }
+                // The point under the tile's own axis names.
+                let mut q = p.clone();
+                q.lane = None;
+                for (a, n) in own.iter().zip(names) {
+                    q.local.insert(*a, self.place_local(p, *a, *n)?);
+                    if p.lane.is_some_and(|l| *n == At::Axis(l)) {
+                        q.lane = Some(*a);
+                    }
+                }
+                self.read_value(buffer, &at, &q, sink)
+            }
+            Place::Scratch(s) => {
+                let mut local = BTreeMap::new();
+                let mut lane_axis = None;
+                for (a, n) in own.iter().zip(names) {
+                    local.insert(*a, self.place_local(p, *a, *n)?);
+                    if p.lane.is_some_and(|l| *n == At::Axis(l)) && s.layout.order.contains(a) {
+                        lane_axis = Some(*a);
+                    }
+                }
+                let at = self.scratch_at(&s, |a| local.get(&a).cloned().unwrap_or(int(0)));
+                let dtype = self.bufs[s.buf].dtype;
+                if dtype == DType::I64 && lane_axis.is_none() {
+                    return Ok(self.fetch(E::Fetch { buf: s.buf, at }, sink));
+                }
+                let walk = match lane_axis {
+                    Some(a) => vec![Self::scratch_dim(&s, a).map(|d| (d, 1))],
+                    None => vec![],
+                };
+                let contiguous = lane_axis == s.layout.order.last().copied();
+                let view = View { buf: s.buf, stage: None, at, walk };
+                let bounds = match (&p.limit, lane_axis, contiguous) {
+                    (Some(l), Some(_), false) => vec![Bound { dim: 0, limit: l.clone() }],
+                    _ => vec![],
+                };
+                Ok(self.load_view(view, bounds, lane_axis.is_some(), Self::register_type(dtype), p, sink))
+            }
+        }
+    }
+
+    /// A fetched integer bound to a variable, once.
+    fn fetch(&mut self, e: E, sink: &mut Sink) -> E {
+        let key = format!("{e:?}");
+        if let Some((_, v)) = sink.fetched.iter().find(|(k, _)| *k == key) {
+            return v.clone();
+        }
+        if !sink.hoist {
+            return e;
+        }
+        let v = self.var("fetched");
+        sink.push(Stmt::Let { var: v, value: e }, false);
+        sink.fetched.push((key, E::Var(v)));
+        E::Var(v)
+    }
+
+    fn load_view(
+        &mut self,
+        view: View,
+        bounds: Vec<Bound>,
+        varies: bool,
+        dtype: DType,
+        p: &Point,
+        sink: &mut Sink,
+    ) -> E {
+        let dims = if varies { vec![0] } else { vec![] };
+        let key = format!("{view:?}{bounds:?}");
+        if let Some((_, frag)) = sink.loaded.iter().find(|(k, _)| *k == key) {
+            return E::Frag { frag: *frag, dims };
+        }
+        let name = self.bufs[view.buf].name.clone();
+        let frag = self.frag(&name, dtype, if varies { p.width } else { 0 });
+        self.loaded_types.insert(self.frags[frag].name.clone(), self.bufs[view.buf].dtype);
+        sink.push(Stmt::Load { out: frag, src: view, bounds }, varies);
+        sink.loaded.push((key, frag));
+        E::Frag { frag, dims }
+    }
+
+    /// An array's element.
+    pub(super) fn read_value(&mut self, buffer: BufferId, at: &[ExprId], p: &Point, sink: &mut Sink) -> Out<E> {
+        let buf = self.globals[&buffer];
+        let info = &self.plan.buffers[buffer];
+        let (dims, dtype) = (info.dims.clone(), Self::register_type(info.dtype));
+        if dims.is_empty() {
+            return Ok(E::Scalar(buf));
+        }
+        let coefs: Vec<Option<i64>> = at.iter().map(|a| self.lane_coef(*a, p.lane)).collect();
+        let moving: Vec<usize> = (0..at.len()).filter(|i| coefs[*i] != Some(0)).collect();
+        let affine = coefs.iter().all(Option::is_some) && moving.len() <= 1;
+        let varies = !moving.is_empty();
+        if !varies && dtype == DType::I64 {
+            let at = at.iter().map(|a| self.uniform(*a, p)).collect::<Out<_>>()?;
+            return Ok(self.fetch(E::Fetch { buf, at }, sink));
+        }
+        let inside = at.iter().zip(&dims).all(|(a, d)| self.inside(*a, d));
+        let bounds: Vec<Bound> = match (&p.limit, varies) {
+            (Some(l), true) => vec![Bound { dim: 0, limit: l.clone() }],
+            _ => vec![],
+        };
+        if affine && inside {
+            let origin = at.iter().map(|a| self.uniform(*a, p)).collect::<Out<_>>()?;
+            let walk = match moving.first() {
+                Some(&d) => vec![coefs[d].map(|c| (d, c))],
+                None => vec![],
+            };
+            let view = View { buf, stage: None, at: origin, walk };
+            return Ok(self.load_view(view, bounds, varies, dtype, p, sink));
+        }
+        let at: Vec<E> = at.iter().map(|a| self.expr(*a, p, sink)).collect::<Out<_>>()?;
+        let key = format!("gather{buf:?}{at:?}{bounds:?}");
+        let dims = if varies { vec![0] } else { vec![] };
+        if let Some((_, frag)) = sink.loaded.iter().find(|(k, _)| *k == key) {
+            return Ok(E::Frag { frag: *frag, dims });
+        }
+        let name = self.bufs[buf].name.clone();
+        let frag = self.frag(&name, dtype, if varies { p.width } else { 0 });
+        sink.push(Stmt::Gather { out: frag, buf, at, bounds }, varies);
+        sink.loaded.push((key, frag));
+        Ok(E::Frag { frag, dims })
+    }
+
+    /// How an integer expression grows along the lane; none where it is not affine in it.
+    pub(super) fn lane_coef(&self, e: ExprId, lane: Option<AxisId>) -> Option<i64> {
+        let Some(lane) = lane else { return Some(0) };
+        match &self.k.exprs[e] {
+            tile::Expr::Int(_) | tile::Expr::Float(_) | tile::Expr::Size(_) => Some(0),
+            tile::Expr::Coord(a) => Some(i64::from(*a == lane)),
+            tile::Expr::Tile(t) => (!self.k.tiles[*t].axes.contains(&lane)).then_some(0),
+            tile::Expr::TileAt { at, .. } => (!at.contains(&At::Axis(lane))).then_some(0),
+            tile::Expr::Read { at, .. } => at.iter().all(|a| self.lane_coef(*a, Some(lane)) == Some(0)).then_some(0),
+            tile::Expr::Binary(op, a, b) => {
+                let (x, y) = (self.lane_coef(*a, Some(lane))?, self.lane_coef(*b, Some(lane))?);
+                match op {
+                    BinaryOp::Add => Some(x + y),
+                    BinaryOp::Sub => Some(x - y),
+                    BinaryOp::Mul => match (&self.k.exprs[*a], &self.k.exprs[*b]) {
+                        (tile::Expr::Int(i), _) => Some(i * y),
+                        (_, tile::Expr::Int(i)) => Some(i * x),
+                        _ => (x == 0 && y == 0).then_some(0),
+                    },
+                    _ => (x == 0 && y == 0).then_some(0),
+                }
+            }
+            tile::Expr::Unary(..) | tile::Expr::Select(..) | tile::Expr::Cast(..) => {
+                let mut all = true;
+                self.k.exprs[e].for_each_operand(|o| all &= self.lane_coef(o, Some(lane)) == Some(0));
+                all.then_some(0)
+            }
+        }
+    }
+
+    /// Whether `0 ≤ e < dim` follows from the extents of the axes in it.
+    pub(super) fn inside(&self, e: ExprId, dim: &Size) -> bool {
+        let Some(top) = self.upper(e) else { return false };
+        match (&top, dim) {
+            (Size::Const(a), Size::Const(b)) => a <= b,
+            _ => {
+                let (t, d) = (normal(&top), normal(dim));
+                // Equal up to a larger constant: `T` points of `T + 1`.
+                t.0 == d.0 && t.1 <= d.1
+            }
+        }
+    }
+
+    /// An exclusive upper bound of a non-negative integer expression.
+    fn upper(&self, e: ExprId) -> Option<Size> {
+        match &self.k.exprs[e] {
+            tile::Expr::Int(i) if *i >= 0 => Some(Size::Const(*i as u64 + 1)),
+            tile::Expr::Coord(a) => Some(self.k.axes[*a].extent.clone()),
+            tile::Expr::Size(s) => Some(Size::Add(Box::new(s.clone()), Box::new(Size::Const(1)))),
+            tile::Expr::Binary(BinaryOp::Add, a, b) => {
+                for (x, y) in [(a, b), (b, a)] {
+                    // x·s + y with y < s.
+                    if let tile::Expr::Binary(BinaryOp::Mul, q, s) = &self.k.exprs[*x] {
+                        for (q, s) in [(q, s), (s, q)] {
+                            let s = match &self.k.exprs[*s] {
+                                tile::Expr::Size(s) => s.clone(),
+                                tile::Expr::Int(i) if *i > 0 => Size::Const(*i as u64),
+                                _ => continue,
+                            };
+                            let low = self.upper(*y)?;
+                            if normal(&low) == normal(&s) {
+                                return Some(Size::Mul(Box::new(self.upper(*q)?), Box::new(s)));
+                            }
+                        }
+                    }
+                    if let tile::Expr::Int(i) = &self.k.exprs[*y]
+                        && *i >= 0
+                    {
+                        let x = self.upper(*x)?;
+                        return Some(Size::Add(Box::new(x), Box::new(Size::Const(*i as u64))));
+                    }
+                }
+                None
+            }
+            tile::Expr::Binary(BinaryOp::Mod, _, s) => match &self.k.exprs[*s] {
+                tile::Expr::Size(s) => Some(s.clone()),
+                tile::Expr::Int(i) if *i > 0 => Some(Size::Const(*i as u64)),
+                _ => None,
+            },
+            tile::Expr::Binary(BinaryOp::Div, x, s) => {
+                let s = match &self.k.exprs[*s] {
+                    tile::Expr::Size(s) => s.clone(),
+                    tile::Expr::Int(i) if *i > 0 => Size::Const(*i as u64),
+                    _ => return None,
+                };
+                match self.upper(*x)? {
+                    Size::Mul(a, b) if normal(&b) == normal(&s) => Some(*a),
+                    Size::Mul(a, b) if normal(&a) == normal(&s) => Some(*b),
+                    other => Some(Size::CeilDiv(Box::new(other), Box::new(s))),
+                }
+            }
+            tile::Expr::Int(_)
+            | tile::Expr::Float(_)
+            | tile::Expr::Tile(_)
+            | tile::Expr::TileAt { .. }
+            | tile::Expr::Read { .. }
+            | tile::Expr::Unary(..)
+            | tile::Expr::Binary(..)
+            | tile::Expr::Select(..)
+            | tile::Expr::Cast(..) => None,
+        }
+    }
+}
+
+/// A size as a sorted sum of other terms and a constant, so that equal sizes compare equal.
+fn normal(s: &Size) -> (Vec<String>, i128) {
+    fn product(s: &Size, out: &mut Vec<String>, k: &mut i128) {
+        match s {
+            Size::Const(c) => *k *= i128::from(*c),
+            Size::Mul(a, b) => {
+                product(a, out, k);
+                product(b, out, k);
+            }
+            other => out.push(format!("{other:?}")),
+        }
+    }
+    fn go(s: &Size, sign: i128, out: &mut Vec<String>, k: &mut i128) {
+        match s {
+            Size::Const(c) => *k += sign * i128::from(*c),
+            Size::Add(a, b) => {
+                go(a, sign, out, k);
+                go(b, sign, out, k);
+            }
+            Size::Sub(a, b) => {
+                go(a, sign, out, k);
+                go(b, -sign, out, k);
+            }
+            other => {
+                let (mut terms, mut c) = (Vec::new(), 1);
+                product(other, &mut terms, &mut c);
+                terms.sort();
+                out.push(format!("{}·{}", sign * c, terms.join("·")));
+            }
+        }
+    }
+    let (mut out, mut k) = (Vec::new(), 0);
+    go(s, 1, &mut out, &mut k);
+    out.sort();
+    (out, k)
+}

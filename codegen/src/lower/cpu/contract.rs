@@ -1,0 +1,275 @@
+//! Contractions: an outer product per step of the summed axes, in a register tile of MR rows × NR columns of lanes.
+//!
+//! Operands that are not laid out for it are packed into scratch first ([`super::place`]). Contractions with almost no
+//! rows to share the columns over are reductions of products instead ([`thin`]). Source of the blocking: K. Goto and
+//! R. van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; here the column panel stays in L1.
+
+use std::collections::BTreeMap;
+
+use einfall_ir::arena::Id;
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::{Expr as E, Frag, FragId, Stmt, View};
+use einfall_ir::layout::Distribution;
+use einfall_ir::ops::{BinaryOp, ReduceOp};
+use einfall_ir::tile::{self, AxisId, Node, Op, TileId};
+
+use super::access::{Point, Sink};
+use super::build::*;
+use super::nest::TransposeSource;
+use super::place::{Layout, Place, Scratch, Shape};
+use super::{Lower, Out};
+
+/// One step of the summed axes, given local coordinates and the chunk and offset of the innermost.
+type StepBody<'b, 'l> = dyn FnMut(&mut Lower<'l>, &BTreeMap<AxisId, E>, Option<(E, E)>) -> Vec<Stmt> + 'b;
+
+/// Contractions whose columns are shared by at most this many rows are reductions.
+const THIN_ROWS: u64 = 2;
+
+/// Rewrites contractions with no axis of their own per operand, or almost no rows, to reductions of products.
+pub(super) fn thin(k: &tile::Kernel) -> tile::Kernel {
+    fn go(k: &mut tile::Kernel, nodes: &mut [Node]) {
+        for n in nodes {
+            match n {
+                Node::Stream(s) => go(k, &mut s.body),
+                Node::Op(op) => {
+                    let Op::Contract { out, a, b, over, carry } = op else { continue };
+                    let few = |x: &AxisId| {
+                        let axis = &k.axes[*x];
+                        let fixed = match axis.extent {
+                            einfall_ir::cascade::Size::Const(n) => Some(n),
+                            _ => None,
+                        };
+                        let block = match axis.kind {
+                            tile::AxisKind::Inner => fixed,
+                            tile::AxisKind::Grid | tile::AxisKind::Stream => {
+                                Some(axis.block.unwrap_or(1).min(fixed.unwrap_or(u64::MAX)))
+                            }
+                        };
+                        block.is_some_and(|b| b <= THIN_ROWS)
+                    };
+                    let own = |t: TileId, o: TileId| {
+                        let (t, o, out) = (&k.tiles[t].axes, &k.tiles[o].axes, &k.tiles[*out].axes);
+                        t.iter().filter(|x| !o.contains(x) && out.contains(x)).all(few)
+                    };
+                    if !own(*a, *b) && !own(*b, *a) {
+                        continue;
+                    }
+                    let (a, b, out, over, carry) = (*a, *b, *out, over.clone(), *carry);
+                    let (x, y) = (k.exprs.push(tile::Expr::Tile(a)), k.exprs.push(tile::Expr::Tile(b)));
+                    let value = k.exprs.push(tile::Expr::Binary(BinaryOp::Mul, x, y));
+                    *op = Op::Reduce { out: vec![out], op: ReduceOp::Sum, value, over, carry };
+                }
+            }
+        }
+    }
+    let mut k = k.clone();
+    let mut body = std::mem::take(&mut k.body);
+    go(&mut k, &mut body);
+    k.body = body;
+    k
+}
+
+impl<'l> Lower<'l> {
+    /// A contraction.
+    pub(super) fn contract(&mut self, op: &Op) -> Out<Vec<Stmt>> {
+        let Op::Contract { out, a, b, carry, .. } = op else { return Ok(Vec::new()) };
+        let shape = self.contract_shape(op);
+        let Some(lane) = shape.lane else { return Err(self.unsupported("a contraction without columns")) };
+        let (rows, cols) = if shape.swapped { (*b, *a) } else { (*a, *b) };
+        let mut stmts = Vec::new();
+        let row_layout = self.row_layout(rows, &shape);
+        let lane_layout = self.lane_layout(cols, &shape);
+        let ra = self.operand(rows, row_layout, true, &mut stmts)?;
+        let rb = self.operand(cols, lane_layout, false, &mut stmts)?;
+        let Place::Scratch(acc_place) = self.places[out.index()].clone() else {
+            return Err(self.unsupported("a contraction into an array"));
+        };
+        let others: Vec<AxisId> =
+            self.wide(&self.k.tiles[*out].axes).into_iter().filter(|x| *x != lane && Some(*x) != shape.row).collect();
+        let dtype = Self::register_type(self.k.tiles[*out].dtype);
+        let out_dtype = self.held(*out);
+        let (mr, nr, l) = (shape.mr, shape.nr, self.isa.lanes());
+        let full = Distribution::vectors(&[mr, nr], Some(1), l);
+        let acc = self.tile_frag("acc", dtype, full.clone());
+        let fa = self.tile_frag("rows", dtype, full.project(&[0]));
+        let fb = self.tile_frag("cols", dtype, full.project(&[1]));
+        let mut local = BTreeMap::new();
+        let carry = *carry;
+        let body = self.loops(&others, &mut local, &mut |s, local| {
+            let j = s.var(&s.k.axes[lane].name.clone());
+            local.insert(lane, E::Var(j));
+            let i = shape.row.map(|r| {
+                let v = s.var(&s.k.axes[r].name.clone());
+                local.insert(r, E::Var(v));
+                v
+            });
+            let place = |s: &Self, at: &Scratch, local: &BTreeMap<AxisId, E>, split: Option<(E, E)>| -> Vec<E> {
+                let mut v = s.scratch_at(at, |a| local.get(&a).cloned().unwrap_or(int(0)));
+                if let (Some(_), Some((panel, inner))) = (at.layout.panel, split) {
+                    let last = v.len() - 1;
+                    v[0] = panel;
+                    v[last] = inner;
+                }
+                v
+            };
+            let walk = |at: &Scratch, a: Option<AxisId>| a.and_then(|a| Self::scratch_dim(at, a)).map(|d| (d, 1));
+            let acc_view = View {
+                buf: acc_place.buf,
+                stage: None,
+                at: place(s, &acc_place, local, None),
+                walk: vec![walk(&acc_place, shape.row), walk(&acc_place, Some(lane))],
+            };
+            let mut inner = Vec::new();
+            if carry {
+                inner.push(Stmt::Load { out: acc, src: acc_view.clone(), bounds: Vec::new() });
+            } else {
+                inner.push(Stmt::Map { out: acc, value: if dtype == DType::I64 { int(0) } else { E::Float(0.0) } });
+            }
+            inner.extend(s.summed(&shape, &ra, local, &mut |s, local, split| {
+                let view = |s: &Self, p: &Scratch, a: Option<AxisId>, split: Option<(E, E)>| View {
+                    buf: p.buf,
+                    stage: None,
+                    at: place(s, p, local, split),
+                    walk: vec![walk(p, a)],
+                };
+                let frag = |f: FragId, dims: Vec<usize>| Box::new(E::Frag { frag: f, dims });
+                let (x, y, z) = (frag(fa, vec![0]), frag(fb, vec![1]), frag(acc, vec![0, 1]));
+                let value = if dtype == DType::I64 {
+                    E::Binary(BinaryOp::Add, z, Box::new(E::Binary(BinaryOp::Mul, x, y)))
+                } else {
+                    E::Fma(x, y, z)
+                };
+                vec![
+                    Stmt::Load { out: fb, src: view(s, &rb, Some(lane), None), bounds: Vec::new() },
+                    Stmt::Load { out: fa, src: view(s, &ra, shape.row, split), bounds: Vec::new() },
+                    Stmt::Map { out: acc, value },
+                ]
+            }));
+            let src = if matches!(out_dtype, DType::F32 | DType::F64 | DType::I64) {
+                acc
+            } else {
+                let r = s.tile_frag("rounded", dtype, full.clone());
+                let v = E::Frag { frag: acc, dims: vec![0, 1] };
+                inner.push(Stmt::Map { out: r, value: E::Cast(out_dtype, Box::new(v)) });
+                r
+            };
+            inner.push(Stmt::Store { dst: acc_view, src, bounds: Vec::new(), join: None });
+            if let (Some(r), Some(i)) = (shape.row, i) {
+                let hi = s.ranges[r.index()].size.clone();
+                inner = vec![Stmt::For { var: i, lo: int(0), hi, step: mr as i64, unroll: false, body: inner }];
+                local.remove(&r);
+            }
+            local.remove(&lane);
+            let hi = s.ranges[lane.index()].size.clone();
+            Ok(vec![Stmt::For { var: j, lo: int(0), hi, step: nr as i64, unroll: false, body: inner }])
+        })?;
+        stmts.extend(body);
+        Ok(stmts)
+    }
+
+    fn tile_frag(&mut self, name: &str, dtype: DType, dist: Distribution) -> FragId {
+        let name = format!("{name}.{}", self.frags.len());
+        self.frags.push(Frag { name, dtype, dist })
+    }
+
+    /// Loops over the summed axes around one step; the innermost in chunks where the row operand is.
+    fn summed(
+        &mut self,
+        shape: &Shape,
+        rows: &Scratch,
+        local: &BTreeMap<AxisId, E>,
+        step: &mut StepBody<'_, 'l>,
+    ) -> Vec<Stmt> {
+        let mut local = local.clone();
+        let Some((&last, before)) = shape.over.split_last() else { return step(self, &local, None) };
+        let vars: Vec<_> = before
+            .iter()
+            .map(|a| {
+                let v = self.var(&self.k.axes[*a].name.clone());
+                local.insert(*a, E::Var(v));
+                (*a, v)
+            })
+            .collect();
+        let name = self.k.axes[last].name.clone();
+        let size = self.ranges[last.index()].size.clone();
+        let k = self.var(&name);
+        let chunk = rows.layout.panel.filter(|_| rows.layout.order.last() == Some(&last));
+        let mut body = match chunk {
+            None => {
+                local.insert(last, E::Var(k));
+                let body = step(self, &local, None);
+                vec![Stmt::For { var: k, lo: int(0), hi: size, step: 1, unroll: false, body }]
+            }
+            Some(w) => {
+                let c = self.var(&name);
+                let w = w as i64;
+                let origin = mul(E::Var(c), int(w));
+                local.insert(last, add(origin.clone(), E::Var(k)));
+                let body = step(self, &local, Some((E::Var(c), E::Var(k))));
+                let hi = min(int(w), sub(size.clone(), origin));
+                let inner = Stmt::For { var: k, lo: int(0), hi, step: 1, unroll: false, body };
+                let chunks = ceil_div(size, w as u64);
+                vec![Stmt::For { var: c, lo: int(0), hi: chunks, step: 1, unroll: false, body: vec![inner] }]
+            }
+        };
+        for (a, v) in vars.into_iter().rev() {
+            let hi = self.ranges[a.index()].size.clone();
+            body = vec![Stmt::For { var: v, lo: int(0), hi, step: 1, unroll: false, body }];
+        }
+        body
+    }
+
+    /// The operand in the layout wanted: its own place, or a packed copy made now.
+    fn operand(&mut self, t: TileId, layout: Layout, row: bool, stmts: &mut Vec<Stmt>) -> Out<Scratch> {
+        if let Place::Scratch(s) = &self.places[t.index()]
+            && s.layout == layout
+        {
+            return Ok(s.clone());
+        }
+        let key = (self.position, row);
+        let s = match self.packs.get(&key) {
+            Some(s) => s.clone(),
+            None => {
+                let s = self.scratch(t, layout);
+                self.packs.insert(key, s.clone());
+                s
+            }
+        };
+        stmts.extend(self.pack(t, &s)?);
+        Ok(s)
+    }
+
+    /// Copies a tile into scratch of another layout.
+    fn pack(&mut self, t: TileId, to: &Scratch) -> Out<Vec<Stmt>> {
+        let direct;
+        let from = match &self.places[t.index()] {
+            Place::Direct { buffer, at } => {
+                direct = (*buffer, at.clone());
+                TransposeSource::Array { buffer: direct.0, at: &direct.1 }
+            }
+            Place::Scratch(s) => TransposeSource::Scratch(s.clone()),
+        };
+        if let Some(stmts) = self.transpose_into(to, &from)? {
+            return Ok(stmts);
+        }
+        let Some(&lane) = to.layout.order.last() else {
+            return Err(self.unsupported("a contraction of scalars"));
+        };
+        let outer: Vec<AxisId> = to.layout.order.iter().copied().filter(|a| *a != lane).collect();
+        let dtype = self.bufs[to.buf].dtype;
+        let names = self.own_places(t);
+        let mut local = BTreeMap::new();
+        let width = self.isa.lanes();
+        self.loops(&outer, &mut local, &mut |s, local| {
+            s.along_axis(lane, width, local, &mut |s, p: &Point, _| {
+                let mut sink = Sink::default();
+                let v = s.tile_value(t, &names, p, &mut sink)?;
+                let frag = s.frag("packed", dtype, p.width);
+                sink.inner.push(Stmt::Map { out: frag, value: v });
+                let stmt = s.scratch_store(to, frag, true, p)?;
+                sink.inner.push(stmt);
+                Ok(sink.inner)
+            })
+        })
+    }
+}

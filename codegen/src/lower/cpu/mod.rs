@@ -1,0 +1,384 @@
+//! Tile plans → kernel IR for CPU cores: a task is one grid block, run by one thread with vector lanes.
+//!
+//! Tiles are read in place ([`place::Place::Direct`]) or live in the task's scratch, laid out for the operation that
+//! reads them most (panels for contractions). Every operation becomes a nest of loops around registers of lanes:
+//! elementwise chains share one nest ([`nest`]), contractions are outer products in a register tile ([`contract`]).
+//! Invariants: loop bounds clip tails, so no element beyond an extent is read from or written to an array; results do
+//! not depend on how tasks are spread over threads; nothing here names an operation of the user's.
+
+mod access;
+mod build;
+mod contract;
+mod filter;
+mod nest;
+mod place;
+mod scan;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use einfall_ir::arena::{Arena, Id};
+use einfall_ir::cascade::Size;
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::{self, Buf, BufId, BufSpace, Expr as E, Frag, FragId, Role, Scope, Stmt, Var, VarId};
+use einfall_ir::layout::Distribution;
+use einfall_ir::mapping::Mapping;
+use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, BufferKind, Node, Op, Plan, TileId};
+
+use self::build::*;
+use self::place::Place;
+use crate::backend::llvm::Isa;
+
+/// What the CPU path does not lower yet: a clear refusal, never wrong code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotLowered {
+    /// The kernel.
+    pub kernel: String,
+    /// What it needs, a noun phrase.
+    pub what: String,
+}
+
+impl fmt::Display for NotLowered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kernel {}: the CPU backend does not support {}", self.kernel, self.what)
+    }
+}
+
+impl std::error::Error for NotLowered {}
+
+/// Blocks of axes that the mapping (if any) chooses, put into the plan. Axes it leaves out keep theirs.
+pub fn apply(plan: &Plan, mapping: &Mapping) -> Plan {
+    let mut plan = plan.clone();
+    for k in &mut plan.kernels {
+        let Some(m) = mapping.kernels.iter().find(|m| m.kernel == k.name) else { continue };
+        for (_, axis) in k.axes.iter_mut() {
+            if let Some(a) = m.axes.iter().find(|a| a.axis == axis.name && a.block > 0)
+                && axis.kind != AxisKind::Inner
+            {
+                axis.block = Some(a.block);
+            }
+        }
+    }
+    plan
+}
+
+/// Lowers every kernel of a plan whose grid and stream axes have blocks.
+///
+/// # Errors
+/// What has no lowering yet.
+pub fn lower(plan: &Plan, isa: &Isa) -> Result<kernel::Module, NotLowered> {
+    let kernels =
+        plan.kernels.iter().map(|k| Lower::kernel(plan, &contract::thin(k), isa)).collect::<Result<_, _>>()?;
+    Ok(kernel::Module { name: plan.name.clone(), ranks: plan.ranks.clone(), kernels })
+}
+
+type Out<T> = Result<T, NotLowered>;
+
+/// An axis where an operation stands.
+#[derive(Clone, Debug)]
+struct Range {
+    /// First coordinate of the block.
+    origin: E,
+    /// Coordinates in the block, tails clipped.
+    size: E,
+    /// Coordinates at most (a literal for blocks, an expression for inner axes).
+    most: E,
+    /// Exactly one coordinate, always.
+    unit: bool,
+}
+
+/// A kernel being lowered.
+struct Lower<'a> {
+    plan: &'a Plan,
+    k: &'a tile::Kernel,
+    isa: &'a Isa,
+    bufs: Arena<BufId, Buf>,
+    frags: Arena<FragId, Frag>,
+    vars: Arena<VarId, Var>,
+    globals: BTreeMap<BufferId, BufId>,
+    places: Vec<Place>,
+    ranges: Vec<Range>,
+    /// Operations that read each tile, by position in program order.
+    readers: Vec<Vec<usize>>,
+    /// Position of the next operation.
+    position: usize,
+    /// Conditions known to hold where code is emitted.
+    known: Vec<tile::ExprId>,
+    /// Types of the memory that fragments were loaded from, by fragment name.
+    loaded_types: BTreeMap<String, DType>,
+    /// Scratch for packed operands, by operation and side.
+    packs: BTreeMap<(usize, bool), place::Scratch>,
+}
+
+impl<'a> Lower<'a> {
+    fn kernel(plan: &'a Plan, k: &'a tile::Kernel, isa: &'a Isa) -> Out<kernel::Kernel> {
+        let mut l = Lower {
+            plan,
+            k,
+            isa,
+            bufs: Arena::new(),
+            frags: Arena::new(),
+            vars: Arena::new(),
+            globals: BTreeMap::new(),
+            places: Vec::new(),
+            ranges: Vec::new(),
+            readers: vec![Vec::new(); k.tiles.len()],
+            position: 0,
+            known: Vec::new(),
+            loaded_types: BTreeMap::new(),
+            packs: BTreeMap::new(),
+        };
+        l.declare_arrays();
+        let (grid, mut body) = l.axes()?;
+        l.find_readers();
+        l.place_tiles()?;
+        body.extend(l.nodes(&k.body)?);
+        Ok(kernel::Kernel {
+            name: k.name.clone(),
+            grid,
+            cluster: Vec::new(),
+            bufs: l.bufs,
+            frags: l.frags,
+            barriers: Arena::new(),
+            vars: l.vars,
+            roles: vec![Role { name: "core".into(), scope: Scope::Thread, units: 1, regs: None, body }],
+        })
+    }
+
+    fn unsupported(&self, what: impl Into<String>) -> NotLowered {
+        NotLowered { kernel: self.k.name.clone(), what: what.into() }
+    }
+
+    /// Every array the kernel names, in order of first use.
+    fn declare_arrays(&mut self) {
+        let mut used: BTreeMap<BufferId, bool> = BTreeMap::new();
+        for (_, e) in self.k.exprs.iter() {
+            if let tile::Expr::Read { buffer, .. } = e {
+                used.entry(*buffer).or_insert(false);
+            }
+        }
+        self.k.for_each_op(&mut |op, _| match op {
+            Op::Load { buffer, .. } => {
+                used.entry(*buffer).or_insert(false);
+            }
+            Op::Store { buffer, .. } => {
+                used.insert(*buffer, true);
+            }
+            Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => {}
+        });
+        for (b, written) in used {
+            let buffer = &self.plan.buffers[b];
+            let written = written && buffer.kind != BufferKind::Input;
+            let id = self.bufs.push(Buf {
+                name: buffer.name.clone(),
+                dtype: buffer.dtype,
+                dims: buffer.dims.iter().map(size).collect(),
+                space: BufSpace::Global { param: b.index(), written },
+            });
+            self.globals.insert(b, id);
+        }
+    }
+
+    /// Grid extents, and the statements that bind each grid axis's origin and size.
+    fn axes(&mut self) -> Out<(Vec<E>, Vec<Stmt>)> {
+        let mut grid = Vec::new();
+        let mut body = Vec::new();
+        for (id, a) in self.k.axes.iter() {
+            let extent = size(&a.extent);
+            let range = match a.kind {
+                AxisKind::Inner => {
+                    let unit = a.extent == Size::Const(1);
+                    Range { origin: int(0), size: extent.clone(), most: extent, unit }
+                }
+                AxisKind::Grid => {
+                    let block = a.block.unwrap_or(1).max(1);
+                    let d = grid.len();
+                    grid.push(ceil_div(extent.clone(), block));
+                    let (r, stmts) = self.block_range(&a.name, extent, block, mul(E::Grid(d), int(block as i64)));
+                    body.extend(stmts);
+                    r
+                }
+                // Bound where the stream stands.
+                AxisKind::Stream => {
+                    let block = a.block.unwrap_or(1).max(1) as i64;
+                    let most = match &a.extent {
+                        Size::Const(n) => int((*n as i64).min(block)),
+                        _ => int(block),
+                    };
+                    Range { origin: int(0), size: most.clone(), most, unit: block == 1 }
+                }
+            };
+            debug_assert_eq!(id.index(), self.ranges.len());
+            self.ranges.push(range);
+        }
+        if grid.is_empty() {
+            grid.push(int(1));
+        }
+        Ok((grid, body))
+    }
+
+    /// The range of a block that starts at `origin`, with the statements that bind it.
+    fn block_range(&mut self, name: &str, extent: E, block: u64, origin: E) -> (Range, Vec<Stmt>) {
+        let o = self.var(&format!("{name}0"));
+        let mut stmts = vec![Stmt::Let { var: o, value: origin }];
+        let b = block as i64;
+        let (size, most) = match &extent {
+            _ if block == 1 => (int(1), int(1)),
+            E::Int(n) if n % b == 0 => (int(b), int(b)),
+            E::Int(n) if *n < b => (int(*n), int(*n)),
+            _ => {
+                let s = self.var(&format!("{name}s"));
+                stmts.push(Stmt::Let { var: s, value: min(int(b), sub(extent.clone(), E::Var(o))) });
+                (E::Var(s), int(b))
+            }
+        };
+        let unit = block == 1 || extent == int(1);
+        (Range { origin: E::Var(o), size, most, unit }, stmts)
+    }
+
+    fn var(&mut self, name: &str) -> VarId {
+        let n = self.vars.len();
+        self.vars.push(Var { name: format!("{name}.{n}") })
+    }
+
+    /// A fragment of `width` lanes' worth of elements along one dimension, or a scalar where 0.
+    fn frag(&mut self, name: &str, dtype: DType, width: u64) -> FragId {
+        let dist = if width == 0 {
+            Distribution::vectors(&[], None, self.isa.lanes())
+        } else {
+            Distribution::vectors(&[width], Some(0), self.isa.lanes())
+        };
+        let name = format!("{name}.{}", self.frags.len());
+        self.frags.push(Frag { name, dtype, dist })
+    }
+
+    /// The type registers hold elements of `dtype` in.
+    fn register_type(dtype: DType) -> DType {
+        match dtype {
+            DType::F64 => DType::F64,
+            DType::Bool => DType::Bool,
+            DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => DType::F32,
+            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 => DType::I64,
+        }
+    }
+
+    /// The type a tile's elements are rounded to when written. An accumulator carried over steps is held in f32
+    /// whatever its type, so that the result does not depend on the blocks; its readers round.
+    fn held(&self, t: TileId) -> DType {
+        let dtype = self.k.tiles[t].dtype;
+        if !dtype.is_float() || dtype == DType::F64 {
+            return dtype;
+        }
+        let mut carried = false;
+        self.k.for_each_op(&mut |op, _| {
+            carried |= match op {
+                Op::Contract { out, carry, .. } => *carry && *out == t,
+                Op::Reduce { out, carry, .. } => *carry && out.contains(&t),
+                Op::Load { .. } | Op::Store { .. } | Op::Map { .. } | Op::Scan { .. } => false,
+            };
+        });
+        if carried { DType::F32 } else { dtype }
+    }
+
+    /// Fills `readers`.
+    fn find_readers(&mut self) {
+        let mut readers = std::mem::take(&mut self.readers);
+        let mut position = 0;
+        let k = self.k;
+        k.for_each_op(&mut |op, _| {
+            let mut read = |t: TileId| {
+                if !readers[t.index()].contains(&position) {
+                    readers[t.index()].push(position);
+                }
+            };
+            for root in op.roots() {
+                tiles_of(k, root, &mut read);
+            }
+            match op {
+                Op::Contract { out, a, b, carry, .. } => {
+                    read(*a);
+                    read(*b);
+                    if *carry {
+                        read(*out);
+                    }
+                }
+                Op::Reduce { out, carry: true, .. } => out.iter().for_each(|t| read(*t)),
+                Op::Scan { carry: Some(c), .. } => read(*c),
+                Op::Load { .. } | Op::Store { .. } | Op::Map { .. } | Op::Reduce { .. } | Op::Scan { .. } => {}
+            }
+            position += 1;
+        });
+        self.readers = readers;
+    }
+
+    /// Operations and streams in order.
+    fn nodes(&mut self, nodes: &[Node]) -> Out<Vec<Stmt>> {
+        let mut out = Vec::new();
+        let mut i = 0;
+        while i < nodes.len() {
+            match &nodes[i] {
+                Node::Stream(s) => {
+                    out.extend(self.stream(s)?);
+                    i += 1;
+                }
+                Node::Op(op) => match op {
+                    Op::Contract { .. } => {
+                        out.extend(self.contract(op)?);
+                        self.position += 1;
+                        i += 1;
+                    }
+                    Op::Scan { .. } => {
+                        out.extend(self.scan(op)?);
+                        self.position += 1;
+                        i += 1;
+                    }
+                    Op::Load { out: t, .. } if matches!(self.places[t.index()], Place::Direct { .. }) => {
+                        self.position += 1;
+                        i += 1;
+                    }
+                    Op::Load { .. } | Op::Store { .. } | Op::Map { .. } | Op::Reduce { .. } => {
+                        let n = self.group(&nodes[i..]);
+                        let ops: Vec<&Op> = nodes[i..i + n]
+                            .iter()
+                            .filter_map(|n| match n {
+                                Node::Op(op) => Some(op),
+                                Node::Stream(_) => None,
+                            })
+                            .collect();
+                        out.extend(self.nest(&ops)?);
+                        self.position += n;
+                        i += n;
+                    }
+                },
+            }
+        }
+        Ok(out)
+    }
+
+    /// Axes of `axes` with more than one coordinate.
+    fn wide(&self, axes: &[AxisId]) -> Vec<AxisId> {
+        let mut v: Vec<AxisId> = Vec::new();
+        for a in axes {
+            if !self.ranges[a.index()].unit && !v.contains(a) {
+                v.push(*a);
+            }
+        }
+        v
+    }
+}
+
+/// Calls `f` on every tile an expression reads.
+fn tiles_of(k: &tile::Kernel, root: tile::ExprId, f: &mut impl FnMut(TileId)) {
+    k.walk(root, &mut |_, e| match e {
+        tile::Expr::Tile(t) | tile::Expr::TileAt { tile: t, .. } => f(*t),
+        tile::Expr::Int(_)
+        | tile::Expr::Float(_)
+        | tile::Expr::Size(_)
+        | tile::Expr::Coord(_)
+        | tile::Expr::Read { .. }
+        | tile::Expr::Unary(..)
+        | tile::Expr::Binary(..)
+        | tile::Expr::Select(..)
+        | tile::Expr::Cast(..) => {}
+    });
+}

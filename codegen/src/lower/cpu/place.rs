@@ -1,0 +1,244 @@
+//! Where tiles live: read in place, or in scratch laid out for the contraction that reads them.
+//!
+//! A contraction wants its *lane operand* in panels `[panels, …, NR]` (one panel is a column block of the register
+//! tile, rows adjacent) and its *row operand* with the innermost summed axis contiguous and a static row stride.
+//! Invariant: the contiguous axis of a scratch tile is allocated in whole vectors, rows of contractions in whole
+//! register tiles, so that scratch accesses along the lanes need no masks.
+
+use einfall_ir::arena::Id;
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::{Buf, BufId, BufSpace, Expr as E};
+use einfall_ir::ops::BinaryOp;
+use einfall_ir::tile::{self, AxisId, BufferId, Op, TileId};
+
+use super::build::*;
+use super::{Lower, Out};
+
+/// Placement of a tile.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// The tile is the array's elements at these positions, read where used.
+    Direct { buffer: BufferId, at: Vec<tile::ExprId> },
+    /// Private memory.
+    Scratch(Scratch),
+}
+
+/// A tile in scratch: dimensions `[panels]`, the other axes in order, then the contiguous axis (within its panel).
+#[derive(Clone, Debug)]
+pub(super) struct Scratch {
+    pub(super) buf: BufId,
+    pub(super) layout: Layout,
+}
+
+/// Order of a tile's axes in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Axes with more than one coordinate, outermost first; the last is contiguous.
+    pub(super) order: Vec<AxisId>,
+    /// The contiguous axis is cut into panels of this many elements, the panels outermost.
+    pub(super) panel: Option<u64>,
+}
+
+/// How a contraction uses its axes.
+#[derive(Clone, Debug)]
+pub(super) struct Shape {
+    /// Whether `b` of the operation is the row operand.
+    pub(super) swapped: bool,
+    /// The axis lanes run along, in the lane operand and the result.
+    pub(super) lane: Option<AxisId>,
+    /// The axis rows of the register tile run along.
+    pub(super) row: Option<AxisId>,
+    /// Summed axes, innermost last.
+    pub(super) over: Vec<AxisId>,
+    /// Rows and columns of the register tile.
+    pub(super) mr: u64,
+    pub(super) nr: u64,
+}
+
+/// Elements of a chunk of a summed axis whose extent is only known at launch: a static row stride.
+const CHUNK: u64 = 128;
+
+impl Lower<'_> {
+    /// Decides every tile's place.
+    pub(super) fn place_tiles(&mut self) -> Out<()> {
+        let mut wanted: Vec<Option<Layout>> = vec![None; self.k.tiles.len()];
+        let mut loads: Vec<Option<(BufferId, Vec<tile::ExprId>)>> = vec![None; self.k.tiles.len()];
+        let mut writers = vec![0; self.k.tiles.len()];
+        let mut contracts = Vec::new();
+        self.k.for_each_op(&mut |op, _| {
+            op.outs().iter().for_each(|t| writers[t.index()] += 1);
+            match op {
+                Op::Load { out, buffer, at } => loads[out.index()] = Some((*buffer, at.clone())),
+                Op::Contract { .. } => contracts.push(op.clone()),
+                Op::Scan { carry: Some(c), .. } => writers[c.index()] += 1,
+                Op::Store { .. } | Op::Map { .. } | Op::Reduce { .. } | Op::Scan { .. } => {}
+            }
+        });
+        for op in &contracts {
+            let Op::Contract { a, b, .. } = op else { continue };
+            let shape = self.contract_shape(op);
+            if shape.lane.is_none() {
+                continue;
+            }
+            for (t, is_row) in [(*a, !shape.swapped), (*b, shape.swapped)] {
+                let layout = if is_row { self.row_layout(t, &shape) } else { self.lane_layout(t, &shape) };
+                wanted[t.index()].get_or_insert(layout);
+            }
+        }
+        for t in self.k.tiles.ids() {
+            let load = loads[t.index()].take().filter(|_| writers[t.index()] == 1);
+            let place = match (wanted[t.index()].take(), load) {
+                (None, Some((buffer, at))) => Place::Direct { buffer, at },
+                (Some(layout), _) => Place::Scratch(self.scratch(t, layout)),
+                (None, None) => {
+                    let layout = Layout { order: self.wide(&self.k.tiles[t].axes), panel: None };
+                    Place::Scratch(self.scratch(t, layout))
+                }
+            };
+            self.places.push(place);
+        }
+        Ok(())
+    }
+
+    /// The roles of a contraction's axes.
+    pub(super) fn contract_shape(&self, op: &Op) -> Shape {
+        let Op::Contract { out, a, b, over, .. } = op else {
+            return Shape { swapped: false, lane: None, row: None, over: Vec::new(), mr: 1, nr: 1 };
+        };
+        let axes = |t: TileId| self.wide(&self.k.tiles[t].axes);
+        let (ao, bo, oo) = (axes(*a), axes(*b), axes(*out));
+        // Lanes along the last axis of the result that only one operand has.
+        let lane = oo.iter().rev().copied().find(|x| ao.contains(x) != bo.contains(x));
+        let swapped = lane.is_some_and(|l| ao.contains(&l));
+        let (rows, lanes) = if swapped { (&bo, &ao) } else { (&ao, &bo) };
+        let row = oo.iter().rev().copied().find(|x| rows.contains(x) && !lanes.contains(x));
+        let l = self.isa.lanes();
+        let literal = |x: Option<AxisId>| match x.map(|x| &self.ranges[x.index()].most) {
+            Some(E::Int(n)) => Some(*n as u64),
+            _ => None,
+        };
+        let nr = if literal(lane).is_some_and(|n| n <= l) { l } else { 2 * l };
+        let most = (self.isa.vector_registers - 4) / (nr / l);
+        let mr = match (row, literal(row)) {
+            (None, _) => 1,
+            (Some(_), None) => most,
+            (Some(_), Some(n)) => n.div_ceil(n.div_ceil(most)).max(1),
+        };
+        // The row operand is walked along its own last summed axis.
+        let mut over = self.wide(over);
+        if let Some(inner) = rows.iter().rev().copied().find(|x| over.contains(x)) {
+            over.retain(|x| *x != inner);
+            over.push(inner);
+        }
+        Shape { swapped, lane, row, over, mr, nr }
+    }
+
+    /// Panels of NR columns.
+    pub(super) fn lane_layout(&self, t: TileId, s: &Shape) -> Layout {
+        let mut order = self.wide(&self.k.tiles[t].axes);
+        if let Some(l) = s.lane {
+            order.retain(|x| *x != l);
+            // Summed axes innermost, in the order they are walked.
+            order.retain(|x| !s.over.contains(x));
+            let own = self.wide(&self.k.tiles[t].axes);
+            order.extend(s.over.iter().filter(|x| own.contains(x)));
+            order.push(l);
+        }
+        Layout { order, panel: Some(s.nr) }
+    }
+
+    /// The innermost summed axis contiguous; in chunks where its extent is not a literal.
+    pub(super) fn row_layout(&self, t: TileId, s: &Shape) -> Layout {
+        let mut order = self.wide(&self.k.tiles[t].axes);
+        let mut panel = None;
+        if let Some(inner) = s.over.last().filter(|x| order.contains(x)) {
+            order.retain(|x| x != inner);
+            order.push(*inner);
+            if !matches!(self.ranges[inner.index()].most, E::Int(_)) && order.len() > 1 {
+                panel = Some(CHUNK);
+            }
+        }
+        Layout { order, panel }
+    }
+
+    /// Coordinates allocated along an axis: whole vectors, panels and register tiles.
+    fn allocated(&self, a: AxisId, contiguous: bool) -> E {
+        let most = self.ranges[a.index()].most.clone();
+        let l = self.isa.lanes();
+        let mut n = if contiguous { round_up(most.clone(), l) } else { most.clone() };
+        let mut shapes = Vec::new();
+        self.k.for_each_op(&mut |op, _| {
+            if matches!(op, Op::Contract { .. }) {
+                shapes.push(self.contract_shape(op));
+            }
+        });
+        for s in shapes {
+            if s.lane == Some(a) {
+                n = max(n, round_up(most.clone(), s.nr));
+            }
+            if s.row == Some(a) {
+                n = max(n, round_up(most.clone(), s.mr));
+            }
+        }
+        n
+    }
+
+    /// A new scratch buffer for a tile.
+    pub(super) fn scratch(&mut self, t: TileId, layout: Layout) -> Scratch {
+        let tile = &self.k.tiles[t];
+        let dtype = match tile.dtype {
+            // Values are rounded to the tile's type and held as f32; positions are 64-bit.
+            DType::F64 => DType::F64,
+            DType::Bool => DType::Bool,
+            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 => DType::I64,
+            DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => DType::F32,
+        };
+        let mut dims: Vec<E> = Vec::new();
+        let n = layout.order.len();
+        for (i, a) in layout.order.iter().enumerate() {
+            dims.push(self.allocated(*a, i + 1 == n));
+        }
+        if let (Some(w), Some(last)) = (layout.panel, dims.last_mut()) {
+            let panels = ceil_div(last.clone(), w);
+            *last = int(w as i64);
+            dims.insert(0, panels);
+        }
+        // Rows of whole vectors; a power-of-two distance between rows would map them to the same cache sets.
+        let mut strides = vec![int(1); dims.len()];
+        for i in (0..dims.len().saturating_sub(1)).rev() {
+            let below = mul(dims[i + 1].clone(), strides[i + 1].clone());
+            let own_panel = layout.panel.is_some_and(|w| w <= 2 * self.isa.lanes());
+            strides[i] = if i + 2 == dims.len() && !own_panel {
+                let l = self.isa.lanes();
+                match below {
+                    E::Int(w) if (w as u64) <= l => int(l as i64),
+                    w => add(round_up(w, l), int(l as i64)),
+                }
+            } else {
+                below
+            };
+        }
+        let name = format!("{}.{}", tile.name, self.bufs.len());
+        let buf = self.bufs.push(Buf { name, dtype, dims, space: BufSpace::Scratch { strides } });
+        Scratch { buf, layout }
+    }
+
+    /// Coordinates in a scratch buffer of the point with local coordinates `local`, and the buffer dimension of each
+    /// axis of the layout.
+    pub(super) fn scratch_at(&self, s: &Scratch, local: impl Fn(AxisId) -> E) -> Vec<E> {
+        let mut at: Vec<E> = s.layout.order.iter().map(|a| local(*a)).collect();
+        if let (Some(w), Some(last)) = (s.layout.panel, at.last_mut()) {
+            let w = int(w as i64);
+            let panel = last.clone().bin(BinaryOp::Div, w.clone());
+            *last = last.clone().bin(BinaryOp::Mod, w);
+            at.insert(0, panel);
+        }
+        at
+    }
+
+    /// The dimension of the scratch buffer that `axis` walks within a panel.
+    pub(super) fn scratch_dim(s: &Scratch, axis: AxisId) -> Option<usize> {
+        let i = s.layout.order.iter().position(|a| *a == axis)?;
+        Some(i + usize::from(s.layout.panel.is_some()))
+    }
+}

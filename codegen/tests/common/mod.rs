@@ -1,0 +1,186 @@
+//! Runs artifacts in this process: arrays packed to their types, canaries around them, tasks in chosen order.
+
+use std::sync::OnceLock;
+
+use einfall_codegen::backend::llvm::{self, Isa};
+use einfall_codegen::lower::cpu::{self, NotLowered};
+use einfall_ir::array::Array;
+use einfall_ir::artifact::{Artifact, Code, Slot};
+use einfall_ir::dtype::DType;
+use einfall_ir::tile::{BufferKind, Plan};
+use einfall_ir::tolerance::poison;
+use einfall_llvm::{Code as Linked, Host, Llvm, LoadOptions, Passes};
+
+pub fn compiler() -> &'static (Llvm, Host) {
+    static LLVM: OnceLock<(Llvm, Host)> = OnceLock::new();
+    LLVM.get_or_init(|| {
+        let path = std::env::var_os("EINFALL_TEST_LLVM").map(Into::into);
+        let llvm = Llvm::load(&LoadOptions { path, ..LoadOptions::default() }).unwrap();
+        let host = llvm.host();
+        (llvm, host)
+    })
+}
+
+/// The instruction sets this machine can run.
+pub fn isas() -> Vec<Isa> {
+    let host = &compiler().1;
+    let best = Isa::of(&host.triple, &host.features);
+    let mut all = vec![best];
+    if best == Isa::AVX512 {
+        all.extend([Isa::AVX2, Isa::SSE2]);
+    }
+    all
+}
+
+/// A plan compiled and linked.
+pub struct Compiled {
+    pub artifact: Artifact,
+    pub code: Linked,
+}
+
+pub fn compile(plan: &Plan, isa: &Isa) -> Result<Compiled, NotLowered> {
+    let module = cpu::lower(plan, isa)?;
+    let artifact = llvm::print(plan, &module, isa, "cpu")?;
+    let Code::LlvmIr(text) = &artifact.code else { panic!("no text") };
+    let (llvm, host) = compiler();
+    let object = llvm.compile(text, &host.options(Passes::Tidy)).unwrap_or_else(|e| panic!("{e}\n{plan}\n{text}"));
+    let code = llvm.link(&object).unwrap();
+    Ok(Compiled { artifact, code })
+}
+
+/// Bytes of canary before and after every array.
+const GUARD: usize = 256;
+const CANARY: u8 = 0xa5;
+
+/// An array in memory with canaries around it.
+struct Memory {
+    bytes: Vec<u8>,
+    dtype: DType,
+    start: usize,
+    len: usize,
+}
+
+fn put(dtype: DType, x: f64, to: &mut [u8]) {
+    match dtype {
+        DType::F64 => to.copy_from_slice(&x.to_le_bytes()),
+        DType::F32 | DType::Tf32 => to.copy_from_slice(&(x as f32).to_le_bytes()),
+        DType::BF16 => to.copy_from_slice(&half::bf16::from_f64(x).to_bits().to_le_bytes()),
+        DType::F16 => to.copy_from_slice(&half::f16::from_f64(x).to_bits().to_le_bytes()),
+        DType::I64 => to.copy_from_slice(&(x as i64).to_le_bytes()),
+        DType::I32 => to.copy_from_slice(&(x as i32).to_le_bytes()),
+        DType::I8 => to.copy_from_slice(&(x as i8).to_le_bytes()),
+        DType::U8 | DType::Bool => to.copy_from_slice(&(x as u8).to_le_bytes()),
+        DType::F8E4M3 | DType::F8E5M2 | DType::I4 => panic!("{dtype} in memory"),
+    }
+}
+
+fn get(dtype: DType, b: &[u8]) -> f64 {
+    match dtype {
+        DType::F64 => f64::from_le_bytes(b.try_into().unwrap()),
+        DType::F32 | DType::Tf32 => f32::from_le_bytes(b.try_into().unwrap()) as f64,
+        DType::BF16 => half::bf16::from_bits(u16::from_le_bytes(b.try_into().unwrap())).to_f64(),
+        DType::F16 => half::f16::from_bits(u16::from_le_bytes(b.try_into().unwrap())).to_f64(),
+        DType::I64 => i64::from_le_bytes(b.try_into().unwrap()) as f64,
+        DType::I32 => f64::from(i32::from_le_bytes(b.try_into().unwrap())),
+        DType::I8 => f64::from(b[0] as i8),
+        DType::U8 | DType::Bool => f64::from(b[0]),
+        DType::F8E4M3 | DType::F8E5M2 | DType::I4 => panic!("{dtype} in memory"),
+    }
+}
+
+impl Memory {
+    fn new(dtype: DType, len: usize, value: impl Fn(usize) -> f64) -> Memory {
+        let size = dtype.bits() as usize / 8;
+        let mut bytes = vec![CANARY; len * size + 2 * GUARD + 64];
+        // An odd element offset: nothing may rely on more than element alignment.
+        let start = GUARD + (64 - (bytes.as_ptr() as usize + GUARD) % 64) + size;
+        for i in 0..len {
+            put(dtype, value(i), &mut bytes[start + i * size..start + (i + 1) * size]);
+        }
+        Memory { bytes, dtype, start, len }
+    }
+
+    fn values(&self) -> Vec<f64> {
+        let size = self.dtype.bits() as usize / 8;
+        (0..self.len)
+            .map(|i| get(self.dtype, &self.bytes[self.start + i * size..self.start + (i + 1) * size]))
+            .collect()
+    }
+
+    fn intact(&self) -> bool {
+        let end = self.start + self.len * self.dtype.bits() as usize / 8;
+        self.bytes[..self.start].iter().chain(&self.bytes[end..]).all(|b| *b == CANARY)
+    }
+}
+
+type Kernel = unsafe extern "C" fn(*const u64, i64, i64, *mut u8);
+
+/// How the tasks of a launch are given out.
+#[derive(Clone, Copy)]
+pub enum Split {
+    /// One call.
+    Whole,
+    /// One call per task, last task first, each with scratch full of NaN.
+    Each,
+}
+
+/// Runs the launches and returns outputs and inouts in order.
+pub fn run(c: &Compiled, ranks: &[u64], inputs: &[Array], split: Split) -> Vec<Array> {
+    let mut given = inputs.iter();
+    let mut memory = Vec::new();
+    for (_, b) in c.artifact.buffers.iter() {
+        let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
+        let n = dims.iter().product::<u64>() as usize;
+        let input = matches!(b.kind, BufferKind::Input | BufferKind::InOut).then(|| given.next().unwrap());
+        let m = match input {
+            Some(a) => {
+                assert_eq!(a.dims, dims, "{}", b.name);
+                Memory::new(b.dtype, n, |i| a.data[i])
+            }
+            None => Memory::new(b.dtype, n, |_| poison(b.dtype)),
+        };
+        memory.push((m, dims));
+    }
+    use einfall_ir::arena::Id;
+    for l in &c.artifact.launches {
+        let slots: Vec<u64> = l
+            .slots
+            .iter()
+            .map(|s| match s {
+                Slot::Base(b) => {
+                    let m = &mut memory[b.index()].0;
+                    m.bytes[m.start..].as_mut_ptr() as u64
+                }
+                Slot::Stride(b, d) => memory[b.index()].1[d + 1..].iter().product(),
+                Slot::Scalar(b) => Slot::scalar_bits(memory[b.index()].0.dtype, memory[b.index()].0.values()[0]),
+                Slot::Extent(r) => ranks[r.index()],
+            })
+            .collect();
+        let tasks: u64 = l.grid.iter().map(|g| g.eval(ranks).unwrap()).product();
+        let bytes = l.scratch_bytes.eval(ranks).unwrap() as usize;
+        // SAFETY: the symbol has the CPU convention's signature.
+        let f: Kernel = unsafe { std::mem::transmute(c.code.symbol(&l.symbol).unwrap()) };
+        let mut scratch = vec![f32::NAN; bytes / 4 + 64];
+        let calls: Vec<(i64, i64)> = match split {
+            Split::Whole => vec![(0, tasks as i64)],
+            Split::Each => (0..tasks as i64).rev().map(|t| (t, t + 1)).collect(),
+        };
+        for (first, end) in calls {
+            scratch.fill(f32::NAN);
+            let place = scratch.as_mut_ptr() as usize;
+            let place = (place + 63) & !63;
+            let after = (place - scratch.as_ptr() as usize) / 4 + bytes.div_ceil(4);
+            // SAFETY: slots as the artifact asks for, and scratch of the size it names.
+            unsafe { f(slots.as_ptr(), first, end, place as *mut u8) };
+            assert!(scratch[after..].iter().all(|x| x.is_nan()), "{} writes past its scratch", l.symbol);
+        }
+    }
+    let mut outs = Vec::new();
+    for ((_, b), (m, dims)) in c.artifact.buffers.iter().zip(memory) {
+        assert!(m.intact(), "{}: bytes around {} changed", c.artifact.name, b.name);
+        if matches!(b.kind, BufferKind::Output | BufferKind::InOut) {
+            outs.push(Array { dtype: b.dtype, dims, data: m.values() });
+        }
+    }
+    outs
+}

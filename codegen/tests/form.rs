@@ -70,7 +70,8 @@ fn check(name: &str, c: &Cascade, plan: &tile::Plan, rng: &mut Rng) {
             assert_eq!(w.dims, g.dims);
             for (i, (x, y)) in w.data.iter().zip(&g.data).enumerate() {
                 // Both are float64 evaluations of a few dozen operations in different orders.
-                let close = (x - y).abs() <= 1e-11 * (1.0 + x.abs()) || x == y || x.is_nan() && y.is_nan();
+                // A derived form need only agree where the cascade as written is finite (an empty row is 0, not 0/0).
+                let close = (x - y).abs() <= 1e-11 * (1.0 + x.abs()) || x == y || x.is_nan();
                 assert!(close, "{name} {b:?} {blocks:?} at {:?}: {x} against {y}\n{plan}", w.coordinates(i));
             }
         }
@@ -110,7 +111,7 @@ fn library_plans_compute_their_cascades() {
     assert_eq!(refused, want);
 }
 
-/// The encoder of the MiniLM example: attention as two kernels, everything else one kernel a matrix product or
+/// The encoder of the MiniLM example: one kernel for attention, and one for each other matrix product and each
 /// normalisation.
 #[test]
 fn the_example_encoder_is_cut_where_it_should_be() {
@@ -125,5 +126,18 @@ fn the_example_encoder_is_cut_where_it_should_be() {
         kernels.push((c.name, p.kernels.len()));
     }
     let kernels: Vec<(&str, usize)> = kernels.iter().map(|(n, k)| (n.as_str(), *k)).collect();
-    assert_eq!(kernels, [("embed", 1), ("layer", 8), ("pool", 2), ("similarity", 1)]);
+    assert_eq!(kernels, [("embed", 1), ("layer", 7), ("pool", 2), ("similarity", 1)]);
+}
+
+/// Attention as papers write it, in three passes, becomes one kernel with one stream over the keys.
+#[test]
+fn attention_is_one_stream() {
+    for (file, text) in einfall_kernels::SOURCES.iter().filter(|(f, _)| f.starts_with("attention")) {
+        for c in parse(text).unwrap().cascades {
+            let p = plan(c).unwrap_or_else(|e| panic!("{file}: {e:?}"));
+            assert_eq!(p.kernels.len(), 1, "{file}\n{p}");
+            let streams = p.kernels[0].body.iter().filter(|n| matches!(n, tile::Node::Stream(_))).count();
+            assert_eq!(streams, 1, "{file}\n{p}");
+        }
+    }
 }

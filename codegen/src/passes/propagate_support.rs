@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 
 use einfall_ir::cascade::{Cascade, Einsum, Expr, ExprId, IndexId, Reducer, Stmt, TensorId, TensorKind};
-use einfall_ir::ops::BinaryOp;
+use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::Unsupported;
 use super::rewrite::{mentions, substitute};
@@ -172,6 +172,17 @@ fn select_or_identity(
         }
     };
     Ok(c.push_expr(Expr::Select(holds, body, identity), span))
+}
+
+/// The condition of a body `if cond then value else identity`.
+pub(crate) fn guard_of(c: &Cascade, body: ExprId, op: ReduceOp) -> Option<ExprId> {
+    match c.exprs[body] {
+        Expr::Select(cond, _, other) => match c.exprs[other] {
+            Expr::Float(v) if v == op.identity() => Some(cond),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// The conjuncts of a predicate, outermost `and`s split.

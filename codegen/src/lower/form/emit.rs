@@ -39,6 +39,8 @@ pub(super) struct Emitter<'a> {
     held: HashMap<(tile::ExprId, Vec<AxisId>), TileId>,
     /// The iterated index, and whether it runs backwards.
     iteration: Option<(IndexId, bool)>,
+    /// Whether a step of the iteration is a block of points, so that tiles have the iterated axis.
+    blocked: bool,
     /// States as they come into a step.
     pub incoming: HashMap<TensorId, TileId>,
     /// States a step has produced.
@@ -69,6 +71,7 @@ impl<'a> Emitter<'a> {
             interned: HashMap::new(),
             held: HashMap::new(),
             iteration: None,
+            blocked: false,
             incoming: HashMap::new(),
             outgoing: HashMap::new(),
             step_axes: None,
@@ -88,6 +91,12 @@ impl<'a> Emitter<'a> {
     /// Says which index iterates, so that states are read at the right point.
     pub fn set_iteration(&mut self, index: IndexId, rev: bool) {
         self.iteration = Some((index, rev));
+    }
+
+    /// As [`Emitter::set_iteration`], forwards, with many points a step.
+    pub fn set_blocked(&mut self, index: IndexId) {
+        self.iteration = Some((index, false));
+        self.blocked = true;
     }
 
     /// The tile that holds a tensor at this access, if one does.
@@ -214,6 +223,8 @@ impl<'a> Emitter<'a> {
             |a: ExprId| matches!((&self.c.exprs[a], self.iteration), (Expr::Index(i), Some((t, _))) if *i == t);
         let at: Vec<ExprId> = if self.incoming.contains_key(&tensor) {
             at[1..].to_vec()
+        } else if self.blocked {
+            at.to_vec()
         } else {
             at.iter().copied().filter(|&a| !iterated(a)).collect()
         };
@@ -292,7 +303,7 @@ impl<'a> Emitter<'a> {
 
     /// The axis of the iterated index: it has one coordinate a step, so tiles go without it.
     fn step_axis(&self) -> Option<AxisId> {
-        let (index, _) = self.iteration?;
+        let (index, _) = self.iteration.filter(|_| !self.blocked)?;
         self.axis_of.get(&(self.class)(index)).copied()
     }
 
@@ -344,7 +355,10 @@ impl<'a> Emitter<'a> {
         let axes = self.axes(over);
         let split = if op == ReduceOp::Sum { Contraction::of(self.c, body, free, over) } else { None };
         let Some(split) = split else {
-            let value = self.convert(body)?;
+            let mut value = self.convert(body)?;
+            if let Some(t) = self.held.iter().find(|((e, _), _)| *e == value).map(|(_, t)| *t) {
+                value = self.expr(tile::Expr::Tile(t));
+            }
             self.push(Op::Reduce { out: out.to_vec(), op, value, over: axes, carry });
             return Ok(());
         };
@@ -355,19 +369,17 @@ impl<'a> Emitter<'a> {
         }
         let mut a = a.expect("a contraction has two operands");
         let mut b = self.convert(split.b)?;
-        if let Some(guard) = split.guard {
+        let zero = self.expr(tile::Expr::Float(0.0));
+        for (guard, truth) in split.guards.into_iter().rev() {
             let guard = self.convert(guard)?;
-            let zero = self.expr(tile::Expr::Float(0.0));
             // On the operand that varies with the guard already, so that it grows no axes.
             let within = |em: &Self, e| {
                 let own = em.axes_of(e);
                 em.axes_of(guard).iter().all(|x| own.contains(x))
             };
-            if !within(self, a) && within(self, b) {
-                b = self.expr(tile::Expr::Select(guard, b, zero));
-            } else {
-                a = self.expr(tile::Expr::Select(guard, a, zero));
-            }
+            let side = if !within(self, a) && within(self, b) { &mut b } else { &mut a };
+            let (yes, no) = if truth { (*side, zero) } else { (zero, *side) };
+            *side = self.expr(tile::Expr::Select(guard, yes, no));
         }
         let name = self.kernel.tiles[out[0]].name.clone();
         let order: Vec<AxisId> = self.kernel.tiles[out[0]].axes.iter().chain(&axes).copied().collect();

@@ -5,9 +5,12 @@
 //! from other reductions only in that computing one twice is never worth it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
 
+use einfall_ir::analysis::derive::Derivation;
 use einfall_ir::cascade::{Cascade, IndexId, TensorId};
 
+use super::derived::derive_schedule;
 use super::program::{Kind, Node, plain_access};
 
 /// Indices of different statements that walk together.
@@ -77,11 +80,44 @@ pub(super) struct Program<'a> {
     pub pinned: HashSet<TensorId>,
     /// Contractions that must not be computed inside another reduction's stream, found out while grouping.
     pub own_kernel: std::cell::RefCell<HashSet<usize>>,
-    /// Whether all streams of a schedule collapse into one by a derivation.
-    pub collapses: &'a dyn Fn(&Program<'_>, &Schedule) -> bool,
+    /// One-pass forms found, by the statements of the group.
+    derivations: std::cell::RefCell<HashMap<Vec<usize>, Option<Rc<Derivation>>>>,
 }
 
-impl Program<'_> {
+impl<'a> Program<'a> {
+    /// A program with nothing found out yet.
+    pub fn new(
+        cascade: &'a Cascade,
+        nodes: Vec<Node>,
+        producer: HashMap<TensorId, usize>,
+        consumers: Vec<Vec<usize>>,
+        pinned: HashSet<TensorId>,
+    ) -> Program<'a> {
+        Program {
+            cascade,
+            nodes,
+            producer,
+            consumers,
+            pinned,
+            own_kernel: Default::default(),
+            derivations: Default::default(),
+        }
+    }
+
+    /// The one-pass form of a schedule, if there is one.
+    pub fn derivation(&self, s: &Schedule) -> Option<Rc<Derivation>> {
+        // What is stored decides what must come out, so it is part of the question.
+        let mut key = s.nodes.clone();
+        key.push(usize::MAX);
+        key.extend(&s.stored);
+        if let Some(known) = self.derivations.borrow().get(&key) {
+            return known.clone();
+        }
+        let found = derive_schedule(self, s).map(Rc::new);
+        self.derivations.borrow_mut().insert(key, found.clone());
+        found
+    }
+
     /// The schedule of these statements as one kernel, if they can share one.
     pub fn schedule(&self, members: &[usize]) -> Option<Schedule> {
         let c = self.cascade;
@@ -123,8 +159,7 @@ impl Program<'_> {
             levels: members.iter().map(|k| levels[k]).collect(),
             stored,
         };
-        let contractions: HashSet<usize> =
-            members.iter().copied().filter(|&k| self.nodes[k].contraction(c).is_some()).collect();
+        let contractions: HashSet<usize> = members.iter().copied().filter(|&k| self.nodes[k].is_heavy(c)).collect();
         self.place_axes(&mut schedule, &contractions)?;
         self.no_recomputed_contractions(&schedule, &contractions, &in_group)?;
         Some(schedule)
@@ -317,7 +352,7 @@ impl Program<'_> {
                 recomputed = true;
             }
         }
-        if recomputed && !(self.collapses)(self, s) { None } else { Some(()) }
+        if recomputed && self.derivation(s).is_none() { None } else { Some(()) }
     }
 
     /// Groups all statements into kernels, in launch order.
@@ -342,7 +377,7 @@ impl Program<'_> {
             let node = &self.nodes[k];
             let mut sources: HashSet<usize> =
                 node.reads.iter().filter_map(|(t, _)| from.get(t)).flatten().copied().collect();
-            if node.contraction(self.cascade).is_some() {
+            if node.is_heavy(self.cascade) {
                 sources.insert(k);
             }
             if s.stored.contains(&k) && s.levels.iter().any(|(_, role)| *role == Role::Carried) {
@@ -353,14 +388,90 @@ impl Program<'_> {
         wasted.into_iter().collect()
     }
 
-    fn grouping(&self) -> Vec<Schedule> {
-        let mut groups: Vec<Vec<usize>> = Vec::new();
-        let mut of: HashMap<usize, usize> = HashMap::new();
+    /// Groups around a product of matrices that several reductions consume along one dimension: it, those
+    /// reductions, and all between and after them. They are tried whole, since parts of them are no kernel.
+    fn seeds(&self) -> Vec<Vec<usize>> {
+        let mut seeds: Vec<Vec<usize>> = Vec::new();
+        let mut taken: HashSet<usize> = HashSet::new();
         for k in 0..self.nodes.len() {
+            if taken.contains(&k) || self.own_kernel.borrow().contains(&k) || !self.nodes[k].is_heavy(self.cascade) {
+                continue;
+            }
+            for (dim, _) in self.consumers[k].iter().enumerate().filter(|(_, n)| **n >= 2) {
+                let members = self.along(k, dim);
+                let mut all = seeds.clone();
+                all.push(members.clone());
+                let mut seen: HashSet<usize> = HashSet::new();
+                if !all.iter().flatten().all(|n| seen.insert(*n)) {
+                    continue;
+                }
+                all.extend((0..self.nodes.len()).filter(|n| !seen.contains(n)).map(|n| vec![n]));
+                if self.launch_order(&all).is_some() && self.schedule(&members).is_some() {
+                    taken.extend(&members);
+                    seeds.push(members);
+                    break;
+                }
+            }
+        }
+        seeds
+    }
+
+    /// Statement `k` and all that follow from it along its dimension `dim`: elementwise statements and reductions
+    /// with that index, and elementwise ones of the reductions' results.
+    fn along(&self, k: usize, dim: usize) -> Vec<usize> {
+        // Per member tensor: the position of the index followed, none once it is reduced.
+        let mut followed: HashMap<TensorId, Option<usize>> = HashMap::from([(self.nodes[k].target(), Some(dim))]);
+        let mut members = vec![k];
+        for (n, node) in self.nodes.iter().enumerate().skip(k + 1) {
+            let mut index: Option<IndexId> = None;
+            let (mut reads, mut plain) = (false, true);
+            for (t, at) in &node.reads {
+                match followed.get(t) {
+                    None => {}
+                    Some(None) => reads = true,
+                    Some(Some(d)) => {
+                        reads = true;
+                        match self.cascade.exprs[at[*d]] {
+                            einfall_ir::cascade::Expr::Index(i) => {
+                                plain &= index.is_none_or(|j| i == j);
+                                index = Some(i);
+                            }
+                            _ => plain = false,
+                        }
+                    }
+                }
+            }
+            if !reads || !plain {
+                continue;
+            }
+            let place = match (index, &node.dims) {
+                (Some(i), _) if node.over().contains(&i) => None,
+                (Some(i), Some(dims)) => match dims.iter().position(|j| *j == i) {
+                    Some(p) => Some(p),
+                    None => continue,
+                },
+                (Some(_), None) => continue,
+                (None, _) if matches!(node.kind, Kind::Map) => None,
+                (None, _) => continue,
+            };
+            followed.insert(node.target(), place);
+            members.push(n);
+        }
+        members
+    }
+
+    fn grouping(&self) -> Vec<Schedule> {
+        let mut groups: Vec<Vec<usize>> = self.seeds();
+        let mut of: HashMap<usize, usize> =
+            groups.iter().enumerate().flat_map(|(g, list)| list.iter().map(move |&k| (k, g))).collect();
+        for k in 0..self.nodes.len() {
+            if of.contains_key(&k) {
+                continue;
+            }
             let mut deps: BTreeSet<usize> = BTreeSet::new();
             for (t, _) in &self.nodes[k].reads {
-                if let Some(p) = self.producer.get(t).filter(|p| **p != k) {
-                    deps.insert(of[p]);
+                if let Some(g) = self.producer.get(t).filter(|p| **p != k).and_then(|p| of.get(p)) {
+                    deps.insert(*g);
                 }
             }
             let mut choices: Vec<Vec<usize>> = Vec::new();
@@ -375,6 +486,7 @@ impl Program<'_> {
                 let mut merged: Vec<Vec<usize>> =
                     groups.iter().enumerate().filter(|(g, _)| !choice.contains(g)).map(|(_, l)| l.clone()).collect();
                 merged.push(members.clone());
+                merged.extend((0..self.nodes.len()).filter(|n| *n != k && !of.contains_key(n)).map(|n| vec![n]));
                 (self.launch_order(&merged).is_some() && self.schedule(&members).is_some()).then_some((choice, members))
             });
             match merged {

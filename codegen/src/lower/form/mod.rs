@@ -5,6 +5,7 @@
 //! Invariant: the plan computes what the cascade does for every choice of blocks; which blocks, placements and
 //! instructions are used is the mapping's business.
 
+mod derived;
 mod emit;
 mod group;
 mod iterate;
@@ -164,15 +165,7 @@ impl<'a> Former<'a> {
             OutputSource::Points { .. } | OutputSource::Point { .. } => None,
         }));
         let consumers = program::reductions_of_dims(c, &nodes);
-        let program = Program {
-            cascade: c,
-            nodes,
-            producer,
-            consumers,
-            pinned,
-            own_kernel: Default::default(),
-            collapses: &|_, _| false,
-        };
+        let program = Program::new(c, nodes, producer, consumers, pinned);
         for schedule in program.groups() {
             for &k in &schedule.stored {
                 for t in &program.nodes[k].einsum.targets {
@@ -182,7 +175,10 @@ impl<'a> Former<'a> {
                 }
             }
             let name = self.kernel_name();
-            let kernel = stream::emit_group(&program, &schedule, name, &self.buffers, &self.types)?;
+            let kernel = match program.derivation(&schedule) {
+                Some(d) => derived::emit_derived(&program, &schedule, &d, name, &self.buffers, &self.types)?,
+                None => stream::emit_group(&program, &schedule, name, &self.buffers, &self.types)?,
+            };
             self.plan.kernels.push(kernel);
         }
         self.stage += 1;

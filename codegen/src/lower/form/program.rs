@@ -87,6 +87,11 @@ impl Node {
         }
     }
 
+    /// Whether it is a product of matrices: computing it twice is never worth it.
+    pub fn is_heavy(&self, c: &Cascade) -> bool {
+        self.contraction(c).is_some_and(|x| x.both_free)
+    }
+
     /// How its body splits into two operands with indices of their own, if it is a contraction.
     pub fn contraction(&self, c: &Cascade) -> Option<Contraction> {
         match &self.kind {
@@ -96,26 +101,33 @@ impl Node {
     }
 }
 
-/// A sum of products seen as a contraction: `Σ_over guard ? a · b : 0`.
+/// A sum of products seen as a contraction: `Σ_over guards ? a · b : 0`.
 #[derive(Clone, Debug)]
 pub(super) struct Contraction {
     /// Factors of the left operand.
     pub a: Vec<ExprId>,
     /// The right operand.
     pub b: ExprId,
-    /// Points that count.
-    pub guard: Option<ExprId>,
+    /// Points that count, outermost condition first: those where each condition has the given truth.
+    pub guards: Vec<(ExprId, bool)>,
+    /// Whether each operand has a free index that the other lacks: a product of matrices, not of a vector.
+    pub both_free: bool,
 }
 
 impl Contraction {
     /// Splits `body`, whose result has indices `free`, so that at least one operand has a free index the other lacks, and both have a reduced one.
     pub fn of(c: &Cascade, body: ExprId, free: &[IndexId], over: &[IndexId]) -> Option<Contraction> {
-        let (product, guard) = match c.exprs[body] {
-            Expr::Select(cond, value, zero) if matches!(c.exprs[zero], Expr::Float(z) if z == 0.0) => {
-                (value, Some(cond))
-            }
-            _ => (body, None),
-        };
+        let zero = |e: ExprId| matches!(c.exprs[e], Expr::Float(z) if z == 0.0);
+        let (mut product, mut guards) = (body, Vec::new());
+        while let Expr::Select(cond, yes, no) = c.exprs[product] {
+            let (value, truth) = match (zero(yes), zero(no)) {
+                (false, true) => (yes, true),
+                (true, false) => (no, false),
+                (true, true) | (false, false) => break,
+            };
+            guards.push((cond, truth));
+            product = value;
+        }
         let mut factors = Vec::new();
         flatten_product(c, product, &mut factors);
         let sets: Vec<HashSet<IndexId>> = factors.iter().map(|&f| free_indices(c, f).into_iter().collect()).collect();
@@ -142,9 +154,9 @@ impl Contraction {
                 best = Some((score, b));
             }
         }
-        let (_, b) = best?;
+        let ((shared, ..), b) = best?;
         let right = factors.remove(b);
-        Some(Contraction { a: factors, b: right, guard })
+        Some(Contraction { a: factors, b: right, guards, both_free: shared > 0 })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use einfall_ir::cascade::{Cascade, Expr, ExprId, TensorId};
+use einfall_ir::cascade::{Cascade, ExprId, TensorId};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{self, AxisKind, BufferId, Kernel};
 
@@ -10,7 +10,7 @@ use super::emit::{Emitter, PlanTypes};
 use super::group::{Program, Role, Schedule};
 use super::program::{Kind, Node};
 use crate::passes::Unsupported;
-use crate::passes::propagate_support::split_conjuncts;
+use crate::passes::propagate_support::{guard_of, split_conjuncts};
 
 /// Emits one kernel.
 pub(super) fn emit_group(
@@ -143,7 +143,14 @@ impl Group<'_> {
                 em.reduce(&carried_tiles[&p], op, (&node.einsum.free, &over), body, true, self.types)?;
             }
         }
-        let filter = if kept.is_empty() { self.common_guard(em, &carried)? } else { None };
+        let bodies: Vec<(ExprId, ReduceOp)> = carried
+            .iter()
+            .filter_map(|&p| match self.node(p).kind {
+                Kind::Reduce { op, body, .. } => Some((body, op)),
+                Kind::Map | Kind::Scan { .. } => None,
+            })
+            .collect();
+        let filter = if kept.is_empty() { common_guard(em, c, &bodies)? } else { None };
         em.close(false, false, filter);
         for &p in &carried {
             if self.is_stored(p) {
@@ -151,36 +158,6 @@ impl Group<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The predicate without which no reduction of the stream takes anything.
-    fn common_guard(&self, em: &mut Emitter<'_>, carried: &[usize]) -> Result<Option<tile::ExprId>, Unsupported> {
-        let c = self.program.cascade;
-        let mut common: Option<Vec<tile::ExprId>> = None;
-        for &p in carried {
-            let Kind::Reduce { op, body, .. } = self.node(p).kind else { return Ok(None) };
-            let Some(cond) = guard_of(c, body, op) else { return Ok(None) };
-            let mut parts = Vec::new();
-            split_conjuncts(c, cond, &mut parts);
-            let parts: Vec<_> = parts.into_iter().map(|e| em.convert(e)).collect::<Result<_, _>>()?;
-            common = Some(match common {
-                None => parts,
-                Some(old) => old.into_iter().filter(|e| parts.contains(e)).collect(),
-            });
-        }
-        let parts = common.unwrap_or_default();
-        Ok(parts.into_iter().reduce(|a, b| em.binary(BinaryOp::And, a, b)))
-    }
-}
-
-/// The condition of a body `if cond then value else identity`.
-fn guard_of(c: &Cascade, body: ExprId, op: ReduceOp) -> Option<ExprId> {
-    match c.exprs[body] {
-        Expr::Select(cond, _, other) => match c.exprs[other] {
-            Expr::Float(v) if v == op.identity() => Some(cond),
-            _ => None,
-        },
-        _ => None,
     }
 }
 
@@ -224,4 +201,25 @@ pub(super) fn emit_statement(
         }
     }
     Ok(())
+}
+
+/// The predicate without which none of these reduction bodies contributes anything.
+pub(super) fn common_guard(
+    em: &mut Emitter<'_>,
+    c: &Cascade,
+    bodies: &[(ExprId, ReduceOp)],
+) -> Result<Option<tile::ExprId>, Unsupported> {
+    let mut common: Option<Vec<tile::ExprId>> = None;
+    for &(body, op) in bodies {
+        let Some(cond) = guard_of(c, body, op) else { return Ok(None) };
+        let mut parts = Vec::new();
+        split_conjuncts(c, cond, &mut parts);
+        let parts: Vec<_> = parts.into_iter().map(|e| em.convert(e)).collect::<Result<_, _>>()?;
+        common = Some(match common {
+            None => parts,
+            Some(old) => old.into_iter().filter(|e| parts.contains(e)).collect(),
+        });
+    }
+    let parts = common.unwrap_or_default();
+    Ok(parts.into_iter().reduce(|a, b| em.binary(BinaryOp::And, a, b)))
 }

@@ -1,0 +1,352 @@
+//! Groups whose streams collapse into one: the one-pass form of `analysis::derive` as a single stream.
+//!
+//! The group is derived as a cascade of its own. What comes back are anchors and accumulators with element-wise
+//! steps; a block of the stream joins its anchors first, moves the accumulators to the new anchors once, and then adds
+//! the block's contributions relative to them (the accumulators are linear, so a block is as good as an element).
+
+use std::collections::{HashMap, HashSet};
+
+use einfall_ir::analysis::derive::{Derivation, derive};
+use einfall_ir::cascade::{
+    Cascade, Einsum, Expr, ExprId, IndexId, Output, OutputSource, Rank, RankId, Size, Stmt, TensorId, TensorKind,
+};
+use einfall_ir::ops::ReduceOp;
+use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, Kernel, Op, TileId};
+
+use super::emit::{Emitter, PlanTypes};
+use super::group::{Classes, Program, Role, Schedule};
+use super::program::{Contraction, Kind, Node, plain_access, reductions_of_dims};
+use super::stream::{common_guard, emit_group, emit_statement};
+use crate::passes::Unsupported;
+use crate::passes::propagate_support::guard_of;
+
+/// The one-pass form of a schedule with several streams, if it has one and no stored tensor keeps the streamed axis.
+pub(super) fn derive_schedule(program: &Program<'_>, s: &Schedule) -> Option<Derivation> {
+    let stream = s.stream?;
+    let several = s.levels.iter().any(|(level, role)| *level > 0 && *role != Role::Row);
+    let keeps = (0..s.nodes.len()).any(|p| s.levels[p].1 == Role::Inside && s.stored.contains(&s.nodes[p]));
+    if !several || keeps {
+        return None;
+    }
+    let (sub, rank) = sub_cascade(program, s, stream);
+    let mut d = derive(&sub, rank)?;
+    let extent = program.cascade.indices[stream].extent.clone();
+    if extent != Size::Rank(rank) {
+        replace_rank(&mut d.cascade, rank, &extent);
+    }
+    // Without a stream of its own, the derived form must be one kernel as it stands.
+    (d.stream.is_some() || ordinary(&d.cascade).is_ok_and(|o| o.is_some())).then_some(d)
+}
+
+/// The group as a cascade: other tensors are inputs, stored ones outputs, guards filters; and the streamed rank, a
+/// new one where its extent is shared with another axis or is no rank.
+fn sub_cascade(program: &Program<'_>, s: &Schedule, stream: IndexId) -> (Cascade, RankId) {
+    let mut c = program.cascade.clone();
+    let extent = c.indices[stream].extent.clone();
+    let streamed = |i: IndexId| s.classes.find(i) == stream;
+    let members: Vec<&Node> = s.nodes.iter().map(|&k| &program.nodes[k]).collect();
+    let shared = members.iter().flat_map(|n| n.indices()).any(|i| !streamed(i) && c.indices[i].extent == extent);
+    let rank = match extent {
+        Size::Rank(r) if !shared => r,
+        _ => {
+            let span = c.indices[stream].span;
+            let name = (0..).map(|k| format!("R{k}")).find(|n| c.rank(n).is_none()).expect("some name is free");
+            c.ranks.push(Rank { name, fixed: None, span })
+        }
+    };
+    for i in c.indices.ids().collect::<Vec<_>>() {
+        if streamed(i) {
+            c.indices[i].extent = Size::Rank(rank);
+            c.indices[i].rank = Some(rank);
+        }
+    }
+    let written: HashSet<TensorId> = members.iter().flat_map(|n| n.einsum.targets.iter().map(|t| t.tensor)).collect();
+    c.params.clear();
+    for n in &members {
+        for (t, _) in &n.reads {
+            if !written.contains(t) && !c.params.contains(t) {
+                c.params.push(*t);
+                c.tensors[*t].kind = TensorKind::Input;
+            }
+        }
+    }
+    c.stmts = members.iter().map(|n| Stmt::Einsum(with_filter(&mut c, n))).collect();
+    c.requires.clear();
+    c.outputs.clear();
+    for &k in &s.stored {
+        for t in &program.nodes[k].einsum.targets {
+            let tensor = &mut c.tensors[t.tensor];
+            tensor.kind = TensorKind::Output;
+            let (name, dtype, dims, span) = (tensor.name.clone(), tensor.dtype, tensor.dims.clone(), tensor.span);
+            c.outputs.push(Output { name, dtype, dims, source: OutputSource::Whole(t.tensor), span });
+        }
+    }
+    (c, rank)
+}
+
+/// A statement with the guard of its reduction as its filter.
+fn with_filter(c: &mut Cascade, node: &Node) -> Einsum {
+    let mut e = node.einsum.clone();
+    if let Kind::Reduce { op, body, .. } = &node.kind
+        && let Some(cond) = guard_of(c, *body, *op)
+        && let Expr::Select(_, value, _) = c.exprs[*body]
+        && let Expr::Reduce { op, over, .. } = c.exprs[e.value].clone()
+    {
+        e.value = c.push_expr(Expr::Reduce { op, over, body: value }, e.span);
+        e.filter = Some(cond);
+    }
+    e
+}
+
+/// Puts the real extent back where `rank` stood for it.
+fn replace_rank(c: &mut Cascade, rank: RankId, extent: &Size) {
+    fn go(s: &mut Size, rank: RankId, extent: &Size) {
+        match s {
+            Size::Const(_) => {}
+            Size::Rank(r) => {
+                if *r == rank {
+                    *s = extent.clone();
+                }
+            }
+            Size::Add(a, b)
+            | Size::Sub(a, b)
+            | Size::Mul(a, b)
+            | Size::Div(a, b)
+            | Size::CeilDiv(a, b)
+            | Size::Min(a, b)
+            | Size::Max(a, b) => {
+                go(a, rank, extent);
+                go(b, rank, extent);
+            }
+        }
+    }
+    for (_, i) in c.indices.iter_mut() {
+        go(&mut i.extent, rank, extent);
+    }
+    for (_, t) in c.tensors.iter_mut() {
+        t.dims.iter_mut().for_each(|d| go(d, rank, extent));
+    }
+    for (_, e) in c.exprs.iter_mut() {
+        if let Expr::Size(s) = e {
+            go(s, rank, extent);
+        }
+    }
+    for stmt in &mut c.stmts {
+        if let Stmt::Iter(i) = stmt {
+            go(&mut i.extent, rank, extent);
+        }
+    }
+}
+
+/// Emits a derived group as one kernel.
+pub(super) fn emit_derived(
+    program: &Program<'_>,
+    s: &Schedule,
+    d: &Derivation,
+    name: String,
+    buffers: &HashMap<TensorId, BufferId>,
+    types: &PlanTypes,
+) -> Result<Kernel, Unsupported> {
+    let c = &d.cascade;
+    let by_name: HashMap<&str, BufferId> =
+        buffers.iter().map(|(t, b)| (program.cascade.tensors[*t].name.as_str(), *b)).collect();
+    let buffers: HashMap<TensorId, BufferId> =
+        c.tensors.iter().filter_map(|(id, t)| Some((id, *by_name.get(t.name.as_str())?))).collect();
+    let written = |t: &TensorId| d.cascade.outputs.iter().any(|o| o.source == OutputSource::Whole(*t));
+    let mut before = Vec::new();
+    let mut after = Vec::new();
+    for (k, stmt) in c.stmts.iter().enumerate() {
+        if let Stmt::Einsum(e) = stmt {
+            let list = if d.stream.is_none_or(|at| k < at) { &mut before } else { &mut after };
+            list.push(Node::new(c, e)?);
+        }
+    }
+    let Some(index) = d.index else {
+        let (program, schedule) = ordinary(c)?.expect("accepted as one kernel");
+        return emit_group(&program, &schedule, name, &buffers, types);
+    };
+    let classes = unify(c, d, &before, &after);
+
+    let find = classes.clone();
+    let mut em = Emitter::new(c, name, &buffers, move |i| find.find(i));
+    for i in grid(program, s, c, before.iter().chain(&after)) {
+        em.axis(i, AxisKind::Grid);
+    }
+    let axis = em.axis(index, AxisKind::Stream);
+    em.set_blocked(index);
+    let inside = |n: &Node| n.einsum.free.iter().any(|&i| classes.find(i) == classes.find(index));
+    for n in before.iter().filter(|n| !inside(n)) {
+        emit_statement(&mut em, n, written(&n.target()), true, types)?;
+    }
+    for (state, dims, initial) in d
+        .anchors
+        .iter()
+        .map(|a| (a.state, &a.dims, a.initial))
+        .chain(d.accumulators.iter().map(|a| (a.state, &a.dims, a.initial)))
+    {
+        let tensor = &c.tensors[state];
+        let axes = em.axes(dims);
+        let out = em.tile(&tensor.name, tensor.dtype, axes);
+        let value = em.convert(initial)?;
+        em.push(Op::Map { out, value });
+        em.incoming.insert(state, out);
+    }
+    em.open(axis);
+    for n in before.iter().filter(|n| inside(n)) {
+        emit_statement(&mut em, n, false, true, types)?;
+    }
+    step(&mut em, c, d, axis, index, types)?;
+    let carried: Vec<(ExprId, ReduceOp)> = d
+        .anchors
+        .iter()
+        .map(|a| (a.contribution, ReduceOp::Max))
+        .chain(d.accumulators.iter().map(|a| (a.contribution, a.op)))
+        .collect();
+    let filter = common_guard(&mut em, c, &carried)?;
+    em.close(false, false, filter);
+    // Finals read the last point of each state.
+    em.outgoing = em.incoming.clone();
+    for n in &after {
+        let read = after.iter().any(|m| m.reads.iter().any(|(t, _)| *t == n.target()));
+        emit_statement(&mut em, n, written(&n.target()), read, types)?;
+    }
+    Ok(em.finish())
+}
+
+/// One block: anchors, repairs, contributions.
+fn step(
+    em: &mut Emitter<'_>,
+    c: &Cascade,
+    d: &Derivation,
+    axis: AxisId,
+    index: IndexId,
+    types: &PlanTypes,
+) -> Result<(), Unsupported> {
+    for a in &d.anchors {
+        let old = em.incoming[&a.state];
+        let axes = em.kernel.tiles[old].axes.clone();
+        let new = em.tile(&format!("{}_new", c.tensors[a.state].name), c.tensors[a.state].dtype, axes);
+        let value = em.expr(tile::Expr::Tile(old));
+        em.push(Op::Map { out: new, value });
+        let value = em.convert(a.contribution)?;
+        em.push(Op::Reduce { out: vec![new], op: ReduceOp::Max, value, over: vec![axis], carry: true });
+        em.outgoing.insert(a.state, new);
+    }
+    // Repairs see the old values of every accumulator: those that others read are moved last.
+    let mut moved: Vec<(TileId, TileId)> = Vec::new();
+    for a in &d.accumulators {
+        let Some(repair) = a.repair else { continue };
+        let old = em.incoming[&a.state];
+        let value = em.convert(repair)?;
+        let read_by_others =
+            d.accumulators.iter().any(|b| b.state != a.state && b.repair.is_some_and(|r| reads(c, r, a.state)));
+        if read_by_others {
+            let axes = em.kernel.tiles[old].axes.clone();
+            let new = em.tile(&format!("{}_moved", c.tensors[a.state].name), c.tensors[a.state].dtype, axes);
+            em.push(Op::Map { out: new, value });
+            moved.push((old, new));
+        } else {
+            em.push(Op::Map { out: old, value });
+        }
+    }
+    for (old, new) in moved {
+        let value = em.expr(tile::Expr::Tile(new));
+        em.push(Op::Map { out: old, value });
+    }
+    // Contractions first: their operands are tiles that the other reductions can share.
+    let contracts = |a: &einfall_ir::analysis::derive::Accumulator| {
+        a.op == ReduceOp::Sum && Contraction::of(c, a.contribution, &a.dims, &[index]).is_some()
+    };
+    for first in [true, false] {
+        for a in d.accumulators.iter().filter(|a| contracts(a) == first) {
+            let out = [em.incoming[&a.state]];
+            em.reduce(&out, a.op, (&a.dims, &[index]), a.contribution, true, types)?;
+        }
+    }
+    for a in &d.anchors {
+        let (out, new) = (em.incoming[&a.state], em.outgoing[&a.state]);
+        let value = em.expr(tile::Expr::Tile(new));
+        em.push(Op::Map { out, value });
+    }
+    Ok(())
+}
+
+fn reads(c: &Cascade, root: ExprId, tensor: TensorId) -> bool {
+    let mut found = false;
+    c.walk(root, &mut |_, e| found |= matches!(e, Expr::Read { tensor: t, .. } if *t == tensor));
+    found
+}
+
+/// A derived group without anchors: an ordinary group whose reductions no longer wait for each other, and its
+/// schedule if it is one kernel.
+fn ordinary(c: &Cascade) -> Result<Option<(Program<'_>, Schedule)>, Unsupported> {
+    let mut nodes = Vec::new();
+    for e in c.einsums() {
+        nodes.push(Node::new(c, e)?);
+    }
+    let producer =
+        nodes.iter().enumerate().flat_map(|(k, n)| n.einsum.targets.iter().map(move |t| (t.tensor, k))).collect();
+    let pinned = c
+        .outputs
+        .iter()
+        .filter_map(|o| match o.source {
+            OutputSource::Whole(t) => Some(t),
+            OutputSource::Points { .. } | OutputSource::Point { .. } => None,
+        })
+        .collect();
+    let consumers = reductions_of_dims(c, &nodes);
+    let all: Vec<usize> = (0..nodes.len()).collect();
+    let program = Program::new(c, nodes, producer, consumers, pinned);
+    Ok(program.schedule(&all).map(|s| (program, s)))
+}
+
+/// Joins indices along which statements read states, producers and finals where they are written.
+fn unify(c: &Cascade, d: &Derivation, before: &[Node], after: &[Node]) -> Classes {
+    let mut classes = Classes::default();
+    let mut own: HashMap<TensorId, (usize, Vec<IndexId>)> = HashMap::new();
+    for a in &d.anchors {
+        own.insert(a.state, (1, a.dims.clone()));
+    }
+    for a in &d.accumulators {
+        own.insert(a.state, (1, a.dims.clone()));
+    }
+    for n in before.iter().chain(after) {
+        if let Some(dims) = &n.dims {
+            own.insert(n.target(), (0, dims.clone()));
+        }
+    }
+    for (_, e) in c.exprs.iter() {
+        let Expr::Read { tensor, at } = e else { continue };
+        let Some((skip, dims)) = own.get(tensor) else { continue };
+        for (&i, j) in dims.iter().zip(plain_access(c, &at[*skip..]).unwrap_or_default()) {
+            classes.join(i, j);
+        }
+    }
+    // A state's initialiser names its dimensions anew.
+    for stmt in &c.stmts {
+        let Stmt::Iter(iter) = stmt else { continue };
+        for e in iter.inits.iter().chain(&iter.body) {
+            let target = &e.targets[0];
+            let Some((skip, dims)) = own.get(&target.tensor) else { continue };
+            for (&i, j) in dims.iter().zip(plain_access(c, &target.at[*skip..]).unwrap_or_default()) {
+                classes.join(i, j);
+            }
+        }
+    }
+    classes
+}
+
+/// The grid of the schedule in the derived cascade's indices: statements keep their names and order of indices.
+fn grid<'n>(program: &Program<'_>, s: &Schedule, c: &Cascade, nodes: impl Iterator<Item = &'n Node>) -> Vec<IndexId> {
+    let mut same: HashMap<IndexId, IndexId> = HashMap::new();
+    for n in nodes {
+        let name = &c.tensors[n.target()].name;
+        let original =
+            s.nodes.iter().map(|&k| &program.nodes[k]).find(|o| program.cascade.tensors[o.target()].name == *name);
+        let Some(original) = original else { continue };
+        for (&o, &i) in original.einsum.free.iter().zip(&n.einsum.free) {
+            same.insert(s.classes.find(o), i);
+        }
+    }
+    s.grid.iter().filter_map(|i| same.get(i).copied()).collect()
+}

@@ -173,16 +173,13 @@ fn cascade_report(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Ca
         }
         if x.sites.iter().any(|s| s.ranks.contains(&r)) {
             let sizes = extents(c, options);
-            footprint_bytes
-                .insert(rank.name.clone(), sizes.and_then(|n| super::footprint::fiber_bytes(c, r, &n)));
+            footprint_bytes.insert(rank.name.clone(), sizes.and_then(|n| super::footprint::fiber_bytes(c, r, &n)));
         }
     }
     let mut seen = BTreeSet::new();
     for site in &x.sites {
-        if let Some(reason) = refusal_of(c, &x, site) {
-            if seen.insert(site.expr) {
-                refusals.push(Refusal { einsum: name(site.einsum), reason });
-            }
+        if let (Some(reason), true) = (refusal_of(c, &x, site), seen.insert(site.expr)) {
+            refusals.push(Refusal { einsum: name(site.einsum), reason });
         }
     }
     let mut listed = BTreeSet::new();
@@ -270,13 +267,7 @@ pub fn separation_rank(c: &Cascade, x: &Inlined, rank: RankId) -> Option<usize> 
     j
 }
 
-fn feed_tensor(
-    c: &Cascade,
-    t: TensorId,
-    rank: RankId,
-    seen: &mut BTreeSet<TensorId>,
-    feeding: &mut BTreeSet<ExprId>,
-) {
+fn feed_tensor(c: &Cascade, t: TensorId, rank: RankId, seen: &mut BTreeSet<TensorId>, feeding: &mut BTreeSet<ExprId>) {
     if !seen.insert(t) {
         return;
     }
@@ -400,4 +391,99 @@ pub fn to_text(report: &Report) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+    use crate::cascade::parse;
+
+    fn of(source: &str) -> CascadeReport {
+        let m = parse(source).unwrap_or_else(|d| panic!("{d:?}\n{source}"));
+        report(&m, &Options::default(), &BTreeMap::new()).cascades.remove(0)
+    }
+
+    /// before, after, J of a rank.
+    fn row(source: &str, rank: &str) -> (usize, usize, Option<usize>) {
+        let r = of(source);
+        let r = &r.ranks[rank];
+        (r.passes_before.unwrap(), r.passes_after.unwrap(), r.separation_rank)
+    }
+
+    #[test]
+    fn the_table() {
+        let qk = samples::QK;
+        for (params, score, filter) in [
+            ("", qk.to_string(), "where n <= m + (N - M)"),
+            ("", qk.to_string(), ""),
+            (", W: i32", qk.to_string(), "where n <= m and n > m - W"),
+            ("", format!("50.0 * tanh({qk} / 50.0)"), "where n <= m"),
+            (", slope: f32[G,R]", format!("{qk} - slope[g,r] * (m - n)"), "where n <= m"),
+            (", bias: f32[G,M,N]", format!("{qk} + bias[g,m,n]"), ""),
+            (", dm: i32[M], dn: i32[N]", qk.to_string(), "where dm[m] == dn[n]"),
+            (", mask: bool[ceildiv(M,16), ceildiv(N,16)]", qk.to_string(), "where mask[m/16, n/16]"),
+            (", scale: f32", "scale * (sum(e) Q[b,g*R+r,m,e] * K[b,g,n,e])".into(), "where n <= m"),
+        ] {
+            let text = samples::attention_with(params, &score, filter);
+            assert_eq!(row(&text, "N"), (3, 1, Some(1)), "{text}");
+            assert!(of(&text).refusals.is_empty());
+        }
+        assert_eq!(row(samples::DEFERRED, "N"), (2, 1, Some(1)));
+        assert_eq!(row(samples::UNSTABILISED, "N"), (2, 1, Some(1)));
+        assert_eq!(row(samples::UNSTABILISED_DEFERRED, "N"), (1, 1, Some(1)));
+        assert_eq!(row(samples::LSE, "N"), (2, 1, Some(1)));
+        assert_eq!(row(samples::CROSS_ENTROPY, "N"), (2, 1, Some(1)));
+        assert_eq!(row(samples::RMS_MATMUL, "K"), (2, 1, Some(1)));
+        assert_eq!(row(&samples::layernorm(false), "K"), (3, 1, Some(2)));
+        assert_eq!(row(&samples::layernorm(true), "K"), (3, 1, Some(3)));
+        assert_eq!(row(samples::VARIANCE, "N"), (2, 1, Some(3)));
+        assert_eq!(row(samples::THIRD, "N"), (2, 1, Some(4)));
+        assert_eq!(row(samples::ENTROPY, "N"), (3, 1, Some(2)));
+        for (text, rank, einsum) in [(samples::SOFTMAX, "N", "A"), (samples::LAYERNORM, "K", "y")] {
+            assert!(row(text, rank).1 >= 2);
+            let r = of(text).refusals;
+            assert_eq!((r.len(), r[0].einsum.as_str()), (1, einsum));
+            assert!(r[0].reason.contains(&format!("keeps rank {rank}")), "{}", r[0].reason);
+        }
+        let r = of(samples::SIGMOID);
+        assert_eq!(r.ranks["N"].separation_rank, None);
+        assert!(r.refusals[0].reason.contains("more than 4 at 120 digits"), "{}", r.refusals[0].reason);
+        let r = of(samples::FP8);
+        assert_eq!(r.ranks["K"].anchors, None);
+        assert!(r.refusals[0].reason.contains("cast to f8e4m3"), "{}", r.refusals[0].reason);
+    }
+
+    #[test]
+    fn json_has_every_field_and_reads_back() {
+        let m = parse(&samples::attention()).unwrap();
+        let sizes = [("B", 1), ("G", 2), ("R", 4), ("M", 512), ("N", 512), ("E", 64), ("F", 64)];
+        let options = Options {
+            sizes: sizes.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+            target: DataSheet::named("h100"),
+        };
+        let mapped = Mapped {
+            kernels: Some(1),
+            mapping: Some("tile".into()),
+            bytes: BTreeMap::from([("l2".to_string(), 1e9)]),
+            predicted_us: Some(3.5),
+        };
+        let r = report(&m, &options, &BTreeMap::from([("attention".to_string(), mapped)]));
+        let json = to_json(&r);
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), r);
+        let v: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let c = &v["cascades"][0];
+        assert_eq!(v["version"], VERSION);
+        for key in ["name", "ranks", "reductions", "io", "refusals", "kernels", "mapping", "predicted_us"] {
+            assert!(c.get(key).is_some(), "{key}");
+        }
+        let bound = c["io"].as_array().unwrap().iter().find(|b| b["mapping_bytes"] == 1e9).unwrap();
+        let ratio = bound["mapping_bytes"].as_f64().unwrap() / bound["lower_bound_bytes"].as_f64().unwrap();
+        assert_eq!(bound["ratio"], ratio);
+        assert!(bound["level"] == "l2" && ratio > 1.0);
+        let bare = report(&m, &Options::default(), &BTreeMap::new());
+        let v: serde_json::Value = serde_json::from_str(&to_json(&bare)).unwrap();
+        assert!(v["cascades"][0]["mapping"].is_null() && v["cascades"][0]["predicted_us"].is_null());
+        assert!(to_text(&r).contains("rolling, lazy, tree"));
+    }
 }

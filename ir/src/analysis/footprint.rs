@@ -1,9 +1,9 @@
 //! Live footprint: the bytes of one fiber that are live at once when a cascade runs as written, free of any mapping.
 //!
-//! For rank R every other index is fixed to one point. A tensor that carries R counts its whole fiber, other tensors
-//! one element; a fiber read at one level only streams past and counts one element. Live means from the level it is
-//! first read or written to the level of its last read. This is the memory a schedule with (passes − 1) spills must
-//! hold or re-read. Source: FuseMax (arXiv 2406.10491), live footprint of an Einsum's fiber.
+//! For rank R every other index is fixed to one point. A tensor whose fiber is read in more than one pass counts whole,
+//! since its second reading waits for the end of the first; one that streams past, or does not run along R, counts one
+//! element. This is the memory a schedule without spills holds; each spilled fiber is read again instead. Source:
+//! FuseMax (arXiv 2406.10491), live footprint of a fiber.
 
 use std::collections::BTreeMap;
 

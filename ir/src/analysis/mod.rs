@@ -3,8 +3,11 @@
 pub mod compact;
 pub mod derive;
 pub mod emit;
+pub mod explain;
+pub mod footprint;
 pub mod inline;
 pub mod interval;
+pub mod io;
 pub mod levels;
 pub mod numeric;
 pub mod passes;

@@ -147,6 +147,7 @@ pub(super) fn build(
         a.state = map.tensors[&a.state];
         a.contribution = map.exprs[&a.contribution];
         a.initial = map.exprs[&a.initial];
+        a.filter = a.filter.map(|f| map.exprs[&f]);
         a.dims = a.dims.iter().map(|i| map.indices[i]).collect();
     }
     for a in &mut accumulators {
@@ -154,6 +155,7 @@ pub(super) fn build(
         a.contribution = map.exprs[&a.contribution];
         a.initial = map.exprs.get(&a.initial).copied().unwrap_or(a.contribution);
         a.repair = a.repair.map(|r| map.exprs[&r]);
+        a.filter = a.filter.map(|f| map.exprs[&f]);
         a.dims = a.dims.iter().map(|i| map.indices[i]).collect();
     }
     let finals = finals.iter().map(|t| map.tensors[t]).collect();
@@ -292,18 +294,23 @@ impl Builder<'_> {
         self.em.tensor(&name, all, kind, dtype)
     }
 
-    /// `value` where the filter holds, `other` elsewhere.
-    fn masked(
+    /// A step that leaves the state as it was at points the filter removes.
+    #[allow(clippy::too_many_arguments)]
+    fn step(
         &mut self,
+        state: TensorId,
+        dims: &[Var],
         filter: &[PolyId],
         scope: &mut Scope,
+        free: Vec<IndexId>,
         value: ExprId,
-        other: ExprId,
-    ) -> Result<ExprId, Unsupported> {
-        Ok(match self.em.conjunction(filter, scope)? {
-            Some(cond) => self.em.push(Expr::Select(cond, value, other)),
-            None => value,
-        })
+    ) -> Result<Einsum, Unsupported> {
+        let mut e = self.statement(state, Point::New, dims, scope, free, value)?;
+        e.filter = self.em.conjunction(filter, scope)?;
+        if e.filter.is_some() {
+            e.otherwise = Some(self.read(state, Point::Old, dims, scope)?);
+        }
+        Ok(e)
     }
 
     fn anchor(&mut self, k: usize, inits: &mut Vec<Einsum>, body: &mut Vec<Einsum>) -> Result<Anchor, Unsupported> {
@@ -319,13 +326,13 @@ impl Builder<'_> {
         }
         inits.push(self.statement(state, Point::First, &dims, &scope, free, initial)?);
         let (mut scope, free) = self.scope(&dims, true, &class.filter);
-        let e = self.em.poly(class.exponent, &mut scope)?;
-        let lowest = self.em.float(f64::NEG_INFINITY);
-        let contribution = self.masked(&class.filter, &mut scope, e, lowest)?;
+        let contribution = self.em.poly(class.exponent, &mut scope)?;
         let old = self.read(state, Point::Old, &dims, &scope)?;
         let value = self.em.binary(BinaryOp::Max, old, contribution);
-        body.push(self.statement(state, Point::New, &dims, &scope, free.clone(), value)?);
-        Ok(Anchor { state, dims: free, contribution, initial })
+        let step = self.step(state, &dims, &class.filter, &mut scope, free.clone(), value)?;
+        let filter = step.filter;
+        body.push(step);
+        Ok(Anchor { state, dims: free, contribution, filter, initial })
     }
 
     fn accumulator(
@@ -348,7 +355,6 @@ impl Builder<'_> {
         let (moved, repair, anchor);
         match slot.class {
             None => {
-                contribution = self.masked(&slot.filter, &mut scope, contribution, zero)?;
                 moved = self.read(state, Point::Old, &dims, &scope)?;
                 (repair, anchor) = (None, None);
             }
@@ -368,8 +374,7 @@ impl Builder<'_> {
                 // An element of weight e^−∞ adds nothing, whatever the anchor.
                 let lowest = self.em.float(f64::NEG_INFINITY);
                 let gone = self.em.binary(BinaryOp::Eq, e, lowest);
-                let guarded = self.em.push(Expr::Select(gone, zero, term));
-                contribution = self.masked(&slot.filter, &mut scope, guarded, zero)?;
+                contribution = self.em.push(Expr::Select(gone, zero, term));
                 moved = self.moved(k, class, &dims, &scope)?;
                 repair = Some(moved);
                 anchor = order.iter().position(|x| *x == class);
@@ -381,8 +386,10 @@ impl Builder<'_> {
             _ => BinaryOp::Add,
         };
         let value = self.em.binary(op, moved, contribution);
-        body.push(self.statement(state, Point::New, &dims, &scope, free.clone(), value)?);
-        Ok(Accumulator { state, dims: free, op: slot.op, anchor, contribution, initial, repair })
+        let step = self.step(state, &dims, &slot.filter, &mut scope, free.clone(), value)?;
+        let filter = step.filter;
+        body.push(step);
+        Ok(Accumulator { state, dims: free, op: slot.op, anchor, contribution, filter, initial, repair })
     }
 
     /// The accumulator of a step's start under the anchor of its end.
@@ -443,7 +450,8 @@ impl Builder<'_> {
         let mut e = self.statement(state, Point::New, &dims, &scope, free.clone(), value)?;
         e.filter = filter;
         let initial = self.em.float(slot.op.identity());
-        let a = Accumulator { state, dims: free, op: slot.op, anchor: None, contribution, initial, repair: None };
+        let a =
+            Accumulator { state, dims: free, op: slot.op, anchor: None, contribution, filter, initial, repair: None };
         Ok((a, e))
     }
 

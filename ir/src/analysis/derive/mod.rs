@@ -54,8 +54,10 @@ pub struct Anchor {
     pub state: TensorId,
     /// Indices of the kept dimensions in the state's step statement (the stream's index is not among them).
     pub dims: Vec<IndexId>,
-    /// The element's exponent, −∞ where the filter removes it.
+    /// The element's exponent.
     pub contribution: ExprId,
+    /// Elements that count; the others leave the state as it is.
+    pub filter: Option<ExprId>,
     /// Start value: −∞, or what the outputs add to the sums.
     pub initial: ExprId,
 }
@@ -73,6 +75,8 @@ pub struct Accumulator {
     pub anchor: Option<usize>,
     /// One element's contribution, relative to the new anchor.
     pub contribution: ExprId,
+    /// Elements that count; the others leave the state as it is.
+    pub filter: Option<ExprId>,
     /// Value of an empty fiber.
     pub initial: ExprId,
     /// The old accumulator moved to the new anchor; none when it never moves.

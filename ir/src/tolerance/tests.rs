@@ -66,12 +66,103 @@ fn declared_evaluations_stay_within_tolerance() {
             for seed in 100..106 {
                 let fresh = ok(&c, evaluate_declared(&c, &b, &inputs, &options, seed, Rounding::Nearest));
                 for (x, (_, a)) in expected.iter().zip(fresh.results()) {
+                    // The running bound alone holds, whatever the samples show.
+                    for (i, (v, a)) in x.values.iter().zip(&a.values).enumerate() {
+                        let d = (v - a).abs();
+                        let within = d <= x.bounds[i] * (1.0 + 1e-6) + x.dtype.ulp(0.0) || v == a || v.is_nan();
+                        assert!(within || !x.dtype.round(*v).is_finite(), "{}: {a} for {v} ± {}", c.name, x.bounds[i]);
+                    }
                     if let Err(m) = x.compare(&a.values) {
                         panic!("{} at {:?}, {variant:?}: {m}", c.name, b.extents);
                     }
                 }
             }
         }
+    }
+}
+
+/// One cascade of this text at these sizes, its inputs and what is expected of them.
+fn expected_of(text: &str, sizes: &[(&str, u64)], variant: Variant) -> (Cascade, Bindings, Vec<Array>, Vec<Expected>) {
+    let module = parse(text).unwrap_or_else(|d| panic!("{}", d[0]));
+    let c = module.cascades.into_iter().next().expect("one cascade");
+    let b = sized(&c, sizes).expect("it binds");
+    let inputs = inputs_of(&c, &b, 5, variant);
+    let expected = ok(&c, expect(&c, &b, &inputs, &Options::default()));
+    (c, b, inputs, expected)
+}
+
+#[test]
+fn small_integers_are_bit_exact() {
+    let text = "cascade t[M, N, K](A: bf16[M, K], B: bf16[K, N]) -> (Y: f32[M, N]) { Y[m,n] = sum(k) A[m,k] * B[k,n] }";
+    let sizes = [("M", 5), ("N", 3), ("K", 129)];
+    let (c, b, inputs, expected) = expected_of(text, &sizes, Variant::Integers);
+    assert_eq!(expected[0].deviation, 0.0);
+    let fresh = ok(&c, evaluate_declared(&c, &b, &inputs, &Options::default(), 50, Rounding::Nearest));
+    assert_eq!(ok(&c, fresh.output(0)).values, expected[0].values);
+    // One ulp stays, a unit does not.
+    let mut wrong = expected[0].values.clone();
+    wrong[7] += 1.0;
+    let m = expected[0].compare(&wrong).expect_err("a unit is more than an ulp");
+    assert_eq!((m.at, m.wrong, m.elements), (vec![2, 1], 1, 15));
+}
+
+#[test]
+fn classes_of_values_must_match() {
+    let text = "cascade t[N](x: f32[N]) -> (y: f16[N], i: i32) {
+        y[n] = x[n] * 2.0
+        i = argmax(n) x[n]
+    }";
+    let (c, b, _, _) = expected_of(text, &[("N", 5)], Variant::Normal);
+    let data = vec![1.0, f64::NAN, f64::INFINITY, 1e6, 32752.0];
+    let inputs = [Array::new(DType::F32, &[5], data).expect("five elements")];
+    let x = ok(&c, expect(&c, &b, &inputs, &Options::default()));
+    let right = [2.0, f64::NAN, f64::INFINITY, f64::INFINITY, 65504.0];
+    assert!(x[0].compare(&right).is_ok());
+    for (i, wrong) in [(1, 0.0), (2, 65504.0), (2, f64::NAN), (3, 65504.0), (3, f64::NEG_INFINITY), (0, f64::INFINITY)]
+    {
+        let mut values = right;
+        values[i] = wrong;
+        assert_eq!(x[0].compare(&values).expect_err("another class").at, [i as u64]);
+    }
+    // Positions are exact.
+    assert!(x[1].compare(&[1.0]).is_ok() && x[1].compare(&[2.0]).is_err());
+    assert!(x[0].compare(&right[..4]).is_err());
+}
+
+#[test]
+fn uncertain_choices_have_no_bound() {
+    let text = "cascade t[N](x: f32[N], y: f32[N]) -> (z: f32[N]) {
+        z[n] = if x[n] * 1.1 - y[n] * 1.1 > 0 then 1.0 else -1.0
+    }";
+    let (c, b, _, _) = expected_of(text, &[("N", 2)], Variant::Normal);
+    let of = |d: [f64; 2]| Array::new(DType::F32, &[2], d.to_vec()).expect("two elements");
+    let x = ok(&c, expect(&c, &b, &[of([3.0, 3.0]), of([3.0, 2.0])], &Options::default()));
+    assert_eq!((x[0].bounds[0], x[0].bounds[1]), (f64::INFINITY, 0.0));
+}
+
+#[test]
+fn block_scaled_outputs_are_quantised_by_block() {
+    let text = "cascade t[N](x: f32[N]) -> (y: f8e4m3[N] scaled(f32, 4)) { y[n] = x[n] }";
+    let (c, b, inputs, expected) = expected_of(text, &[("N", 11)], Variant::Normal);
+    let fresh = ok(&c, evaluate_declared(&c, &b, &inputs, &Options::default(), 9, Rounding::Nearest));
+    let y = ok(&c, fresh.output(0)).values;
+    assert!(expected[0].compare(&y).is_ok() && y != expected[0].values);
+    // The largest of a block is exact up to the scale's rounding.
+    for (v, q) in inputs[0].data.chunks(4).zip(y.chunks(4)) {
+        let largest = |s: &[f64]| s.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        assert!((largest(v) - largest(q)).abs() <= 1e-6 * largest(v));
+    }
+}
+
+#[test]
+fn chosen_points_have_the_whole_tensors_values() {
+    let text = "cascade t[M, K](x: bf16[M, K]) -> (y: bf16[M]) { y[m] = sum(k) x[m,k] * x[m,k] }";
+    let (c, b, inputs, whole) = expected_of(text, &[("M", 7), ("K", 65)], Variant::Normal);
+    let points = [vec![6], vec![2]];
+    let some = ok(&c, expect_points(&c, &b, &inputs, &Options::default(), 0, &points));
+    for (k, m) in [6, 2].into_iter().enumerate() {
+        assert_eq!((some.values[k], some.bounds[k]), (whole[0].values[m], whole[0].bounds[m]));
+        assert!(some.admits(k, DType::BF16.round(some.values[k])));
     }
 }
 

@@ -209,6 +209,14 @@ impl Domain for Bounded {
         }
     }
 
+    fn store_block(&mut self, to: DType, scale: DType, block: &mut [Bound]) {
+        let reach = block.iter().fold(0.0f64, |m, v| m.max(v.x.abs() + v.e));
+        // Half a spacing of the largest element; a scale rounded down saturates by its relative error.
+        let unit = if to.is_float() { to.unit_roundoff() } else { 0.5 / to.max_finite() };
+        let moved =
+            reach * (unit * (1.0 + scale.unit_roundoff()) + scale.unit_roundoff()) + scale.ulp(0.0) * to.max_finite();
+        block.iter_mut().for_each(|v| *v = bound(v.x, v.e + moved));
+    }
     fn truth(&mut self, a: Bound) -> bool {
         self.uncertain |= a.e > 0.0;
         a.x != 0.0

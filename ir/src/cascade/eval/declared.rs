@@ -5,7 +5,7 @@
 //! explore what roundings may add up to, or to nearest, as devices do. Invariant: a value that a type holds exactly
 //! stays exact; the same seed gives the same evaluation.
 
-use super::domain::{Domain, Ty, add_exp, better, descending, same, worst};
+use super::domain::{Domain, Ty, add_exp, better, block_scale, descending, same, worst};
 use crate::dtype::DType;
 use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
 
@@ -156,6 +156,23 @@ impl Domain for Declared {
     }
     fn store(&mut self, to: DType, ty: Ty, a: f64) -> f64 {
         if ty == Ty::F32 && to == DType::F32 { a } else { self.stored(to, a) }
+    }
+    fn store_block(&mut self, to: DType, scale: DType, block: &mut [f64]) {
+        let largest = block.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let scale = block_scale(to, scale, largest);
+        if scale == 0.0 || !scale.is_finite() {
+            return;
+        }
+        for v in block {
+            // Integer elements are rounded to nearest before they are stored.
+            let stored = if to.is_float() {
+                let held = (*v / scale).clamp(to.min_finite(), to.max_finite());
+                self.stored(to, held)
+            } else {
+                to.round((*v / scale).round_ties_even())
+            };
+            *v = stored * scale;
+        }
     }
     #[inline(always)]
     fn truth(&mut self, a: f64) -> bool {

@@ -73,6 +73,9 @@ pub trait Domain {
     fn operand(&mut self, to: DType, a: Self::Value) -> Self::Value;
     /// A value computed in `ty` and stored in a tensor of type `to`.
     fn store(&mut self, to: DType, ty: Ty, a: Self::Value) -> Self::Value;
+    /// Stores one block of a block-scaled tensor: elements of type `to`, one scale of type `scale`, chosen so that the
+    /// largest magnitude takes the largest finite element.
+    fn store_block(&mut self, to: DType, scale: DType, block: &mut [Self::Value]);
     /// A condition that steers control flow.
     fn truth(&mut self, a: Self::Value) -> bool;
     /// A position in a tensor.
@@ -167,6 +170,7 @@ impl Domain for Plain {
             to.round(a)
         }
     }
+    fn store_block(&mut self, _: DType, _: DType, _: &mut [f64]) {}
     #[inline(always)]
     fn truth(&mut self, a: f64) -> bool {
         a != 0.0
@@ -320,4 +324,9 @@ pub(super) fn descending(a: f64, b: f64) -> std::cmp::Ordering {
 /// What an empty argument selection has as its value.
 pub(super) fn worst(op: ReduceOp) -> f64 {
     if op == ReduceOp::ArgMin { f64::INFINITY } else { f64::NEG_INFINITY }
+}
+
+/// The scale of a block whose largest magnitude is `largest`.
+pub(super) fn block_scale(to: DType, scale: DType, largest: f64) -> f64 {
+    scale.round(largest / to.max_finite())
 }

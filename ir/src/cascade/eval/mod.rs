@@ -354,8 +354,10 @@ fn demandable(c: &Cascade) -> Vec<bool> {
             && e.join.is_none()
             && writers[t.tensor.index()] == 1
         {
-            let kind = c.tensors[t.tensor].kind;
-            plain[t.tensor.index()] = matches!(kind, TensorKind::Intermediate | TensorKind::Output);
+            let t = &c.tensors[t.tensor];
+            let block = t.storage.block_scale.is_some();
+            let owned = matches!(t.kind, TensorKind::Intermediate | TensorKind::Output);
+            plain[e.targets[0].tensor.index()] = owned && !block;
         }
     }
     plain

@@ -247,6 +247,8 @@ pub(super) struct Running {
 pub(super) struct TargetTensor {
     pub tensor: u32,
     pub dtype: DType,
+    /// Elements and type of the scales of a block-scaled tensor: rounded when the whole tensor is written.
+    pub block: Option<(u64, DType)>,
     /// A parameter written in place: absent points keep its old value.
     pub in_place: bool,
 }

@@ -147,6 +147,14 @@ impl<'a, D: Domain> Machine<'a, D> {
             self.set(t, i, v);
         }
         self.finish_joins(program, joins);
+        for t in &program.targets {
+            let row = self.plan.dims.get(t.tensor as usize).and_then(|d| d.last()).copied().unwrap_or(1) as usize;
+            if let (Some((block, scale)), Store::Dense(data, _)) = (t.block, &mut self.stores[t.tensor as usize]) {
+                for r in data.chunks_mut(row.max(1)) {
+                    r.chunks_mut(block.max(1) as usize).for_each(|b| self.domain.store_block(t.dtype, scale, b));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -188,7 +196,7 @@ impl<'a, D: Domain> Machine<'a, D> {
             let total = self.domain.total(&mut acc, op, ty);
             let old = self.stores[t.tensor as usize].data()[i];
             let joined = self.domain.combine(op, ty, old, total);
-            let v = self.domain.store(t.dtype, ty, joined);
+            let v = if t.block.is_some() { joined } else { self.domain.store(t.dtype, ty, joined) };
             self.set(t.tensor, i, v);
         }
     }
@@ -218,7 +226,7 @@ impl<'a, D: Domain> Machine<'a, D> {
             match (joins.as_mut(), program.join) {
                 (Some(accs), Some(op)) => self.domain.add(&mut accs[at as usize + i], op, v, 0),
                 _ => {
-                    let v = self.domain.store(target.dtype, r.ty, v);
+                    let v = if target.block.is_some() { v } else { self.domain.store(target.dtype, r.ty, v) };
                     match &mut late {
                         Some(late) => late.push((target.tensor, at as usize + i, v)),
                         None => self.set(target.tensor, at as usize + i, v),

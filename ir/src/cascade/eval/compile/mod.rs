@@ -192,7 +192,17 @@ impl<'a> Compiler<'a> {
         for t in &e.targets {
             let tensor = &c.tensors[t.tensor];
             let in_place = tensor.kind == TensorKind::InOut;
-            self.p.targets.push(TargetTensor { tensor: t.tensor.index() as u32, dtype: tensor.dtype, in_place });
+            let block = tensor.storage.block_scale.as_ref().map(|b| (b.block, b.dtype));
+            if block.is_some() && self.cx.iterated.is_some() {
+                return Err(EvalError::Unsupported {
+                    what: format!(
+                        "{} is block-scaled and written in an iteration; write it after the iteration",
+                        tensor.name
+                    ),
+                    span: e.span,
+                });
+            }
+            self.p.targets.push(TargetTensor { tensor: t.tensor.index() as u32, dtype: tensor.dtype, block, in_place });
         }
         self.p.join = e.join;
         let (outside, nowhere) = (self.label(), self.label());

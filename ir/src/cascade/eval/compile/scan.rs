@@ -88,7 +88,7 @@ impl Compiler<'_> {
                 Ty::F32 => DType::F32,
                 Ty::F64 => DType::F64,
             };
-            k.p.targets.push(TargetTensor { tensor: first + n as u32, dtype, in_place: false });
+            k.p.targets.push(TargetTensor { tensor: first + n as u32, dtype, block: None, in_place: false });
         }
         *k.hidden += results.len() as u32;
         k.p.running = Some(running);

@@ -19,14 +19,14 @@ use std::fmt::Write;
 /// Independent chains: above latency × throughput of the multiply-add of current cores (4 × 2), within 16 registers.
 const CHAINS: usize = 12;
 /// Runs of which the best counts.
-const RUNS: usize = 16;
-/// Multiply-adds of one chain in a run: about half a millisecond.
-const CHAIN_STEPS: u64 = 1 << 17;
+const RUNS: usize = 8;
+/// Multiply-adds of one chain in a run: a millisecond or more, so that waking the threads does not count.
+const CHAIN_STEPS: u64 = 1 << 20;
 /// Bytes that a thread reads in a run, again and again where the level is smaller.
-const READ_BYTES: u64 = 64 << 20;
+const READ_BYTES: u64 = 256 << 20;
 
 impl Engine {
-    /// This processor's data sheet, measured. Takes some 200 ms on an idle machine.
+    /// This processor's data sheet, measured. Takes some 300 ms on an idle machine.
     ///
     /// # Errors
     /// As [`Engine::load`] and [`crate::Bound::launch`].

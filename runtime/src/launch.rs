@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// Below this many operations plus bytes a kernel runs on the calling thread: waking the others takes about as long.
 const INLINE_WORK: u64 = 1 << 17;
 /// Ranges of tasks handed out per thread, for balance.
-const RANGES_PER_THREAD: u64 = 4;
+const RANGES_PER_THREAD: u64 = 8;
 
 /// The arrays of one launch, by name.
 #[derive(Debug, Default)]
@@ -74,13 +74,13 @@ impl Bound {
     ///
     /// # Errors
     /// Before anything is written: [`Error::MissingArray`], [`Error::UnknownArray`], [`Error::Twice`],
-    /// [`Error::DType`], [`Error::Shape`], [`Error::Strides`], [`Error::Overlap`], [`Error::Workspace`], and
-    /// [`Error::Array`] where memory is short.
+    /// [`Error::DType`], [`Error::Shape`], [`Error::Strides`], [`Error::Overlap`], [`Error::Workspace`]. At any time:
+    /// [`Error::Array`] where memory for temporaries is short; the outputs are then unspecified.
     pub fn launch(&self, mut arguments: Arguments) -> Result<Vec<Duration>, Error> {
         let _span = tracing::debug_span!("launch", cascade = self.executable.name()).entered();
         let given = arguments.workspace.take();
         let mut places = self.place_arguments(&arguments)?;
-        let own = match &given {
+        let mut own = match &given {
             Some(memory) => {
                 let (found, address) = (memory.len() as u64, memory.as_ptr() as usize);
                 if found < self.workspace_bytes || !address.is_multiple_of(ALIGN_BYTES) && self.workspace_bytes > 0 {
@@ -90,7 +90,6 @@ impl Bound {
             }
             None => Some(self.scratch.take(self.workspace_bytes)?),
         };
-        let mut own = own;
         let base = match (given, &mut own) {
             (Some(memory), _) => memory.as_mut_ptr(),
             (None, Some(block)) => block.bytes_mut().as_mut_ptr(),
@@ -103,12 +102,18 @@ impl Bound {
                 places[id.index()] = Some(Place { base, strides, scalar: 0 });
             }
         }
-        let mut times = Vec::with_capacity(self.steps.len());
-        for (index, step) in self.steps.iter().enumerate() {
-            let start = Instant::now();
-            self.run(index, step, &places)?;
-            times.push(start.elapsed());
-        }
+        let all = || {
+            let timed = |(index, step)| {
+                let start = Instant::now();
+                self.run(index, step, &places)?;
+                Ok(start.elapsed())
+            };
+            self.steps.iter().enumerate().map(timed).collect::<Result<Vec<Duration>, Error>>()
+        };
+        // The pool is entered once for all kernels, as entering it costs two thread switches.
+        let pool = &self.executable.pool;
+        let threads = pool.current_num_threads();
+        let times = if self.steps.iter().any(|s| s.is_shared(threads)) { pool.install(all)? } else { all()? };
         if let Some(block) = own {
             self.scratch.give(block);
         }
@@ -229,7 +234,7 @@ impl Bound {
         }
     }
 
-    /// Runs one kernel's tasks.
+    /// Runs one kernel's tasks; on a thread of the pool where they are shared.
     fn run(&self, index: usize, step: &Step, places: &[Option<Place>]) -> Result<(), Error> {
         let exe = &*self.executable;
         let launch = &exe.artifact.launches[index];
@@ -257,22 +262,23 @@ impl Bound {
             self.scratch.give(scratch);
             Ok(())
         };
-        let threads = exe.pool.current_num_threads() as u64;
-        let small = step.flops.saturating_add(step.bytes) < INLINE_WORK;
+        let threads = exe.pool.current_num_threads();
         if step.tasks == 0 {
             return Ok(());
         }
-        if threads == 1 || step.tasks == 1 || small {
+        if !step.is_shared(threads) {
             return call(0, step.tasks);
         }
-        let ranges = step.tasks.min(threads * RANGES_PER_THREAD);
+        let ranges = step.tasks.min(threads as u64 * RANGES_PER_THREAD);
         // Ranges differ by at most one task.
-        let bound = |i: u64| (u128::from(i) * u128::from(step.tasks) / u128::from(ranges)) as u64;
-        exe.pool.install(|| {
-            (0..ranges as usize)
-                .into_par_iter()
-                .with_max_len(1)
-                .try_for_each(|i| call(bound(i as u64), bound(i as u64 + 1)))
-        })
+        let bound = |i: usize| (i as u128 * u128::from(step.tasks) / u128::from(ranges)) as u64;
+        (0..ranges as usize).into_par_iter().with_max_len(1).try_for_each(|i| call(bound(i), bound(i + 1)))
+    }
+}
+
+impl Step {
+    /// Whether its tasks go to several threads.
+    fn is_shared(&self, threads: usize) -> bool {
+        threads > 1 && self.tasks > 1 && self.flops.saturating_add(self.bytes) >= INLINE_WORK
     }
 }

@@ -235,7 +235,7 @@ pub enum Verdict {
 }
 
 /// The first record whose program `judge` puts outside the bound, with what it says; none when all are within.
-pub fn bisect<'r>(records: &'r [Record], mut judge: impl FnMut(&Program) -> Verdict) -> Option<(&'r Record, String)> {
+pub fn bisect(records: &[Record], mut judge: impl FnMut(&Program) -> Verdict) -> Option<(&Record, String)> {
     records.iter().find_map(|r| match if r.unchanged { Verdict::Within } else { judge(&r.program) } {
         Verdict::Within => None,
         Verdict::Outside(what) => Some((r, what)),

@@ -12,6 +12,7 @@ pub mod levels;
 pub mod numeric;
 pub mod passes;
 pub mod precise;
+pub mod resources;
 #[cfg(test)]
 mod samples;
 pub mod separation;

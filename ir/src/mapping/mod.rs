@@ -91,6 +91,8 @@ pub struct TileMapping {
     pub engine: Option<Engine>,
     /// The axis whose cluster tasks share one copy by multicast.
     pub multicast: Option<String>,
+    /// A tile whose shared memory it takes over once that is no longer needed.
+    pub reuses: Option<String>,
 }
 
 /// Where an operand of a contraction is read from.
@@ -187,7 +189,16 @@ impl AxisMapping {
 impl TileMapping {
     /// The tile in `space`, one stage, no swizzle, plain loads and stores.
     pub fn new(tile: impl Into<String>, space: Space) -> TileMapping {
-        TileMapping { tile: tile.into(), space, stages: 1, swizzle: 0, contiguous: None, engine: None, multicast: None }
+        TileMapping {
+            tile: tile.into(),
+            space,
+            stages: 1,
+            swizzle: 0,
+            contiguous: None,
+            engine: None,
+            multicast: None,
+            reuses: None,
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //!         | "split" AXIS "parts" INT "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
 //!         | "role" NAME ":" INT ("thread" | "warp" | "warpgroup") ["regs" INT] ["ping_pong"]
 //!         | "tile" TILE "in" space ["stages" INT] ["swizzle" INT] ["contiguous" AXIS] ["by" engine] ["multicast" AXIS]
+//!           ["reuses" TILE]
 //!         | "op" OP ["atom" ATOM] ["swapped"] ["a" "registers"] ["role" ROLE] ["skew" INT] ["slot" INT] ["by" engine]
 //! ```
 //! Names of operations and atoms are words joined by `.` and `@`. [`super::verify`] checks them against a plan.
@@ -150,7 +151,8 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
         let contiguous = if c.eat_word("contiguous") { Some(c.ident("an axis")?.0) } else { None };
         let engine = engine(c)?;
         let multicast = if c.eat_word("multicast") { Some(c.ident("an axis")?.0) } else { None };
-        k.tiles.push(TileMapping { tile, space, stages, swizzle, contiguous, engine, multicast });
+        let reuses = if c.eat_word("reuses") { Some(c.ident("a tile")?.0) } else { None };
+        k.tiles.push(TileMapping { tile, space, stages, swizzle, contiguous, engine, multicast, reuses });
     } else if c.eat_word("op") {
         let span = c.span();
         let op = dotted(c, "an operation")?;

@@ -112,6 +112,9 @@ fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
         if let Some(a) = &t.multicast {
             write!(f, " multicast {a}")?;
         }
+        if let Some(t) = &t.reuses {
+            write!(f, " reuses {t}")?;
+        }
         f.write_char('\n')?;
     }
     for o in ops {

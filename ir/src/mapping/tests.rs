@@ -14,7 +14,7 @@ const TEXT: &str = "mapping gemm on h100 {
         role producer: 1 warp regs 40
         role consumer: 2 warpgroup regs 232 ping_pong
         tile a in shared stages 4 swizzle 128 by tma
-        tile b in shared stages 4 swizzle 128 contiguous n by tma multicast m
+        tile b in shared stages 4 swizzle 128 contiguous n by tma multicast m reuses a
         tile c in registers
         op c@1 atom wgmma.m64n256k16.bf16 swapped a registers role consumer skew 1 slot 2
         op store.C role consumer by tma

@@ -1,0 +1,294 @@
+//! apply-mapping: every axis gets its block, every tile its space, every operation its role and place.
+//!
+//! Invariant: after this step nothing reads the mapping's lists by name again; what is missing there has its default
+//! (operations run in the last role, loads by an engine in the first).
+
+use einfall_ir::arena::Id;
+use einfall_ir::cascade::{Rank, RankId, Size};
+use einfall_ir::kernel::Engine;
+use einfall_ir::mapping::{KernelMapping, OpMapping, RoleMapping, TileMapping, Work};
+use einfall_ir::tile::{AxisId, AxisKind, ExprId, Kernel, Node, Op, Plan, Space, TileId};
+use einfall_ir::{arena::Arena, kernel::Scope};
+
+use super::insert_channels::Channel;
+use super::{Step, refuse};
+use einfall_ir::layout::{Distribution, MemLayout};
+
+/// An axis with its partition.
+pub(super) struct AxisFacts {
+    /// Coordinates per task or step.
+    pub block: u64,
+    /// Units of the role that cuts it.
+    pub units: u64,
+    /// Tasks of a cluster along it.
+    pub cluster: u64,
+    /// Whether blocks never reach past the extent.
+    pub exact: bool,
+    /// The grid dimension, for grid axes.
+    pub grid: Option<usize>,
+}
+
+impl AxisFacts {
+    /// Whether it is a dimension of fragments and shared tiles; otherwise its coordinate is uniform.
+    pub fn sized(&self) -> bool {
+        self.block > 1
+    }
+
+    /// Coordinates of one unit.
+    pub fn per_unit(&self) -> u64 {
+        self.block / self.units
+    }
+}
+
+/// A tile with its place.
+pub(super) struct TileFacts {
+    /// Its name.
+    pub name: String,
+    pub space: Space,
+    pub mapping: TileMapping,
+    /// Sized axes: dimensions of the shared layout (tile order) or of the fragment (the distribution's order).
+    pub dims: Vec<AxisId>,
+    /// For shared tiles.
+    pub layout: Option<MemLayout>,
+    /// For tiles in registers.
+    pub dist: Option<Distribution>,
+}
+
+/// An operation with its place.
+pub(super) struct OpFacts<'a> {
+    pub op: &'a Op,
+    pub name: String,
+    pub mapping: OpMapping,
+    pub role: usize,
+    /// The stream around it, by item.
+    pub item: usize,
+}
+
+/// A part of the kernel's body.
+pub(super) enum Item {
+    /// One operation.
+    Op(usize),
+    /// A stream over operations.
+    Stream { axis: AxisId, filter: Option<ExprId>, ops: std::ops::Range<usize> },
+}
+
+/// A kernel with every decision at hand.
+pub(super) struct Facts<'a> {
+    pub plan: &'a Plan,
+    pub kernel: &'a Kernel,
+    pub axes: Vec<AxisFacts>,
+    pub tiles: Vec<TileFacts>,
+    pub ops: Vec<OpFacts<'a>>,
+    pub items: Vec<Item>,
+    pub roles: Vec<RoleMapping>,
+    pub work: Work,
+    pub channels: Vec<Channel>,
+}
+
+/// A constant extent, if its ranks are fixed.
+pub(super) fn fixed(size: &Size, ranks: &Arena<RankId, Rank>) -> Option<u64> {
+    let mut known = true;
+    let mut values = vec![0; ranks.len()];
+    size.for_each_rank(&mut |r| match ranks[r].fixed {
+        Some(n) => values[r.index()] = n,
+        None => known = false,
+    });
+    if known { size.eval(&values).ok() } else { None }
+}
+
+impl<'a> Facts<'a> {
+    pub fn axis(&self, a: AxisId) -> &AxisFacts {
+        &self.axes[a.index()]
+    }
+
+    pub fn tile(&self, t: TileId) -> &TileFacts {
+        &self.tiles[t.index()]
+    }
+
+    /// The sized axes among `axes`.
+    pub fn sized(&self, axes: &[AxisId]) -> Vec<AxisId> {
+        axes.iter().copied().filter(|a| self.axis(*a).sized()).collect()
+    }
+
+    pub fn axis_name(&self, a: AxisId) -> &'a str {
+        &self.kernel.axes[a].name
+    }
+
+    /// The only item an operation belongs to, if it is a stream.
+    pub fn stream_of(&self, op: usize) -> Option<usize> {
+        let item = self.ops[op].item;
+        matches!(self.items[item], Item::Stream { .. }).then_some(item)
+    }
+
+    /// The tiles an operation reads.
+    pub fn reads(&self, op: &Op) -> Vec<TileId> {
+        let mut out = Vec::new();
+        for root in op.roots() {
+            self.kernel.walk(root, &mut |_, e| match e {
+                einfall_ir::tile::Expr::Tile(t) | einfall_ir::tile::Expr::TileAt { tile: t, .. } => out.push(*t),
+                einfall_ir::tile::Expr::Int(_)
+                | einfall_ir::tile::Expr::Float(_)
+                | einfall_ir::tile::Expr::Size(_)
+                | einfall_ir::tile::Expr::Coord(_)
+                | einfall_ir::tile::Expr::Read { .. }
+                | einfall_ir::tile::Expr::Unary(..)
+                | einfall_ir::tile::Expr::Binary(..)
+                | einfall_ir::tile::Expr::Select(..)
+                | einfall_ir::tile::Expr::Cast(..) => {}
+            });
+        }
+        match op {
+            Op::Contract { out: o, a, b, carry, .. } => {
+                out.extend([*a, *b]);
+                out.extend(carry.then_some(*o));
+            }
+            Op::Reduce { out: o, carry, .. } if *carry => out.extend(o),
+            Op::Scan { carry, .. } => out.extend(*carry),
+            Op::Reduce { .. } | Op::Load { .. } | Op::Store { .. } | Op::Map { .. } => {}
+        }
+        out.sort();
+        out.dedup();
+        out
+    }
+}
+
+/// Resolves `m` for `kernel`.
+///
+/// # Errors
+/// Names the constraint the mapping breaks.
+pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> Step<Facts<'a>> {
+    if m.split.is_some() {
+        return refuse("split", "split streams are not lowered for GPUs yet", "leave out `split`");
+    }
+    if m.work.persistent || m.work.group > 1 {
+        return refuse("work loop", "persistent and grouped work loops are not lowered yet", "leave out `persistent`");
+    }
+    let roles = if m.roles.is_empty() {
+        vec![RoleMapping { role: "main".into(), scope: Scope::Warpgroup, units: 1, regs: None, ping_pong: false }]
+    } else {
+        m.roles.clone()
+    };
+    let mut grid: Vec<&str> = m.work.order.iter().map(String::as_str).collect();
+    for (_, a) in kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid) {
+        if !grid.contains(&a.name.as_str()) {
+            grid.push(&a.name);
+        }
+    }
+    let steps = kernel.body.iter().filter_map(|n| match n {
+        Node::Stream(s) if s.sequential => Some(kernel.axes[s.axis].name.as_str()),
+        Node::Stream(_) | Node::Op(_) => None,
+    });
+    let sequential: Vec<&str> = steps.collect();
+    let mut axes = Vec::new();
+    for (_, a) in kernel.axes.iter() {
+        let extent = fixed(&a.extent, &plan.ranks);
+        let mapped = m.axis(&a.name);
+        let whole = if a.kind == AxisKind::Inner { extent } else { None };
+        let step = sequential.contains(&a.name.as_str()).then_some(1);
+        let Some(block) = step.or(mapped.map(|m| m.block)).or(a.block).or(whole) else {
+            let message = format!("axis {} of kernel {} has no block", a.name, kernel.name);
+            return refuse("blocks", message, "add an `axis` line, or fix the rank's extent");
+        };
+        let (units, cluster) = mapped.map_or((1, 1), |m| (m.units, m.cluster));
+        axes.push(AxisFacts {
+            block,
+            units,
+            cluster,
+            exact: block == 1 || extent.is_some_and(|n| n % block == 0),
+            grid: grid.iter().position(|g| *g == a.name),
+        });
+    }
+    let tiles = kernel
+        .tiles
+        .iter()
+        .map(|(_, t)| {
+            let space = t.space.unwrap_or(Space::Registers);
+            let mapping = m.tile(&t.name).cloned().unwrap_or_else(|| TileMapping::new(&t.name, space));
+            TileFacts {
+                name: t.name.clone(),
+                space: mapping.space,
+                mapping,
+                dims: Vec::new(),
+                layout: None,
+                dist: None,
+            }
+        })
+        .collect::<Vec<_>>();
+    let names = kernel.op_names(plan);
+    let mut facts = Facts {
+        plan,
+        kernel,
+        axes,
+        tiles,
+        ops: Vec::new(),
+        items: Vec::new(),
+        roles,
+        work: m.work.clone(),
+        channels: Vec::new(),
+    };
+    for node in &kernel.body {
+        let first = facts.ops.len();
+        let item = facts.items.len();
+        match node {
+            Node::Op(op) => {
+                facts.items.push(Item::Op(first));
+                push(&mut facts, op, item, &names, m)?;
+            }
+            Node::Stream(s) => {
+                facts.items.push(Item::Stream { axis: s.axis, filter: s.filter, ops: first..first });
+                for inner in &s.body {
+                    let Node::Op(op) = inner else {
+                        return refuse("nested streams", "streams in streams are not lowered for GPUs yet", "flatten");
+                    };
+                    push(&mut facts, op, item, &names, m)?;
+                }
+                let end = facts.ops.len();
+                if let Item::Stream { ops, .. } = &mut facts.items[item] {
+                    ops.end = end;
+                }
+                if s.reverse {
+                    return refuse("stream order", "reversed streams are not lowered for GPUs yet", "leave out `rev`");
+                }
+            }
+        }
+    }
+    let cut: Vec<_> = facts.axes.iter().filter(|a| a.units > 1).map(|a| a.units).collect();
+    if cut.len() > 1 || cut.iter().any(|u| !facts.roles.iter().any(|r| r.units == *u)) {
+        return refuse("units", "at most one axis is cut over units, as many as a role has", "check `units`");
+    }
+    if facts.axes.iter().filter(|a| a.cluster > 1).count() > 1 {
+        return refuse("cluster", "clusters along several axes are not lowered yet", "keep `cluster` on one axis");
+    }
+    for t in &facts.tiles {
+        if !matches!(t.space, Space::Registers | Space::Shared) {
+            return refuse(
+                "spaces",
+                format!("tile {} is in {} on a GPU", t.name, t.space.name()),
+                "registers or shared",
+            );
+        }
+    }
+    Ok(facts)
+}
+
+fn push<'a>(f: &mut Facts<'a>, op: &'a Op, item: usize, names: &[String], m: &KernelMapping) -> Step<()> {
+    let name = names[f.ops.len()].clone();
+    let mapping = m.op(&name).cloned().unwrap_or_else(|| OpMapping::new(&name));
+    let by_engine = match op {
+        Op::Load { out, .. } => f.tile(*out).mapping.engine,
+        Op::Store { .. } | Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => None,
+    };
+    let role = match &mapping.role {
+        Some(r) => f.roles.iter().position(|x| x.role == *r).unwrap_or(0),
+        None if by_engine.is_some() => 0,
+        None => f.roles.len() - 1,
+    };
+    if by_engine == Some(Engine::CpAsync) {
+        return refuse("copy engine", format!("{name} by cp_async is not lowered yet"), "write `by tma`");
+    }
+    if by_engine.is_some() && f.roles[role].units != 1 {
+        return refuse("copy engine", format!("{name} is issued by a role of several units"), "use a role of one warp");
+    }
+    f.ops.push(OpFacts { op, name, mapping, role, item });
+    Ok(())
+}

@@ -1,0 +1,903 @@
+//! emit: the operations of a role as kernel statements, with buffers, fragments and barriers.
+//!
+//! Invariant: absent elements (tails) read 0 and are never stored; an elementwise tile that a contraction sums over a
+//! partial axis is set to 0 beyond the extent, so that what an absent element holds never reaches a sum.
+
+use std::collections::BTreeMap;
+
+use einfall_ir::arena::{Arena, Id};
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::{
+    Barrier, BarrierId, BarrierKind, Bound, Buf, BufId, BufSpace, Engine, Expr, FenceKind, Frag, FragId, GroupKind,
+    Kernel, Operand, Role, Stmt, Var, VarId, View,
+};
+use einfall_ir::layout::Distribution;
+use einfall_ir::ops::BinaryOp;
+use einfall_ir::tile::{self, AxisId, BufferId, ExprId, Op, Space, TileId};
+
+use super::apply_mapping::Facts;
+use super::assign_layouts::{domain, operands, orient, renamed};
+use super::exprs::{Place, add, mul, size, sub};
+use super::insert_channels::is_private;
+use super::schedule::{Flow, Group, Iteration};
+use super::split_domains::conjuncts;
+use super::{Step, refuse};
+
+/// The kernel being made.
+pub(super) struct Emit<'f, 'a> {
+    pub f: &'f Facts<'a>,
+    k: Kernel,
+    /// Device arrays in use, by position in the plan.
+    pub global: Vec<Option<BufId>>,
+    shared: Vec<Option<BufId>>,
+    frags: Vec<Option<FragId>>,
+    temps: BTreeMap<String, FragId>,
+    full: Vec<BarrierId>,
+    empty: Vec<Option<BarrierId>>,
+    syncs: BTreeMap<usize, BarrierId>,
+    turns: BTreeMap<usize, BarrierId>,
+    /// Skew of each operation within its role.
+    pub skews: Vec<i64>,
+    /// The filter of the stream being emitted.
+    pub filter: Option<ExprId>,
+    /// The stream being emitted.
+    pub item: Option<usize>,
+}
+
+/// Emits the kernel.
+///
+/// # Errors
+/// Operations that have no GPU lowering yet.
+pub(super) fn run(f: Facts<'_>) -> Step<Kernel> {
+    let mut e = Emit::new(&f);
+    for r in 0..f.roles.len() {
+        let body = e.role(r)?;
+        let m = &f.roles[r];
+        e.k.roles.push(Role { name: m.role.clone(), scope: m.scope, units: m.units, regs: m.regs, body });
+    }
+    Ok(e.k)
+}
+
+/// Elements of a fragment with their axes.
+struct Frame {
+    dims: Vec<AxisId>,
+    dist: Distribution,
+}
+
+impl<'f, 'a> Emit<'f, 'a> {
+    fn new(f: &'f Facts<'a>) -> Emit<'f, 'a> {
+        let mut k = Kernel {
+            name: f.kernel.name.clone(),
+            grid: Vec::new(),
+            cluster: Vec::new(),
+            bufs: Arena::new(),
+            frags: Arena::new(),
+            barriers: Arena::new(),
+            vars: Arena::new(),
+            roles: Vec::new(),
+        };
+        let mut grid: Vec<(usize, AxisId)> =
+            f.kernel.axes.ids().filter_map(|a| f.axis(a).grid.map(|g| (g, a))).collect();
+        grid.sort();
+        k.grid = grid.iter().map(|(_, a)| f.blocks(*a)).collect();
+        if f.axes.iter().any(|a| a.cluster > 1) {
+            k.cluster = grid.iter().map(|(_, a)| f.axis(*a).cluster).collect();
+        }
+        let global = f
+            .plan
+            .buffers
+            .iter()
+            .map(|(id, b)| {
+                let (read, written) = used(f, id);
+                (read || written).then(|| {
+                    let dims = b.dims.iter().map(|d| size(f, d)).collect();
+                    let space = BufSpace::Global { param: id.index(), written };
+                    k.bufs.push(Buf { name: b.name.clone(), dtype: b.dtype, dims, space })
+                })
+            })
+            .collect();
+        let mut shared: Vec<Option<BufId>> = vec![None; f.tiles.len()];
+        for (id, t) in f.kernel.tiles.iter() {
+            let facts = f.tile(id);
+            let used = f.ops.iter().any(|o| o.op.outs().contains(&id));
+            if facts.space == Space::Shared && used && f.home(id) == id {
+                let layout = facts.layout.clone().expect("assigned to every shared tile");
+                let dims = layout.extents().into_iter().map(|e| Expr::Int(e as i64)).collect();
+                let space = BufSpace::Shared { layout, stages: facts.mapping.stages };
+                shared[id.index()] =
+                    Some(k.bufs.push(Buf { name: format!("{}_s", t.name), dtype: t.dtype, dims, space }));
+            }
+        }
+        for id in f.kernel.tiles.ids() {
+            if f.tile(id).space == Space::Shared {
+                shared[id.index()] = shared[f.home(id).index()];
+            }
+        }
+        let frags = f
+            .tiles
+            .iter()
+            .zip(f.kernel.tiles.iter())
+            .map(|(t, (_, own))| {
+                let dist = t.dist.clone()?;
+                Some(k.frags.push(Frag { name: t.name.clone(), dtype: own.dtype, dist }))
+            })
+            .collect();
+        let cluster: u64 = f.axes.iter().map(|a| a.cluster).product();
+        let (mut full, mut empty) = (Vec::new(), Vec::new());
+        for c in &f.channels {
+            let writers = if c.by_engine { 1 } else { f.roles[c.producer].units };
+            let mut bar = |name: String, count: u64| {
+                k.barriers.push(Barrier { name, kind: BarrierKind::Mbarrier { count }, stages: c.stages })
+            };
+            full.push(bar(format!("{}_full", c.name), writers));
+            empty.push(c.stream.map(|_| {
+                let sharers = if c.multicast { cluster } else { 1 };
+                bar(format!("{}_empty", c.name), f.roles[c.consumer].units * sharers)
+            }));
+        }
+        Emit {
+            f,
+            k,
+            global,
+            shared,
+            frags,
+            temps: BTreeMap::new(),
+            full,
+            empty,
+            syncs: BTreeMap::new(),
+            turns: BTreeMap::new(),
+            skews: vec![0; f.ops.len()],
+            filter: None,
+            item: None,
+        }
+    }
+
+    /// A new variable; names get a number when taken.
+    pub(super) fn var(&mut self, name: &str) -> VarId {
+        let taken = |n: &str, k: &Kernel| k.vars.iter().any(|(_, v)| v.name == n);
+        let mut unique = name.to_string();
+        let mut i = 1;
+        while taken(&unique, &self.k) {
+            i += 1;
+            unique = format!("{name}{i}");
+        }
+        self.k.vars.push(Var { name: unique })
+    }
+
+    fn named(&mut self, name: &str, role: usize, per_stage: u64) -> BarrierId {
+        let m = &self.f.roles[role];
+        let kind = BarrierKind::Named { threads: m.scope.threads() * per_stage };
+        self.k.barriers.push(Barrier { name: format!("{name}_{}", m.role), kind, stages: m.units })
+    }
+
+    /// The barrier by which units of a role take turns, if they do.
+    pub(super) fn ping_pong(&mut self, role: usize) -> Option<BarrierId> {
+        let m = &self.f.roles[role];
+        if !m.ping_pong || m.units < 2 {
+            return None;
+        }
+        if let Some(b) = self.turns.get(&role) {
+            return Some(*b);
+        }
+        let b = self.named("turn", role, 2);
+        self.turns.insert(role, b);
+        Some(b)
+    }
+
+    /// All threads of the unit meet.
+    fn unit_sync(&mut self, role: usize, out: &mut Vec<Stmt>) {
+        let barrier = match self.syncs.get(&role) {
+            Some(b) => *b,
+            None => {
+                let b = self.named("unit", role, 1);
+                self.syncs.insert(role, b);
+                b
+            }
+        };
+        out.push(Stmt::NamedSync { barrier, stage: Expr::Unit });
+    }
+
+    fn global(&self, b: BufferId) -> BufId {
+        self.global[b.index()].expect("arrays in use have a buffer")
+    }
+
+    fn frag(&self, t: TileId) -> FragId {
+        self.frags[t.index()].expect("register tiles in use have a fragment")
+    }
+
+    fn shared(&self, t: TileId) -> BufId {
+        self.shared[t.index()].expect("shared tiles in use have a buffer")
+    }
+
+    /// A scratch fragment, the same at every expansion of the same operation.
+    fn temp(&mut self, key: &str, dtype: DType, dist: &Distribution) -> FragId {
+        if let Some(t) = self.temps.get(key) {
+            return *t;
+        }
+        let t = self.k.frags.push(Frag { name: key.to_string(), dtype, dist: dist.clone() });
+        self.temps.insert(key.to_string(), t);
+        t
+    }
+
+    fn stage(&self, channel: usize, at: &Iteration) -> Option<Expr> {
+        let stages = self.f.channels[channel].stages;
+        (stages > 1).then(|| at.number().bin(BinaryOp::Mod, Expr::Int(stages as i64)))
+    }
+
+    /// The parity of the phase that ends when the stage is filled for this iteration.
+    fn phase(&self, channel: usize, at: &Iteration) -> Expr {
+        let stages = Expr::Int(self.f.channels[channel].stages as i64);
+        at.number().bin(BinaryOp::Div, stages).bin(BinaryOp::Mod, Expr::Int(2))
+    }
+
+    pub(super) fn wait_full(&self, channel: usize, at: &Iteration, out: &mut Vec<Stmt>) {
+        let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));
+        out.push(Stmt::Wait { barrier: self.full[channel], stage, phase: self.phase(channel, at) });
+    }
+
+    fn wait_empty(&self, channel: usize, at: &Iteration, out: &mut Vec<Stmt>) {
+        if let Some(barrier) = self.empty[channel] {
+            let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));
+            let phase = sub(Expr::Int(1), self.phase(channel, at));
+            out.push(Stmt::Wait { barrier, stage, phase });
+        }
+    }
+
+    /// Gives a stage back to whoever fills it.
+    pub(super) fn release(&self, channel: usize, at: &Iteration, out: &mut Vec<Stmt>) {
+        let Some(barrier) = self.empty[channel] else { return };
+        let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));
+        let cluster: u64 = self.f.axes.iter().map(|a| a.cluster).product();
+        let sharers = if self.f.channels[channel].multicast { cluster } else { 1 };
+        for rank in 0..sharers {
+            let remote = (sharers > 1).then_some(Expr::Int(rank as i64));
+            out.push(Stmt::Arrive { barrier, stage: stage.clone(), expect_bytes: None, remote });
+        }
+    }
+
+    /// Channels filled once that `ops` read.
+    pub(super) fn stationary(&self, ops: &[usize]) -> Vec<usize> {
+        let read = |c: usize| {
+            let tiles = &self.f.channels[c].tiles;
+            ops.iter().any(|i| self.f.reads(self.f.ops[*i].op).iter().any(|t| tiles.contains(t)))
+        };
+        (0..self.f.channels.len()).filter(|c| self.f.channels[*c].stream.is_none() && read(*c)).collect()
+    }
+
+    /// Whether the operation is different in blocks that need no mask.
+    pub(super) fn sensitive(&self, i: usize, axis: AxisId, filter: Option<ExprId>) -> bool {
+        let f = self.f;
+        let mut selects = false;
+        for root in f.ops[i].op.roots() {
+            f.kernel.walk(root, &mut |_, e| {
+                if let tile::Expr::Select(c, _, _) = e {
+                    selects |= implied(f, filter, *c);
+                }
+            });
+        }
+        let tail = !f.axis(axis).exact;
+        let sums = match f.ops[i].op {
+            Op::Reduce { over, .. } => over.contains(&axis),
+            Op::Map { out, .. } => summed(f, *out).contains(&axis),
+            Op::Load { .. } | Op::Store { .. } | Op::Contract { .. } | Op::Scan { .. } => false,
+        };
+        selects || (tail && sums)
+    }
+
+    /// Emits operation `i` at `place`.
+    pub(super) fn op(
+        &mut self,
+        i: usize,
+        place: &Place,
+        at: &Iteration,
+        flow: &mut Flow,
+        out: &mut Vec<Stmt>,
+    ) -> Step<()> {
+        let f = self.f;
+        let op = f.ops[i].op;
+        // Stages it reads have been filled.
+        for c in 0..f.channels.len() {
+            let ch = &f.channels[c];
+            let reads = f.reads(op).iter().any(|t| ch.tiles.contains(t));
+            if reads && (ch.stream.is_some() || self.item.is_none()) {
+                self.wait_full(c, at, out);
+            }
+        }
+        // Registers it touches belong to no group in flight.
+        if !matches!(op, Op::Contract { .. }) {
+            let reads: Vec<FragId> = f.reads(op).iter().filter_map(|t| self.frags[t.index()]).collect();
+            let writes: Vec<FragId> = op.outs().iter().filter_map(|t| self.frags[t.index()]).collect();
+            self.settle_where(flow, at, out, |g| {
+                g.accs.iter().any(|a| reads.contains(a) || writes.contains(a))
+                    || g.sources.iter().any(|s| writes.contains(s))
+            });
+        }
+        match op {
+            Op::Load { out: t, buffer, at: position } => {
+                if f.tile(*t).space == Space::Shared {
+                    self.load_shared(i, *t, *buffer, position, place, at, out)?;
+                } else {
+                    self.load_registers(i, *t, *buffer, position, place, out)?;
+                }
+            }
+            Op::Map { out: t, value } if f.tile(*t).space == Space::Shared => {
+                self.map_shared(i, *t, *value, place, at, flow, out)?;
+            }
+            Op::Map { out: t, value } => {
+                let dims = f.tile(*t).dims.clone();
+                let frame = Frame { dist: f.tile(*t).dist.clone().expect("assigned"), dims };
+                let value = self.masked(i, *t, *value, &frame, place, at, out)?;
+                out.push(Stmt::Map { out: self.frag(*t), value });
+            }
+            Op::Reduce { out: outs, op, value, over, carry } => {
+                if outs.len() != 1 || op.selects_argument() {
+                    return refuse("reductions", "argument selections are not lowered for GPUs yet", "reduce values");
+                }
+                let frame = self.frame(i)?;
+                let src = match &f.kernel.exprs[*value] {
+                    tile::Expr::Tile(t) if f.tile(*t).space == Space::Registers && f.tile(*t).dims == frame.dims => {
+                        self.frag(*t)
+                    }
+                    _ => {
+                        let value = self.value(i, *value, &frame, place, at, out)?;
+                        let dtype = f.kernel.tiles[outs[0]].dtype;
+                        let t = self.temp(&format!("{}_in", f.ops[i].name), dtype, &frame.dist);
+                        out.push(Stmt::Map { out: t, value });
+                        t
+                    }
+                };
+                let dims = |a: &AxisId| frame.dims.iter().position(|d| d == a);
+                let bounds = over
+                    .iter()
+                    .filter(|a| !f.axis(**a).exact && (place.checked || !is_walked(place, **a)))
+                    .filter_map(|a| dims(a).map(|dim| Bound { dim, limit: sub(f.extent(*a), f.origin(*a, place)) }))
+                    .collect();
+                let over = over.iter().filter_map(dims).collect();
+                let frags = vec![self.frag(outs[0])];
+                out.push(Stmt::Reduce { out: frags, op: *op, src, over, base: None, bounds, carry: *carry });
+            }
+            Op::Contract { .. } => self.contract(i, place, at, flow, out)?,
+            Op::Store { buffer, at: position, axes, value, join, when } => {
+                if f.ops[i].mapping.engine == Some(Engine::Tma) {
+                    let tile::Expr::Tile(t) = f.kernel.exprs[*value] else {
+                        return refuse("store engine", "the stored value is not staged", "run stage-stores first");
+                    };
+                    self.store_engine(i, t, *buffer, position, place, out)?;
+                    flow.bulk = true;
+                } else {
+                    if when.is_some() {
+                        return refuse("stores", "conditional stores are not lowered for GPUs yet", "mask the value");
+                    }
+                    self.store_registers(i, *buffer, position, axes, *value, *join, place, at, out)?;
+                }
+            }
+            Op::Scan { .. } => {
+                return refuse("scans", "scans are not lowered for GPUs yet", "use a sequential stream");
+            }
+        }
+        // Stages it is the last to read are free, unless a group still reads them.
+        if !matches!(op, Op::Contract { .. }) {
+            for c in 0..f.channels.len() {
+                if f.channels[c].last_reader == i {
+                    self.release(c, at, out);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The dimensions an elementwise operation ranges over, held as one of its register tiles says.
+    fn frame(&self, i: usize) -> Step<Frame> {
+        let f = self.f;
+        let want = domain(f, i);
+        for t in operands(f, i) {
+            let facts = f.tile(t);
+            if let Some(dist) = &facts.dist
+                && facts.dims.len() == want.len()
+                && want.iter().all(|a| facts.dims.contains(a))
+            {
+                return Ok(Frame { dims: facts.dims.clone(), dist: dist.clone() });
+            }
+        }
+        let message = format!("nothing says how the elements of {} are distributed", f.ops[i].name);
+        refuse("distribution", message, "only kernels with contractions are lowered for GPUs yet")
+    }
+
+    /// The value of a tile; 0 beyond the extents that a contraction sums it over.
+    #[allow(clippy::too_many_arguments)]
+    fn masked(
+        &mut self,
+        i: usize,
+        t: TileId,
+        value: ExprId,
+        frame: &Frame,
+        place: &Place,
+        at: &Iteration,
+        out: &mut Vec<Stmt>,
+    ) -> Step<Expr> {
+        let f = self.f;
+        let mut v = self.value(i, value, frame, place, at, out)?;
+        let renames = renamed(f, i);
+        for a in summed(f, t) {
+            let own = renames.iter().find(|(to, _)| *to == a).map_or(a, |(_, own)| *own);
+            if f.axis(a).exact || (!place.checked && is_walked(place, a)) {
+                continue;
+            }
+            if let Some(d) = frame.dims.iter().position(|x| *x == own) {
+                let inside = add(f.origin(own, place), Expr::Coord(d)).bin(BinaryOp::Lt, f.extent(own));
+                v = Expr::Select(Box::new(inside), Box::new(v), Box::new(Expr::Float(0.0)));
+            }
+        }
+        Ok(v)
+    }
+
+    /// An elementwise expression over `frame`.
+    fn value(
+        &mut self,
+        i: usize,
+        e: ExprId,
+        frame: &Frame,
+        place: &Place,
+        at: &Iteration,
+        out: &mut Vec<Stmt>,
+    ) -> Step<Expr> {
+        let f = self.f;
+        let renames = renamed(f, i);
+        let own = |a: AxisId| renames.iter().find(|(to, _)| *to == a).map_or(a, |(_, own)| *own);
+        let boxed = |x: Expr| Box::new(x);
+        Ok(match &f.kernel.exprs[e] {
+            tile::Expr::Int(n) => Expr::Int(*n),
+            tile::Expr::Float(x) => Expr::Float(*x),
+            tile::Expr::Size(s) => size(f, s),
+            tile::Expr::Coord(a) => match frame.dims.iter().position(|d| *d == own(*a)) {
+                Some(d) => add(f.origin(own(*a), place), Expr::Coord(d)),
+                None => f.origin(own(*a), place),
+            },
+            tile::Expr::Tile(t) | tile::Expr::TileAt { tile: t, .. } => {
+                if let tile::Expr::TileAt { at, .. } = &f.kernel.exprs[e]
+                    && at.iter().any(|p| matches!(p, tile::Place::At(_)))
+                {
+                    let message = format!("{} reads one coordinate of a register tile", f.ops[i].name);
+                    return refuse("fixed coordinates", message, "split the axis into one tile per coordinate");
+                }
+                self.tile_value(i, *t, frame, place, at, out)?
+            }
+            tile::Expr::Read { buffer, at: position } if position.is_empty() => Expr::Scalar(self.global(*buffer)),
+            tile::Expr::Read { buffer, at: position } => {
+                let global = self.global.clone();
+                let buf = |b: BufferId| global[b.index()].expect("arrays in use have a buffer");
+                let fixed: Option<Vec<Expr>> = position.iter().map(|p| f.uniform(*p, place, &buf)).collect();
+                match fixed {
+                    Some(at) => Expr::Fetch { buf: self.global(*buffer), at },
+                    None => {
+                        let indices = position
+                            .iter()
+                            .map(|p| self.value(i, *p, frame, place, at, out))
+                            .collect::<Step<Vec<_>>>()?;
+                        let dtype = f.plan.buffers[*buffer].dtype;
+                        let t = self.temp(&format!("{}_read{}", f.ops[i].name, e.index()), dtype, &frame.dist);
+                        let buf = self.global(*buffer);
+                        out.push(Stmt::Gather { out: t, buf, at: indices, bounds: Vec::new() });
+                        Expr::Frag { frag: t, dims: (0..frame.dims.len()).collect() }
+                    }
+                }
+            }
+            tile::Expr::Unary(op, a) => Expr::Unary(*op, boxed(self.value(i, *a, frame, place, at, out)?)),
+            tile::Expr::Binary(op, a, b) => {
+                let a = self.value(i, *a, frame, place, at, out)?;
+                let b = self.value(i, *b, frame, place, at, out)?;
+                a.bin(*op, b)
+            }
+            tile::Expr::Select(c, a, _) if !place.checked && implied(f, self.filter, *c) => {
+                self.value(i, *a, frame, place, at, out)?
+            }
+            tile::Expr::Select(c, a, b) => {
+                let c = self.value(i, *c, frame, place, at, out)?;
+                let a = self.value(i, *a, frame, place, at, out)?;
+                let b = self.value(i, *b, frame, place, at, out)?;
+                Expr::Select(boxed(c), boxed(a), boxed(b))
+            }
+            tile::Expr::Cast(d, a) => Expr::Cast(*d, boxed(self.value(i, *a, frame, place, at, out)?)),
+        })
+    }
+
+    /// The elements of a tile over `frame`: its fragment, or a load of its part of shared memory.
+    fn tile_value(
+        &mut self,
+        i: usize,
+        t: TileId,
+        frame: &Frame,
+        place: &Place,
+        at: &Iteration,
+        out: &mut Vec<Stmt>,
+    ) -> Step<Expr> {
+        let f = self.f;
+        let find = |a: &AxisId| frame.dims.iter().position(|d| d == a);
+        let dims: Option<Vec<usize>> = f.tile(t).dims.iter().map(find).collect();
+        let Some(dims) = dims else {
+            let message = format!("{} uses {} over axes it does not range over", f.ops[i].name, f.tile(t).name);
+            return refuse("distribution", message, "pass the tile through shared memory");
+        };
+        if f.tile(t).space == Space::Registers {
+            return Ok(Expr::Frag { frag: self.frag(t), dims });
+        }
+        let dist = frame.dist.project(&dims);
+        let temp = self.temp(&format!("{}_{}", f.ops[i].name, f.tile(t).name), f.kernel.tiles[t].dtype, &dist);
+        let stage = f.channel(t).and_then(|c| self.stage(c, at));
+        let origin = f.tile(t).dims.iter().map(|a| f.unit_offset(*a, place.role)).collect();
+        let walk = (0..dims.len()).map(|d| Some((d, 1))).collect();
+        let src = View { buf: self.shared(t), stage, at: origin, walk };
+        out.push(Stmt::Load { out: temp, src, bounds: Vec::new() });
+        Ok(Expr::Frag { frag: temp, dims })
+    }
+
+    /// The window that array positions `position` walk over fragment dimensions `dims`; none if they are not linear
+    /// with unit steps in one axis each.
+    fn window(&self, buffer: BufferId, position: &[ExprId], dims: &[AxisId], place: &Place) -> Option<View> {
+        let f = self.f;
+        let buf = |b: BufferId| self.global(b);
+        let mut walk = vec![None; dims.len()];
+        let mut origin = Vec::new();
+        for (d, p) in position.iter().enumerate() {
+            let l = f.linear(*p, place, &buf)?;
+            let mut first = l.base;
+            for (a, c) in &l.axes {
+                let slot = walk.get_mut(dims.iter().position(|x| x == a)?)?;
+                if l.axes.len() > 1 || *c != 1 || slot.is_some() {
+                    return None;
+                }
+                *slot = Some((d, *c));
+                first = add(first, mul(f.origin(*a, place), Expr::Int(*c)));
+            }
+            origin.push(first);
+        }
+        Some(View { buf: self.global(buffer), stage: None, at: origin, walk })
+    }
+
+    /// Limits of the dimensions that may reach past their extents.
+    fn bounds(&self, dims: &[AxisId], place: &Place) -> Vec<Bound> {
+        let f = self.f;
+        let partial = dims.iter().enumerate().filter(|(_, a)| !f.axis(**a).exact);
+        partial.map(|(dim, a)| Bound { dim, limit: sub(f.extent(*a), f.origin(*a, place)) }).collect()
+    }
+
+    fn load_registers(
+        &mut self,
+        i: usize,
+        t: TileId,
+        buffer: BufferId,
+        position: &[ExprId],
+        place: &Place,
+        out: &mut Vec<Stmt>,
+    ) -> Step<()> {
+        let dims = self.f.tile(t).dims.clone();
+        let bounds = self.bounds(&dims, place);
+        match self.window(buffer, position, &dims, place) {
+            Some(src) => out.push(Stmt::Load { out: self.frag(t), src, bounds }),
+            None => {
+                let frame = Frame { dist: self.f.tile(t).dist.clone().expect("assigned"), dims };
+                let none = Iteration { trip: None, rel: 0 };
+                let at =
+                    position.iter().map(|p| self.value(i, *p, &frame, place, &none, out)).collect::<Step<Vec<_>>>()?;
+                out.push(Stmt::Gather { out: self.frag(t), buf: self.global(buffer), at, bounds });
+            }
+        }
+        Ok(())
+    }
+
+    /// Boxes of a shared tile: per box the first coordinate per dimension (and what a unit adds), and its extents.
+    fn boxes(&self, t: TileId, extents: &[u64]) -> Vec<(Vec<u64>, Vec<u64>)> {
+        let facts = self.f.tile(self.f.home(t));
+        let layout = facts.layout.as_ref().expect("shared tiles have a layout");
+        // The panel of the contiguous dimension, by the swizzle span.
+        let inner = layout.dims.iter().position(|d| d.first().is_some_and(|g| g.stride == 1));
+        let panel = match (layout.swizzle, inner) {
+            (Some(_), Some(d)) => layout.dims[d][0].extent.min(extents[d]),
+            (None, Some(d)) => extents[d].min(256),
+            (_, None) => 1,
+        };
+        let Some(inner) = inner else { return vec![(vec![0; extents.len()], extents.to_vec())] };
+        (0..extents[inner].div_ceil(panel))
+            .map(|p| {
+                let mut first = vec![0; extents.len()];
+                let mut size = extents.to_vec();
+                first[inner] = p * panel;
+                size[inner] = panel;
+                (first, size)
+            })
+            .collect()
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn load_shared(
+        &mut self,
+        i: usize,
+        t: TileId,
+        buffer: BufferId,
+        position: &[ExprId],
+        place: &Place,
+        at: &Iteration,
+        out: &mut Vec<Stmt>,
+    ) -> Step<()> {
+        let f = self.f;
+        let c = f.channel(t).expect("loaded shared tiles are in a channel");
+        let ch = &f.channels[c];
+        let dims = f.tile(t).dims.clone();
+        let full: Vec<u64> = dims.iter().map(|a| f.axis(*a).block).collect();
+        let Some(src) = self.window(buffer, position, &dims, place) else {
+            let message = format!("{} is not a box of the array", f.ops[i].name);
+            return refuse("copy engine", message, "load gathers into registers");
+        };
+        let stage = self.stage(c, at);
+        let signal_stage = stage.clone().unwrap_or(Expr::Int(0));
+        if ch.first_writer == i {
+            self.wait_empty(c, at, out);
+            let bytes = ch
+                .tiles
+                .iter()
+                .map(|t| f.kernel.tiles[*t].dtype.bytes(f.tile(*t).dims.iter().map(|a| f.axis(*a).block).product()))
+                .sum();
+            out.push(Stmt::Arrive {
+                barrier: self.full[c],
+                stage: signal_stage.clone(),
+                expect_bytes: Some(bytes),
+                remote: None,
+            });
+        }
+        let cluster: u64 = f.axes.iter().map(|a| a.cluster).product();
+        let shares = if f.tile(t).mapping.multicast.is_some() { cluster } else { 1 };
+        // Each task of the cluster copies one slice of the outer dimension to all.
+        let layout = f.tile(t).layout.as_ref().expect("shared tiles have a layout");
+        let outer = layout.dims.iter().position(|d| d.first().is_some_and(|g| g.stride != 1)).unwrap_or(0);
+        if shares > 1 && full[outer] % (8 * shares) != 0 {
+            let message = format!("{} rows of {} over {shares} tasks", full[outer], f.tile(t).name);
+            return refuse("multicast", message, "8 rows per task are the least");
+        }
+        for (first, mut extents) in self.boxes(t, &full) {
+            let mut offset: Vec<Expr> = first.iter().map(|x| Expr::Int(*x as i64)).collect();
+            if shares > 1 {
+                extents[outer] /= shares;
+                offset[outer] = mul(Expr::ClusterRank, Expr::Int(extents[outer] as i64));
+            }
+            let mut from = src.clone();
+            for (d, w) in from.walk.iter().enumerate() {
+                if let Some((dim, _)) = w {
+                    from.at[*dim] = add(from.at[*dim].clone(), offset[d].clone());
+                }
+            }
+            let walk = (0..dims.len()).map(|d| Some((d, 1))).collect();
+            let dst = View { buf: self.shared(t), stage: stage.clone(), at: offset, walk };
+            out.push(Stmt::Copy {
+                engine: Engine::Tma,
+                src: from,
+                dst,
+                extents,
+                signal: Some((self.full[c], signal_stage.clone())),
+                multicast: (shares > 1).then_some((1 << shares) - 1),
+            });
+        }
+        Ok(())
+    }
+
+    /// A tile written to shared memory by plain stores: staging of an engine's store, or a channel between units.
+    #[allow(clippy::too_many_arguments)]
+    fn map_shared(
+        &mut self,
+        i: usize,
+        t: TileId,
+        value: ExprId,
+        place: &Place,
+        at: &Iteration,
+        flow: &mut Flow,
+        out: &mut Vec<Stmt>,
+    ) -> Step<()> {
+        let f = self.f;
+        let private = is_private(f, t);
+        let frame = self.frame(i)?;
+        let v = self.masked(i, t, value, &frame, place, at, out)?;
+        let dtype = f.kernel.tiles[t].dtype;
+        let src = self.temp(&format!("{}_part", f.ops[i].name), dtype, &frame.dist);
+        out.push(Stmt::Map { out: src, value: v });
+        if private {
+            self.settle_all(flow, at.trip, out);
+            if flow.bulk {
+                out.push(Stmt::WaitGroup { kind: GroupKind::Bulk, pending: 0 });
+                flow.bulk = false;
+            }
+        } else if let Some(c) = f.channel(t) {
+            // The unit must not wait for a stage that it still has to release itself.
+            self.settle_where(flow, at, out, |g| g.releases.iter().any(|r| r.0 == c));
+            self.wait_empty(c, at, out);
+        }
+        let renames = renamed(f, i);
+        let own = |a: &AxisId| renames.iter().find(|(to, _)| to == a).map_or(*a, |(_, own)| *own);
+        let mut walk = vec![None; frame.dims.len()];
+        let mut origin = Vec::new();
+        for (d, a) in f.tile(t).dims.iter().enumerate() {
+            origin.push(f.unit_offset(own(a), place.role));
+            match frame.dims.iter().position(|x| *x == own(a)) {
+                Some(p) => walk[p] = Some((d, 1)),
+                None => return refuse("channels", format!("{} lacks an axis", f.ops[i].name), "broadcast it first"),
+            }
+        }
+        let stage = f.channel(t).and_then(|c| self.stage(c, at));
+        let dst = View { buf: self.shared(t), stage: stage.clone(), at: origin, walk };
+        out.push(Stmt::Store { dst, src, bounds: Vec::new(), join: None });
+        out.push(Stmt::Fence(FenceKind::ProxyAsync));
+        self.unit_sync(place.role, out);
+        if let Some(c) = f.channel(t) {
+            let stage = stage.unwrap_or(Expr::Int(0));
+            out.push(Stmt::Arrive { barrier: self.full[c], stage, expect_bytes: None, remote: None });
+        }
+        Ok(())
+    }
+
+    /// A unit sends its part of a staging tile.
+    fn store_engine(
+        &mut self,
+        i: usize,
+        t: TileId,
+        buffer: BufferId,
+        position: &[ExprId],
+        place: &Place,
+        out: &mut Vec<Stmt>,
+    ) -> Step<()> {
+        let f = self.f;
+        let dims = f.tile(t).dims.clone();
+        let Some(dst) = self.window(buffer, position, &dims, place) else {
+            let message = format!("{} is not a box of the array", f.ops[i].name);
+            return refuse("store engine", message, "store from registers");
+        };
+        let part: Vec<u64> = dims.iter().map(|a| f.held(*a, place.role)).collect();
+        for (first, extents) in self.boxes(t, &part) {
+            let mut to = dst.clone();
+            for (d, w) in to.walk.iter().enumerate() {
+                if let Some((dim, _)) = w {
+                    to.at[*dim] = add(to.at[*dim].clone(), Expr::Int(first[d] as i64));
+                }
+            }
+            let origin = dims.iter().zip(&first);
+            let at = origin.map(|(a, x)| add(f.unit_offset(*a, place.role), Expr::Int(*x as i64))).collect();
+            let walk = (0..dims.len()).map(|d| Some((d, 1))).collect();
+            let src = View { buf: self.shared(t), stage: None, at, walk };
+            out.push(Stmt::Copy { engine: Engine::Tma, src, dst: to, extents, signal: None, multicast: None });
+        }
+        out.push(Stmt::Commit(GroupKind::Bulk));
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn store_registers(
+        &mut self,
+        i: usize,
+        buffer: BufferId,
+        position: &[ExprId],
+        axes: &[AxisId],
+        value: ExprId,
+        join: Option<einfall_ir::ops::ReduceOp>,
+        place: &Place,
+        at: &Iteration,
+        out: &mut Vec<Stmt>,
+    ) -> Step<()> {
+        let f = self.f;
+        let frame = self.frame(i)?;
+        debug_assert_eq!(f.sized(axes).len(), frame.dims.len());
+        let src = match &f.kernel.exprs[value] {
+            tile::Expr::Tile(t) if f.tile(*t).dims == frame.dims && f.tile(*t).space == Space::Registers => {
+                self.frag(*t)
+            }
+            _ => {
+                let v = self.value(i, value, &frame, place, at, out)?;
+                let dtype = f.plan.buffers[buffer].dtype;
+                let src = self.temp(&format!("{}_part", f.ops[i].name), dtype, &frame.dist);
+                out.push(Stmt::Map { out: src, value: v });
+                src
+            }
+        };
+        let bounds = self.bounds(&frame.dims, place);
+        match self.window(buffer, position, &frame.dims, place) {
+            Some(dst) => out.push(Stmt::Store { dst, src, bounds, join }),
+            None => {
+                let at =
+                    position.iter().map(|p| self.value(i, *p, &frame, place, at, out)).collect::<Step<Vec<_>>>()?;
+                out.push(Stmt::Scatter { buf: self.global(buffer), at, src, bounds, join });
+            }
+        }
+        Ok(())
+    }
+
+    fn contract(&mut self, i: usize, place: &Place, at: &Iteration, flow: &mut Flow, out: &mut Vec<Stmt>) -> Step<()> {
+        let f = self.f;
+        let o = orient(f, i)?;
+        let Op::Contract { out: t, carry, .. } = f.ops[i].op else {
+            return refuse("atoms", "not a contraction", "this is a fault of the compiler");
+        };
+        let acc = self.frag(*t);
+        let registers = f.tile(o.a).space == Space::Registers;
+        let a_frag = registers.then(|| self.frag(o.a));
+        // Accumulating groups complete in order; every other use of these registers must have ended.
+        self.settle_where(flow, at, out, |g| g.sources.contains(&acc) || a_frag.is_some_and(|a| g.accs.contains(&a)));
+        out.push(Stmt::Fence(FenceKind::Wgmma));
+        let [m, n, k] = o.atom.shape;
+        let view = |e: &Self, t: TileId, walk: [AxisId; 2], offset: [(AxisId, u64); 2]| {
+            let dims = &f.tile(t).dims;
+            let place_of = |a: AxisId| dims.iter().position(|d| *d == a).map(|d| (d, 1));
+            let origin = dims.iter().map(|d| {
+                let first = offset.iter().find(|(a, _)| a == d).map_or(0, |x| x.1);
+                // Summed axes are whole in every unit.
+                let unit = if *d == o.k { Expr::Int(0) } else { f.unit_offset(*d, place.role) };
+                add(unit, Expr::Int(first as i64))
+            });
+            let stage = f.channel(t).and_then(|c| e.stage(c, at));
+            View { buf: e.shared(t), stage, at: origin.collect(), walk: walk.map(place_of).to_vec() }
+        };
+        for mi in 0..o.extents[0] / m {
+            for ni in 0..o.extents[1] / n {
+                for ki in 0..o.extents[2] / k {
+                    let a = match a_frag {
+                        Some(frag) => Operand::Frag { frag, from: vec![mi * m, ki * k] },
+                        None => Operand::Mem(view(self, o.a, [o.m, o.k], [(o.m, mi * m), (o.k, ki * k)])),
+                    };
+                    let b = Operand::Mem(view(self, o.b, [o.k, o.n], [(o.k, ki * k), (o.n, ni * n)]));
+                    let keep = Expr::Int(i64::from(*carry || ki > 0));
+                    let atom = o.atom.name.clone();
+                    out.push(Stmt::Atom { atom, acc, acc_from: vec![mi * m, ni * n], a, b, keep });
+                }
+            }
+        }
+        let freed = (0..f.channels.len())
+            .filter(|c| f.channels[*c].last_reader == i && f.channels[*c].stream.is_some())
+            .map(|c| (c, at.rel))
+            .collect();
+        out.push(Stmt::Commit(GroupKind::Wgmma));
+        flow.groups.push(Group { accs: vec![acc], sources: a_frag.into_iter().collect(), releases: freed });
+        // With more than one older group of the same accumulator in flight nothing is gained: their operands are done.
+        if flow.groups.len() > 1 && flow.groups.iter().all(|g| g.accs == vec![acc]) {
+            let older = flow.groups.len() - 2;
+            self.settle(flow, older, at.trip, out);
+        }
+        Ok(())
+    }
+}
+
+fn is_walked(place: &Place, a: AxisId) -> bool {
+    place.block.as_ref().is_some_and(|(axis, _)| *axis == a)
+}
+
+/// Axes that contractions sum the tile over.
+fn summed(f: &Facts<'_>, t: TileId) -> Vec<AxisId> {
+    let mut axes = Vec::new();
+    for o in &f.ops {
+        if let Op::Contract { a, b, over, .. } = o.op
+            && (*a == t || *b == t)
+        {
+            axes.extend(over.iter().copied().filter(|x| f.kernel.tiles[t].axes.contains(x)));
+        }
+    }
+    axes
+}
+
+/// Whether the filter of the stream says that `cond` holds.
+fn implied(f: &Facts<'_>, filter: Option<ExprId>, cond: ExprId) -> bool {
+    let Some(filter) = filter else { return false };
+    let text = |e: ExprId| tile::print::expr_text(f.plan, f.kernel, e);
+    let (mut known, mut asked) = (Vec::new(), Vec::new());
+    conjuncts(f, filter, &mut known);
+    conjuncts(f, cond, &mut asked);
+    let known: Vec<String> = known.into_iter().map(text).collect();
+    asked.into_iter().all(|e| known.contains(&text(e)))
+}
+
+/// Whether the kernel reads or stores to the array.
+fn used(f: &Facts<'_>, id: BufferId) -> (bool, bool) {
+    let mut read = f.kernel.exprs.iter().any(|(_, e)| matches!(e, tile::Expr::Read { buffer, .. } if *buffer == id));
+    let mut written = false;
+    for o in &f.ops {
+        match o.op {
+            Op::Load { buffer, .. } => read |= *buffer == id,
+            Op::Store { buffer, .. } => written |= *buffer == id,
+            Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => {}
+        }
+    }
+    (read, written)
+}

@@ -1,0 +1,138 @@
+//! insert-channels: a shared tile that one role writes and a role reads becomes a ring buffer with barriers.
+//!
+//! A channel has `stages` copies of its tiles, a full barrier per stage (TMA: one arrival that expects the bytes; plain
+//! stores: one arrival per writing unit, after a proxy fence) and an empty barrier per stage (one arrival per reading
+//! unit of every task that shares the copy). Tiles with the same readers, writer, stream and stages share one channel.
+//! The producer's first pass over the ring waits for the parity before the first phase, which has passed (PTX ISA,
+//! "mbarrier.test_wait.parity"). Invariant: every shared tile is in one channel, or private to its unit.
+
+use einfall_ir::arena::Id;
+use einfall_ir::kernel::Engine;
+use einfall_ir::tile::{Op, Space, TileId};
+
+use super::apply_mapping::Facts;
+use super::{Step, refuse};
+
+/// A ring buffer between two roles (or the units of one).
+#[derive(Clone, Debug)]
+pub(super) struct Channel {
+    /// For barriers' names.
+    pub name: String,
+    pub tiles: Vec<TileId>,
+    pub stages: u64,
+    pub producer: usize,
+    pub consumer: usize,
+    /// Whether TMA fills it; otherwise stores do.
+    pub by_engine: bool,
+    /// The stream it turns in; none: filled once.
+    pub stream: Option<usize>,
+    /// Whether the tasks of a cluster fill each other's copy.
+    pub multicast: bool,
+    /// The operation after which a stage is free.
+    pub last_reader: usize,
+    /// The operation that starts filling a stage.
+    pub first_writer: usize,
+    readers: Vec<usize>,
+}
+
+/// Whether `t` is staging of an engine's store: each unit writes and sends its own part.
+pub(super) fn is_private(f: &Facts<'_>, t: TileId) -> bool {
+    let sends = |op: &Op| matches!(op, Op::Store { .. }) && f.reads(op).contains(&t);
+    f.ops.iter().any(|o| sends(o.op) && o.mapping.engine == Some(Engine::Tma))
+}
+
+/// Finds the channels.
+///
+/// # Errors
+/// Shared tiles with several writers, readers in several roles, or used outside the stream that fills them.
+pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
+    let mut channels: Vec<Channel> = Vec::new();
+    for (id, tile) in f.kernel.tiles.iter() {
+        if f.tile(id).space != Space::Shared || is_private(&f, id) {
+            continue;
+        }
+        let of = |wanted: &dyn Fn(&Op) -> bool| -> Vec<usize> {
+            (0..f.ops.len()).filter(|i| wanted(f.ops[*i].op)).collect()
+        };
+        let writers = of(&|op| op.outs().contains(&id));
+        let readers = of(&|op| f.reads(op).contains(&id));
+        let ([writer], Some(&first)) = (writers.as_slice(), readers.first()) else {
+            if readers.is_empty() && writers.is_empty() {
+                continue;
+            }
+            let message = format!("shared tile {} has {} writers, {} readers", tile.name, writers.len(), readers.len());
+            return refuse("channels", message, "use one writer and at least one reader");
+        };
+        let (producer, consumer) = (f.ops[*writer].role, f.ops[first].role);
+        if readers.iter().any(|r| f.ops[*r].role != consumer) {
+            return refuse("channels", format!("{} is read by several roles", tile.name), "read it in one role");
+        }
+        let stream = f.stream_of(*writer);
+        let m = &f.tile(id).mapping;
+        if stream.is_some() && readers.iter().any(|r| f.stream_of(*r) != stream) {
+            return refuse("channels", format!("{} is read outside its stream", tile.name), "copy it to registers");
+        }
+        if stream.is_none() && m.stages != 1 {
+            return refuse("channels", format!("{} is filled once but has stages", tile.name), "leave out `stages`");
+        }
+        let by_engine = match f.ops[*writer].op {
+            Op::Load { .. } if m.engine.is_some() => true,
+            Op::Load { .. } => {
+                let message = format!("{} is loaded without an engine", tile.name);
+                return refuse("copy engine", message, "write `by tma` on its `tile` line");
+            }
+            Op::Map { .. } => false,
+            Op::Store { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => {
+                return refuse("channels", format!("{} cannot be written to shared memory", tile.name), "map it there");
+            }
+        };
+        let key = |i: &usize| (f.ops[*i].mapping.skew, f.ops[*i].mapping.slot, *i);
+        let last_reader = readers.iter().copied().max_by_key(key).unwrap_or(first);
+        let multicast = m.multicast.is_some();
+        let stages = m.stages;
+        let joins = |c: &&mut Channel| {
+            by_engine
+                && c.by_engine
+                && c.readers == readers
+                && f.ops[c.first_writer].mapping.skew == f.ops[*writer].mapping.skew
+                && (c.stages, c.producer, c.stream) == (stages, producer, stream)
+        };
+        if let Some(c) = channels.iter_mut().find(joins) {
+            c.name = format!("{}_{}", c.name, tile.name);
+            c.tiles.push(id);
+            c.multicast |= multicast;
+            if key(writer) < key(&c.first_writer) {
+                c.first_writer = *writer;
+            }
+            continue;
+        }
+        channels.push(Channel {
+            name: tile.name.clone(),
+            tiles: vec![id],
+            stages,
+            producer,
+            consumer,
+            by_engine,
+            stream,
+            multicast,
+            last_reader,
+            first_writer: *writer,
+            readers,
+        });
+    }
+    f.channels = channels;
+    Ok(f)
+}
+
+impl Facts<'_> {
+    /// The channel of a shared tile.
+    pub fn channel(&self, t: TileId) -> Option<usize> {
+        self.channels.iter().position(|c| c.tiles.contains(&t))
+    }
+
+    /// The buffer a tile's memory belongs to: its own, or that of the tile whose place it takes.
+    pub fn home(&self, t: TileId) -> TileId {
+        let reused = self.tile(t).mapping.reuses.as_ref();
+        reused.and_then(|name| self.tiles.iter().position(|x| x.name == *name)).map_or(t, TileId::new)
+    }
+}

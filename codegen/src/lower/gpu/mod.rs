@@ -1,0 +1,61 @@
+//! GPU lowering: a tile plan with a mapping becomes kernels with roles, channels and schedules.
+//!
+//! The steps, one file each: [`stage_stores`] (stores that leave through shared memory get a staging tile),
+//! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`assign_layouts`]
+//! (swizzled shared layouts; who holds what in registers, from the atoms), [`insert_channels`] (a ring buffer with full
+//! and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks of a stream that need
+//! no mask), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), and [`emit`].
+//! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that
+//! cannot be done is refused with the constraint's name (codes G01xx), an expected answer.
+
+use einfall_ir::analysis::resources::{self, Limits};
+use einfall_ir::diag::{Diagnostic, Span};
+use einfall_ir::kernel;
+use einfall_ir::mapping::{KernelMapping, Mapping};
+use einfall_ir::tile::Plan;
+
+mod apply_mapping;
+mod assign_layouts;
+mod emit;
+mod exprs;
+mod insert_channels;
+mod schedule;
+mod split_domains;
+pub mod stage_stores;
+
+/// What a step returns: its result, or why the mapping cannot be lowered.
+type Step<T> = Result<T, Diagnostic>;
+
+/// An infeasible or unsupported mapping: `constraint` names the rule.
+fn refuse<T>(constraint: &str, message: impl std::fmt::Display, help: &str) -> Step<T> {
+    Err(Diagnostic::error("G0101", Span::default(), format!("{constraint}: {message}")).help(help))
+}
+
+/// Lowers every kernel of `plan` by `mapping`.
+///
+/// # Errors
+/// M02xx where the mapping does not fit the plan, G01xx where it is infeasible or not supported.
+pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagnostic>> {
+    let (plan, mapping) = stage_stores::run(plan, mapping).map_err(|d| vec![d])?;
+    einfall_ir::mapping::verify::verify(&mapping, &plan)?;
+    let mut kernels = Vec::new();
+    for k in &plan.kernels {
+        let empty = KernelMapping { kernel: k.name.clone(), ..KernelMapping::default() };
+        let m = mapping.kernels.iter().find(|m| m.kernel == k.name).unwrap_or(&empty);
+        let lowered = apply_mapping::run(&plan, k, m)
+            .and_then(assign_layouts::run)
+            .and_then(insert_channels::run)
+            .and_then(emit::run)
+            .map_err(|d| vec![d])?;
+        let exceeded = resources::check(&lowered, &Limits::h100());
+        if !exceeded.is_empty() {
+            let refused = exceeded.iter().filter_map(|x| {
+                let help = "use smaller blocks, fewer stages or other register budgets";
+                refuse::<()>("resources", format!("kernel {}: {x}", k.name), help).err()
+            });
+            return Err(refused.collect());
+        }
+        kernels.push(lowered);
+    }
+    Ok(kernel::Module { name: plan.name.clone(), ranks: plan.ranks.clone(), kernels })
+}

@@ -1,0 +1,340 @@
+//! The modulo scheduler: skews and slots become a prologue, a steady loop and an epilogue, with every wait in place.
+//!
+//! An operation of skew s does iteration `trip − s` in a trip of the loop; within a trip operations go by slot, then by
+//! the kernel's order. So softmax of one tile overlapping the contractions of the next, software prefetching and
+//! double buffering are numbers in the mapping. wgmma groups in flight are tracked: before a register tile is touched
+//! the newest group that owns it is awaited, with as many groups left pending as came after it, and what that group
+//! read is released then. A group may stay open into the next trip if every trip leaves the same groups open (the
+//! first trip is peeled to get there); otherwise trips end by waiting. Short streams that cannot fill the pipeline take
+//! a plain loop. Invariant: register tiles are only touched when no group owns them, and a stage is released exactly
+//! once, after its last reader. Source: modulo scheduling, Rau 1994; FlashAttention-3 §3 for the overlaps.
+
+use einfall_ir::arena::Id;
+use einfall_ir::kernel::{Expr, FragId, GroupKind, Stmt, VarId};
+use einfall_ir::ops::BinaryOp;
+use einfall_ir::tile::{AxisId, ExprId, Op};
+
+use super::Step;
+use super::apply_mapping::Item;
+use super::emit::Emit;
+use super::exprs::{Place, add, max, min, sub, var};
+use super::split_domains::domain;
+
+/// A committed wgmma group that has not been awaited.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Group {
+    /// Accumulators it writes.
+    pub accs: Vec<FragId>,
+    /// Register operands it reads.
+    pub sources: Vec<FragId>,
+    /// Channels to release then, each with its iteration relative to the present trip.
+    pub releases: Vec<(usize, i64)>,
+}
+
+/// What is in flight at a point of a role's code.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Flow {
+    pub groups: Vec<Group>,
+    /// Whether bulk stores may be in flight.
+    pub bulk: bool,
+}
+
+/// The iteration an operation works on.
+#[derive(Clone, Debug)]
+pub(super) struct Iteration {
+    /// The trip's counter; none outside streams.
+    pub trip: Option<VarId>,
+    /// Added to the counter.
+    pub rel: i64,
+}
+
+impl Iteration {
+    /// Its number.
+    pub fn number(&self) -> Expr {
+        self.trip.map_or(Expr::Int(0), |v| add(var(v), Expr::Int(self.rel)))
+    }
+}
+
+/// How trips of a stream are made.
+struct Plan {
+    item: usize,
+    role: usize,
+    axis: AxisId,
+    filter: Option<ExprId>,
+    /// Operations of the role, by slot.
+    ops: Vec<usize>,
+    skew: i64,
+    trip: VarId,
+    begin: VarId,
+    count: VarId,
+    /// Trips `peel + ..` of which one segment needs no mask: bounds of it.
+    full: Option<(VarId, VarId)>,
+    masked_before: bool,
+    masked_after: bool,
+}
+
+impl Emit<'_, '_> {
+    /// The body of a role.
+    pub(super) fn role(&mut self, role: usize) -> Step<Vec<Stmt>> {
+        let mut out = Vec::new();
+        let mut flow = Flow::default();
+        let f = self.f;
+        for (item, part) in f.items.iter().enumerate() {
+            match part {
+                Item::Op(i) if f.ops[*i].role == role => {
+                    let place = Place { role, block: None, checked: true };
+                    let at = Iteration { trip: None, rel: 0 };
+                    self.op(*i, &place, &at, &mut flow, &mut out)?;
+                }
+                Item::Op(_) => {}
+                Item::Stream { axis, filter, ops } => {
+                    let ops: Vec<usize> = ops.clone().filter(|i| f.ops[*i].role == role).collect();
+                    if !ops.is_empty() {
+                        self.stream(item, role, *axis, *filter, ops, &mut flow, &mut out)?;
+                    }
+                }
+            }
+        }
+        self.settle_all(&mut flow, None, &mut out);
+        if flow.bulk {
+            out.push(Stmt::WaitGroup { kind: GroupKind::Bulk, pending: 0 });
+        }
+        if f.axes.iter().any(|a| a.cluster > 1) {
+            out.push(Stmt::ClusterSync);
+        }
+        Ok(out)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn stream(
+        &mut self,
+        item: usize,
+        role: usize,
+        axis: AxisId,
+        filter: Option<ExprId>,
+        mut ops: Vec<usize>,
+        flow: &mut Flow,
+        out: &mut Vec<Stmt>,
+    ) -> Step<()> {
+        let f = self.f;
+        self.settle_all(flow, None, out);
+        ops.sort_by_key(|i| (f.ops[*i].mapping.slot, *i));
+        let skews: Vec<u64> = ops.iter().map(|i| f.ops[*i].mapping.skew).collect();
+        let least = skews.iter().copied().min().unwrap_or(0);
+        let skew = (skews.iter().copied().max().unwrap_or(0) - least) as i64;
+        for i in &ops {
+            self.skews[*i] = (f.ops[*i].mapping.skew - least) as i64;
+        }
+        let name = format!("{}_{}", f.axis_name(axis), f.roles[role].role);
+        let mut new = |s: &str| self.var(&format!("{s}_{name}"));
+        let (trip, begin, count) = (new("trip"), new("begin"), new("count"));
+        let (from, to) = (new("full_from"), new("full_to"));
+        let place = Place { role, block: None, checked: true };
+        let d = {
+            let global = self.global.clone();
+            let buf = move |b: einfall_ir::tile::BufferId| global[b.index()].expect("arrays in use have a buffer");
+            domain(f, axis, filter, &place, &buf)
+        };
+        out.push(Stmt::Let { var: begin, value: d.begin });
+        out.push(Stmt::Let { var: count, value: sub(d.end, var(begin)) });
+        // Only operations that change without masks need segments, and they must move together.
+        let mut sensitive: Vec<i64> =
+            ops.iter().filter(|i| self.sensitive(**i, axis, filter)).map(|i| self.skews[*i]).collect();
+        sensitive.sort();
+        sensitive.dedup();
+        let full = match (sensitive.as_slice(), d.full) {
+            ([s], Some((a, b))) => {
+                out.push(Stmt::Let { var: from, value: add(sub(a, var(begin)), Expr::Int(*s)) });
+                out.push(Stmt::Let { var: to, value: add(sub(b, var(begin)), Expr::Int(*s)) });
+                Some((from, to))
+            }
+            _ => None,
+        };
+        let (masked_before, masked_after) =
+            if sensitive.is_empty() { (false, false) } else { (d.masked_before, d.masked_after) };
+        for c in self.stationary(&ops) {
+            self.wait_full(c, &Iteration { trip: None, rel: 0 }, out);
+        }
+        let p = Plan { item, role, axis, filter, ops, skew, trip, begin, count, full, masked_before, masked_after };
+        let attempts = [(skew, false), (skew.max(1), false), (skew, true)];
+        for (peel, flush) in attempts {
+            if let Some(body) = self.pipeline(&p, peel, flush)? {
+                out.extend(body);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole stream with `peel` trips before the steady loop; none if trips do not leave the same groups open.
+    fn pipeline(&mut self, p: &Plan, peel: i64, flush: bool) -> Step<Option<Vec<Stmt>>> {
+        let mut flow = Flow::default();
+        let mut out = Vec::new();
+        let n = var(p.count);
+        let ping_pong = self.ping_pong(p.role);
+        if let Some(bar) = ping_pong {
+            // The first unit's turn is given by the last.
+            let last = Expr::Int(self.f.roles[p.role].units as i64 - 1);
+            let cond = Expr::Unit.bin(BinaryOp::Eq, last);
+            let cond = cond.bin(BinaryOp::And, Expr::Int(peel).bin(BinaryOp::Lt, n.clone()));
+            let then = vec![Stmt::NamedArrive { barrier: bar, stage: Expr::Int(0) }];
+            out.push(Stmt::If { cond, then, otherwise: Vec::new() });
+        }
+        for t in 0..peel {
+            out.push(Stmt::Let { var: p.trip, value: Expr::Int(t) });
+            self.trip(p, |s| s <= t, true, false, &mut flow, &mut out)?;
+            if flush {
+                self.settle_all(&mut flow, Some(p.trip), &mut out);
+            }
+            advance(&mut flow);
+        }
+        let steady = flow.clone();
+        let first = Expr::Int(peel);
+        let segments: Vec<(Expr, Expr, bool)> = match p.full {
+            None => vec![(first, n.clone(), p.masked_before || p.masked_after)],
+            Some((from, to)) => {
+                let from = if p.masked_before { min(max(var(from), first.clone()), n.clone()) } else { first.clone() };
+                let to = if p.masked_after { max(min(var(to), n.clone()), from.clone()) } else { n.clone() };
+                let mut s = Vec::new();
+                if p.masked_before {
+                    s.push((first, from.clone(), true));
+                }
+                s.push((from, to.clone(), false));
+                if p.masked_after {
+                    s.push((to, n.clone(), true));
+                }
+                s
+            }
+        };
+        for (lo, hi, checked) in segments {
+            let mut body = Vec::new();
+            flow = steady.clone();
+            self.trip(p, |_| true, checked, true, &mut flow, &mut body)?;
+            if flush {
+                self.settle_all(&mut flow, Some(p.trip), &mut body);
+            }
+            advance(&mut flow);
+            if flow != steady {
+                return Ok(None);
+            }
+            out.push(Stmt::For { var: p.trip, lo, hi, step: 1, unroll: false, body });
+        }
+        for e in 0..p.skew {
+            out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(e)) });
+            self.trip(p, |s| s > e, true, false, &mut flow, &mut out)?;
+            advance(&mut flow);
+        }
+        // After the last trip the counter stands one trip behind what open groups count from.
+        if !flow.groups.is_empty() {
+            out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(p.skew)) });
+            self.settle_all(&mut flow, Some(p.trip), &mut out);
+        }
+        if peel == 0 {
+            return Ok(Some(out));
+        }
+        let mut otherwise = Vec::new();
+        if peel > 1 {
+            let mut body = Vec::new();
+            let mut flow = Flow::default();
+            let mut plain = p.ops.clone();
+            plain.sort();
+            for i in plain {
+                self.one(p, i, 0, true, &mut flow, &mut body)?;
+            }
+            self.settle_all(&mut flow, Some(p.trip), &mut body);
+            otherwise.push(Stmt::For { var: p.trip, lo: Expr::Int(0), hi: n.clone(), step: 1, unroll: false, body });
+        }
+        let cond = Expr::Int(peel).bin(BinaryOp::Le, n);
+        Ok(Some(vec![Stmt::If { cond, then: out, otherwise }]))
+    }
+
+    /// One trip: the operations whose skew `takes`, in slot order.
+    fn trip(
+        &mut self,
+        p: &Plan,
+        takes: impl Fn(i64) -> bool,
+        checked: bool,
+        steady: bool,
+        flow: &mut Flow,
+        out: &mut Vec<Stmt>,
+    ) -> Step<()> {
+        let f = self.f;
+        let turn = self.ping_pong(p.role).filter(|_| steady);
+        let contracts: Vec<usize> =
+            p.ops.iter().copied().filter(|i| matches!(f.ops[*i].op, Op::Contract { .. })).collect();
+        for &i in &p.ops {
+            let skew = self.skews[i];
+            if !takes(skew) {
+                continue;
+            }
+            if let Some(bar) = turn
+                && contracts.first() == Some(&i)
+            {
+                out.push(Stmt::NamedSync { barrier: bar, stage: Expr::Unit });
+            }
+            self.one(p, i, -skew, checked, flow, out)?;
+            if let Some(bar) = turn
+                && contracts.last() == Some(&i)
+            {
+                let units = Expr::Int(f.roles[p.role].units as i64);
+                let next = add(Expr::Unit, Expr::Int(1)).bin(BinaryOp::Mod, units.clone());
+                // Nobody waits for the turn after the last unit's last trip.
+                let more = add(var(p.trip), Expr::Int(1)).bin(BinaryOp::Lt, var(p.count));
+                let cond = add(Expr::Unit, Expr::Int(1)).bin(BinaryOp::Lt, units).bin(BinaryOp::Or, more);
+                let then = vec![Stmt::NamedArrive { barrier: bar, stage: next }];
+                out.push(Stmt::If { cond, then, otherwise: Vec::new() });
+            }
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, p: &Plan, i: usize, rel: i64, checked: bool, flow: &mut Flow, out: &mut Vec<Stmt>) -> Step<()> {
+        let at = Iteration { trip: Some(p.trip), rel };
+        let block = add(var(p.begin), at.number());
+        let place = Place { role: p.role, block: Some((p.axis, block)), checked };
+        self.filter = p.filter;
+        self.item = Some(p.item);
+        let done = self.op(i, &place, &at, flow, out);
+        self.filter = None;
+        self.item = None;
+        done
+    }
+
+    /// Waits for the group at `upto` and those before it, then releases what they read.
+    pub(super) fn settle(&mut self, flow: &mut Flow, upto: usize, trip: Option<VarId>, out: &mut Vec<Stmt>) {
+        let pending = (flow.groups.len() - 1 - upto) as u64;
+        out.push(Stmt::WaitGroup { kind: GroupKind::Wgmma, pending });
+        for g in flow.groups.drain(..=upto) {
+            for (channel, rel) in g.releases {
+                self.release(channel, &Iteration { trip, rel }, out);
+            }
+        }
+    }
+
+    /// Waits for every group.
+    pub(super) fn settle_all(&mut self, flow: &mut Flow, trip: Option<VarId>, out: &mut Vec<Stmt>) {
+        if let Some(last) = flow.groups.len().checked_sub(1) {
+            self.settle(flow, last, trip, out);
+        }
+    }
+
+    /// Waits until `owned` holds of no open group.
+    pub(super) fn settle_where(
+        &mut self,
+        flow: &mut Flow,
+        at: &Iteration,
+        out: &mut Vec<Stmt>,
+        owned: impl Fn(&Group) -> bool,
+    ) {
+        if let Some(last) = flow.groups.iter().rposition(owned) {
+            self.settle(flow, last, at.trip, out);
+        }
+    }
+}
+
+/// The next trip begins: what was this trip's is the one before's.
+fn advance(flow: &mut Flow) {
+    for g in &mut flow.groups {
+        g.releases.iter_mut().for_each(|r| r.1 -= 1);
+    }
+}

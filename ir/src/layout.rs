@@ -4,6 +4,7 @@
 //! not be powers of two (176, 144, 80 are legal). Memory offsets may be XOR-swizzled on bytes (PTX, "Swizzling modes").
 //! Invariant: digits of one dimension multiply to its extent, fastest first.
 
+use std::collections::HashSet;
 use std::fmt;
 
 /// One digit of a mixed-radix decomposition.
@@ -228,6 +229,30 @@ impl Distribution {
         }
     }
 
+    /// Whether whoever holds an element of `result` also holds the element of this fragment at its coordinates `dims`:
+    /// what an elementwise operand (or the result of a reduction of `result`) needs to stay in registers. A fragment
+    /// with a single thread or lane is uniform over them.
+    pub fn serves(&self, result: &Distribution, dims: &[usize]) -> bool {
+        if dims.len() != self.dims.len() || dims.iter().zip(&self.dims).any(|(d, n)| result.dims.get(*d) != Some(n)) {
+            return false;
+        }
+        let ((threads, regs, lanes), (t, v, l)) = (result.counts(), self.counts());
+        if (t != threads && t != 1) || (l != lanes && l != 1) {
+            return false;
+        }
+        let inside = |c: &[u64], d: &[u64]| c.iter().zip(d).all(|(c, d)| c < d);
+        (0..threads).all(|thread| {
+            (0..lanes).all(|lane| {
+                let (thread_here, lane_here) = (if t == 1 { 0 } else { thread }, if l == 1 { 0 } else { lane });
+                let held: HashSet<Vec<u64>> = (0..v).map(|reg| self.coords(thread_here, reg, lane_here)).collect();
+                (0..regs).all(|reg| {
+                    let at = result.coords(thread, reg, lane);
+                    !inside(&at, &result.dims) || held.contains(&dims.iter().map(|d| at[*d]).collect::<Vec<_>>())
+                })
+            })
+        })
+    }
+
     /// Whether every element of the tile is held by someone.
     pub fn covers(&self) -> bool {
         let (t, v, l) = self.counts();
@@ -302,5 +327,12 @@ mod tests {
         let row = d.project(&[0]);
         assert_eq!((row.dims.clone(), row.counts()), (vec![6], (1, 6, 16)));
         assert!(row.covers());
+        assert!(row.serves(&d, &[0]) && !row.serves(&d, &[1]));
+        assert!(d.serves(&d, &[0, 1]));
+        let scalar = Distribution { dims: vec![], threads: vec![], regs: vec![], lanes: vec![] };
+        assert!(scalar.serves(&d, &[]));
+        // Rows spread over lanes are not where columns spread over lanes need them.
+        let other = Distribution::vectors(&[40], Some(0), 16);
+        assert!(other.serves(&d, &[1]) && !other.serves(&Distribution::vectors(&[6, 40], Some(0), 16), &[1]));
     }
 }

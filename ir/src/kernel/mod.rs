@@ -14,6 +14,7 @@ pub mod eval;
 pub mod mutate;
 pub mod parse;
 pub mod print;
+pub mod verify;
 
 use crate::arena::Arena;
 use crate::cascade::{Rank, RankId};

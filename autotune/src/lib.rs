@@ -1,3 +1,4 @@
 //! Mapping model, integer CSP, cost model and device tables of Einfall.
 
 pub mod csp;
+pub mod model_cpu;

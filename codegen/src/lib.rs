@@ -4,3 +4,4 @@ pub mod backend;
 pub mod lower;
 pub mod passes;
 pub mod pipeline;
+pub mod tables;

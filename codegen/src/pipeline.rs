@@ -14,6 +14,8 @@ use einfall_ir::diag::Diagnostic;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::{kernel, tile};
 
+use crate::backend::llvm::Isa;
+
 /// The three levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
@@ -63,6 +65,8 @@ impl Program {
 pub struct Context {
     /// The mapping, once there is one.
     pub mapping: Option<Mapping>,
+    /// Vector facts of the core, when lowering to a CPU.
+    pub isa: Option<Isa>,
 }
 
 /// One pass.

@@ -52,6 +52,13 @@ impl<'a> Arguments<'a> {
         self
     }
 
+    /// Whether an array or scalar of this name is among them.
+    pub fn gives(&self, name: &str) -> bool {
+        self.inputs.iter().any(|(n, _)| *n == name)
+            || self.outputs.iter().any(|(n, _)| *n == name)
+            || self.scalars.iter().any(|(n, _)| *n == name)
+    }
+
     /// Memory for temporaries: at least [`Bound::workspace_bytes`], 64-byte aligned. Without it the launch takes its
     /// own.
     pub fn workspace(mut self, memory: &'a mut [u8]) -> Arguments<'a> {

@@ -3,6 +3,7 @@
 use einfall_ir::diag::{Diagnostic, Span};
 
 pub mod extract_reductions;
+pub mod fix_extents;
 pub mod propagate_support;
 pub(crate) mod rewrite;
 pub mod split_constant_dims;

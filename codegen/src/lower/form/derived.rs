@@ -18,6 +18,7 @@ use super::group::{Classes, Program, Role, Schedule};
 use super::program::{Contraction, Kind, Node, plain_access, reductions_of_dims};
 use super::stream::{common_guard, emit_group, emit_statement};
 use crate::passes::Unsupported;
+use crate::passes::fix_extents::replace_ranks;
 use crate::passes::propagate_support::guard_of;
 
 /// The one-pass form of a schedule with several streams, if it has one and no stored tensor keeps the streamed axis.
@@ -32,7 +33,7 @@ pub(super) fn derive_schedule(program: &Program<'_>, s: &Schedule) -> Option<Der
     let mut d = derive(&sub, rank)?;
     let extent = program.cascade.indices[stream].extent.clone();
     if extent != Size::Rank(rank) {
-        replace_rank(&mut d.cascade, rank, &extent);
+        replace_ranks(&mut d.cascade, &mut |r| (r == rank).then(|| extent.clone()));
     }
     // Without a stream of its own, the derived form must be one kernel as it stands.
     (d.stream.is_some() || ordinary(&d.cascade).is_ok_and(|o| o.is_some())).then_some(d)
@@ -96,46 +97,6 @@ fn with_filter(c: &mut Cascade, node: &Node) -> Einsum {
         e.filter = Some(cond);
     }
     e
-}
-
-/// Puts the real extent back where `rank` stood for it.
-fn replace_rank(c: &mut Cascade, rank: RankId, extent: &Size) {
-    fn go(s: &mut Size, rank: RankId, extent: &Size) {
-        match s {
-            Size::Const(_) => {}
-            Size::Rank(r) => {
-                if *r == rank {
-                    *s = extent.clone();
-                }
-            }
-            Size::Add(a, b)
-            | Size::Sub(a, b)
-            | Size::Mul(a, b)
-            | Size::Div(a, b)
-            | Size::CeilDiv(a, b)
-            | Size::Min(a, b)
-            | Size::Max(a, b) => {
-                go(a, rank, extent);
-                go(b, rank, extent);
-            }
-        }
-    }
-    for (_, i) in c.indices.iter_mut() {
-        go(&mut i.extent, rank, extent);
-    }
-    for (_, t) in c.tensors.iter_mut() {
-        t.dims.iter_mut().for_each(|d| go(d, rank, extent));
-    }
-    for (_, e) in c.exprs.iter_mut() {
-        if let Expr::Size(s) = e {
-            go(s, rank, extent);
-        }
-    }
-    for stmt in &mut c.stmts {
-        if let Stmt::Iter(i) = stmt {
-            go(&mut i.extent, rank, extent);
-        }
-    }
 }
 
 /// Emits a derived group as one kernel.

@@ -1,0 +1,132 @@
+//! The pipelines: which passes run, in order, and why each stands where it does.
+//!
+//! [`TO_TILE`] takes every cascade to a plan over tiles; a mapping is chosen for that plan; [`CPU`] or [`GPU`] takes
+//! the plan and its mapping to the kernel level. Nothing here looks inside a program.
+
+use einfall_ir::cascade::print::print_cascade;
+use einfall_ir::cascade::{Cascade, parse};
+use einfall_ir::diag::{Diagnostic, Span};
+use einfall_ir::kernel::verify::Limits;
+use einfall_ir::{kernel, tile};
+
+use crate::lower;
+use crate::passes::{extract_reductions, fix_extents, propagate_support, split_constant_dims};
+use crate::pipeline::{Forms, Level, Pass, Program};
+
+/// From a cascade to a plan of kernels over tiles.
+pub const TO_TILE: &[Pass] = &[
+    Pass {
+        name: "fix-extents",
+        level: Level::Cascade,
+        step: |p, _| Ok(Program::Cascade(fix_extents::fix_extents(cascade(p)))),
+        why: "first: every later pass can fold extents that the text or --static fixes",
+    },
+    Pass {
+        name: "propagate-support",
+        level: Level::Cascade,
+        step: |p, _| {
+            let c = propagate_support::propagate_support(cascade(p)).map_err(|e| vec![e.diagnostic()])?;
+            Ok(Program::Cascade(c))
+        },
+        why: "before statements are taken apart: a filter belongs to its whole statement",
+    },
+    Pass {
+        name: "split-constant-dims",
+        level: Level::Cascade,
+        step: |p, _| Ok(Program::Cascade(split_constant_dims::split_constant_dims(cascade(p)))),
+        why: "before grouping, which needs accesses that are indices",
+    },
+    Pass {
+        name: "extract-reductions",
+        level: Level::Cascade,
+        step: |p, _| Ok(Program::Cascade(extract_reductions::extract_reductions(cascade(p)))),
+        why: "last on cascades: form-kernels wants one reduction a statement",
+    },
+    Pass {
+        name: "form-kernels",
+        level: Level::Cascade,
+        step: |p, _| Ok(Program::Tile(lower::form::form_kernels(&cascade(p)).map_err(|e| vec![e.diagnostic()])?)),
+        why: "groups statements that share a stream and derives one-pass forms of what would need several",
+    },
+];
+
+/// From a mapped plan to kernels for CPU cores.
+pub const CPU: &[Pass] = &[
+    Pass {
+        name: "apply-blocks",
+        level: Level::Tile,
+        step: |p, context| {
+            let plan = plan(p);
+            Ok(Program::Tile(match &context.mapping {
+                Some(m) => lower::cpu::apply(&plan, m),
+                None => plan,
+            }))
+        },
+        why: "after the mapping is chosen for the plan's axes",
+    },
+    Pass {
+        name: "lower-cpu",
+        level: Level::Tile,
+        step: |p, context| {
+            let isa = context.isa.ok_or_else(|| vec![missing("the instruction set of a CPU")])?;
+            let module = lower::cpu::lower(&plan(p), &isa).map_err(|e| {
+                let help = "use --device reference, or rewrite it with supported constructs";
+                vec![Diagnostic::error("E0901", Span::default(), e.to_string()).help(help)]
+            })?;
+            Ok(Program::Kernel(module))
+        },
+        why: "last: every choice is made, what is left is loops, registers and memory",
+    },
+];
+
+/// From a mapped plan to kernels with roles, channels and schedules.
+pub const GPU: &[Pass] = &[Pass {
+    name: "lower-gpu",
+    level: Level::Tile,
+    step: |p, context| {
+        let mapping = context.mapping.as_ref().ok_or_else(|| vec![missing("a mapping (--mapping FILE)")])?;
+        Ok(Program::Kernel(lower::gpu::lower(&plan(p), mapping)?))
+    },
+    why: "last: layouts, channels and the schedule follow from the mapping",
+}];
+
+/// How programs of every level print and are verified.
+pub const FORMS: Forms = Forms { print, verify };
+
+fn cascade(p: Program) -> Cascade {
+    match p {
+        Program::Cascade(c) => c,
+        Program::Tile(_) | Program::Kernel(_) => unreachable!("the runner checks levels"),
+    }
+}
+
+fn plan(p: Program) -> tile::Plan {
+    match p {
+        Program::Tile(plan) => plan,
+        Program::Cascade(_) | Program::Kernel(_) => unreachable!("the runner checks levels"),
+    }
+}
+
+fn missing(what: &str) -> Diagnostic {
+    Diagnostic::error("E0902", Span::default(), format!("lowering needs {what}"))
+}
+
+fn print(p: &Program) -> String {
+    match p {
+        Program::Cascade(c) => print_cascade(c),
+        Program::Tile(plan) => plan.to_string(),
+        Program::Kernel(m) => kernel::print::print(m),
+    }
+}
+
+/// Limits are the roomiest device's; those of the device at hand are checked where a mapping is lowered.
+fn verify(p: &Program) -> Vec<String> {
+    match p {
+        Program::Cascade(c) => match parse(&print_cascade(c)) {
+            Ok(_) => Vec::new(),
+            Err(faults) => faults.iter().map(|d| d.to_string()).collect(),
+        },
+        Program::Tile(plan) => tile::verify::verify(plan).err().into_iter().flatten().map(|f| f.to_string()).collect(),
+        Program::Kernel(m) => kernel::verify::verify(m, &Limits::SM90).iter().map(|f| f.to_string()).collect(),
+    }
+}

@@ -1,0 +1,360 @@
+//! From a cascade to results: compile, bind sizes, launch.
+
+use std::sync::Arc;
+
+use einfall_codegen::backend::llvm::{self, Isa};
+use einfall_codegen::pipeline::{self, Context, Program, Stop};
+use einfall_codegen::tables;
+use einfall_ir::array::Array;
+use einfall_ir::cascade::Cascade;
+use einfall_ir::cascade::bind::{BindError, Bindings, Given, bind, check_facts, scalar_value};
+use einfall_ir::diag::Diagnostic;
+use einfall_ir::mapping::Mapping;
+use einfall_ir::target::DataSheet;
+use einfall_ir::tile::Plan;
+use einfall_runtime::{Arguments, Cpu, Executable};
+
+use crate::options::Options;
+
+/// Why a cascade is not compiled, bound or launched.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something has no lowering, or the mapping does not fit: places in the cascade's source and what to do.
+    Refused {
+        /// The pass that refuses.
+        pass: &'static str,
+        /// What it says.
+        diagnostics: Vec<Diagnostic>,
+    },
+    /// A fault of the compiler itself.
+    Internal(String),
+    /// Sizes or facts that do not fit.
+    Bind(BindError),
+    /// A size given for a rank that is not there, or twice with different values.
+    Size(String),
+    /// LLVM, arrays, threads.
+    Runtime(einfall_runtime::Error),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::Refused { pass, diagnostics } => {
+                write!(f, "{pass}:")?;
+                diagnostics.iter().try_for_each(|d| write!(f, " {d}"))
+            }
+            Error::Internal(what) => write!(f, "a fault of the compiler: {what}"),
+            Error::Bind(e) => e.fmt(f),
+            Error::Size(what) => f.write_str(what),
+            Error::Runtime(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Runtime(e) => Some(e),
+            Error::Refused { .. } | Error::Internal(_) | Error::Bind(_) | Error::Size(_) => None,
+        }
+    }
+}
+
+impl From<einfall_runtime::Error> for Error {
+    fn from(e: einfall_runtime::Error) -> Error {
+        Error::Runtime(e)
+    }
+}
+
+impl From<BindError> for Error {
+    fn from(e: BindError) -> Error {
+        Error::Bind(e)
+    }
+}
+
+impl From<Stop> for Error {
+    fn from(stop: Stop) -> Error {
+        match stop {
+            Stop::Refused { pass, diagnostics } => Error::Refused { pass, diagnostics },
+            other => Error::Internal(other.to_string()),
+        }
+    }
+}
+
+/// Compiles cascades for this machine's processor and runs them on its threads. Shared by many threads.
+#[derive(Debug)]
+pub struct Engine {
+    runtime: einfall_runtime::Engine,
+    sheet: DataSheet,
+    isa: Isa,
+}
+
+/// What [`Engine::compile_with`] may be told besides the cascade.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CompileOptions {
+    /// Extents fixed at compile time, by rank name; others stay symbolic.
+    pub statics: Vec<(String, u64)>,
+    /// The mapping; none: the model's.
+    pub mapping: Option<Mapping>,
+}
+
+impl Engine {
+    /// Finds LLVM, opens the cache, starts the threads.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where there is no LLVM or no threads.
+    pub fn new(options: &Options) -> Result<Engine, Error> {
+        let runtime = einfall_runtime::Engine::new(&options.engine())?;
+        let host = runtime.host();
+        let cpu = Cpu::detect();
+        let mut isa = Isa::of(&host.triple, &host.features);
+        for (level, bytes) in [(1, &mut isa.l1_bytes), (2, &mut isa.l2_bytes)] {
+            if cpu.cache_bytes(level) > 0 {
+                *bytes = cpu.cache_bytes(level);
+            }
+        }
+        Ok(Engine { sheet: cpu.data_sheet(), isa, runtime })
+    }
+
+    /// The run time underneath.
+    pub fn runtime(&self) -> &einfall_runtime::Engine {
+        &self.runtime
+    }
+
+    /// The data sheet of this machine's processor.
+    pub fn data_sheet(&self) -> &DataSheet {
+        &self.sheet
+    }
+
+    /// Compiles a cascade for every size.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where something has no lowering, [`Error::Runtime`] where LLVM refuses.
+    pub fn compile(&self, cascade: &Cascade) -> Result<Kernel, Error> {
+        self.compile_with(cascade, &CompileOptions::default())
+    }
+
+    /// As [`Engine::compile`], with extents fixed or a mapping given.
+    ///
+    /// # Errors
+    /// As [`Engine::compile`]; [`Error::Size`] for a rank that is not there.
+    pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
+        let cascade = with_statics(cascade, &options.statics)?;
+        let plan = plan(&cascade)?;
+        let mapping =
+            options.mapping.clone().unwrap_or_else(|| einfall_autotune::model_cpu::choose(&plan, &self.sheet));
+        let context = Context { mapping: Some(mapping.clone()), isa: Some(self.isa) };
+        let (mapped, module) = lower(&plan, &context)?;
+        let artifact = llvm::print(&mapped, &module, &self.isa, "cpu").map_err(|e| Error::Refused {
+            pass: "print-llvm",
+            diagnostics: vec![Diagnostic::error("E0901", Default::default(), e.to_string())],
+        })?;
+        // SAFETY: the artifact was made by code generation a line above.
+        let executable = unsafe { self.runtime.load(artifact)? };
+        Ok(Kernel { cascade, plan: mapped, mapping, executable })
+    }
+
+    /// The context passes run in for this processor.
+    pub fn context(&self, mapping: Option<Mapping>) -> Context {
+        Context { mapping, isa: Some(self.isa) }
+    }
+}
+
+/// A cascade with some extents fixed.
+///
+/// # Errors
+/// [`Error::Size`] for a rank that is not there or is fixed otherwise.
+pub fn with_statics(cascade: &Cascade, statics: &[(String, u64)]) -> Result<Cascade, Error> {
+    let mut cascade = cascade.clone();
+    for (name, extent) in statics {
+        let Some(rank) = cascade.rank(name) else {
+            let ranks: Vec<&str> = cascade.ranks.iter().map(|(_, r)| r.name.as_str()).collect();
+            return Err(Error::Size(format!("there is no rank `{name}`; the ranks are {}", ranks.join(", "))));
+        };
+        let fixed = &mut cascade.ranks[rank].fixed;
+        match *fixed {
+            Some(n) if n != *extent => {
+                return Err(Error::Size(format!("rank `{name}` is {n} in the text, not {extent}")));
+            }
+            Some(_) | None => *fixed = Some(*extent),
+        }
+    }
+    Ok(cascade)
+}
+
+/// The plan of a cascade, before any mapping.
+///
+/// # Errors
+/// [`Error::Refused`] where something has no lowering.
+pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
+    let mut program = Program::Cascade(cascade.clone());
+    for pass in tables::TO_TILE {
+        program = (pass.step)(program, &Context::default())
+            .map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
+    }
+    match program {
+        Program::Tile(plan) => Ok(plan),
+        Program::Cascade(_) | Program::Kernel(_) => Err(Error::Internal("no plan was made".to_owned())),
+    }
+}
+
+fn lower(plan: &Plan, context: &Context) -> Result<(Plan, einfall_ir::kernel::Module), Error> {
+    let mut program = Program::Tile(plan.clone());
+    let mut mapped = plan.clone();
+    for pass in tables::CPU {
+        program =
+            (pass.step)(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
+        if let Program::Tile(plan) = &program {
+            mapped = plan.clone();
+        }
+    }
+    match program {
+        Program::Kernel(module) => Ok((mapped, module)),
+        Program::Cascade(_) | Program::Tile(_) => Err(Error::Internal("no kernels were made".to_owned())),
+    }
+}
+
+/// Runs a table of passes with records, for `--stop-after`, traces and bisection.
+///
+/// # Errors
+/// See [`Stop`]; the records up to there come along.
+#[allow(clippy::result_large_err)]
+pub fn trace(
+    passes: &[pipeline::Pass],
+    program: Program,
+    context: &Context,
+    stop_after: Option<&str>,
+) -> Result<Vec<pipeline::Record>, (Vec<pipeline::Record>, Stop)> {
+    pipeline::run(passes, tables::FORMS, program, context, stop_after)
+}
+
+/// A compiled cascade: serves every size of its symbolic ranks.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    cascade: Cascade,
+    plan: Plan,
+    mapping: Mapping,
+    executable: Arc<Executable>,
+}
+
+impl Kernel {
+    /// The cascade compiled.
+    pub fn cascade(&self) -> &Cascade {
+        &self.cascade
+    }
+
+    /// Its kernels over tiles, as mapped.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// How it is mapped.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// The linked code.
+    pub fn executable(&self) -> &Arc<Executable> {
+        &self.executable
+    }
+
+    /// Fixes the sizes by rank name; fixed ranks need not be given. Facts over ranks are checked.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] for sizes that do not fit or facts that do not hold, [`Error::Runtime`].
+    pub fn bind<S: AsRef<str>>(&self, sizes: &[(S, u64)]) -> Result<Bound, Error> {
+        let given =
+            Given { sizes: sizes.iter().map(|(n, v)| (n.as_ref().to_owned(), *v)).collect(), ..Given::default() };
+        let bindings = bind(&self.cascade, &given)?;
+        check_facts(&self.cascade, &bindings, &[])?;
+        self.bound(bindings)
+    }
+
+    /// Fixes the sizes by the shapes of arrays given by name.
+    ///
+    /// # Errors
+    /// As [`Kernel::bind`].
+    pub fn bind_shapes(&self, shapes: &[(&str, &[u64])]) -> Result<Bound, Error> {
+        let mut given = Given::default();
+        for (name, shape) in shapes {
+            if let Some(t) = self.cascade.params.iter().find(|t| self.cascade.tensors[**t].name == *name) {
+                given.shapes.push((*t, shape.to_vec()));
+            }
+        }
+        let bindings = bind(&self.cascade, &given)?;
+        check_facts(&self.cascade, &bindings, &[])?;
+        self.bound(bindings)
+    }
+
+    fn bound(&self, bindings: Bindings) -> Result<Bound, Error> {
+        let c = &self.cascade;
+        let sizes: Vec<(&str, u64)> =
+            c.ranks.iter().zip(&bindings.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+        let runtime = self.executable.bind(&sizes)?;
+        let mut defaults = Vec::new();
+        for &p in &c.params {
+            if let Some(e) = c.tensors[p].default {
+                defaults.push((c.tensors[p].name.clone(), scalar_value(c, &bindings, &[], e)?));
+            }
+        }
+        Ok(Bound { runtime, bindings, defaults })
+    }
+}
+
+/// A compiled cascade at fixed sizes. Many threads may launch it at once.
+#[derive(Debug)]
+pub struct Bound {
+    runtime: einfall_runtime::Bound,
+    bindings: Bindings,
+    /// Scalars the caller need not give.
+    defaults: Vec<(String, f64)>,
+}
+
+impl Bound {
+    /// The run time's view: array specifications, kernels, workspace.
+    pub fn runtime(&self) -> &einfall_runtime::Bound {
+        &self.runtime
+    }
+
+    /// The extent of every rank.
+    pub fn bindings(&self) -> &Bindings {
+        &self.bindings
+    }
+
+    /// Runs every kernel on the caller's arrays and returns the time of each. Scalars with a default may be left out.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`], before anything is written.
+    pub fn launch<'a>(&'a self, mut arguments: Arguments<'a>) -> Result<Vec<std::time::Duration>, Error> {
+        for (name, value) in &self.defaults {
+            if !arguments.gives(name) {
+                arguments = arguments.scalar(name, *value);
+            }
+        }
+        Ok(self.runtime.launch(arguments)?)
+    }
+
+    /// Runs on evaluator arrays, one per parameter in order, and returns the outputs: for tests and small data.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`].
+    pub fn run_values(
+        &self,
+        cascade: &Cascade,
+        inputs: &[Array],
+    ) -> Result<Vec<(String, einfall_runtime::HostArray)>, Error> {
+        let runtime = |e: einfall_runtime::ArrayError| Error::Runtime(e.into());
+        let mut arrays = Vec::new();
+        let mut scalars = Vec::new();
+        for (&p, a) in cascade.params.iter().zip(inputs) {
+            let name = cascade.tensors[p].name.as_str();
+            match a.dims.is_empty() {
+                true => scalars.push((name, a.data[0])),
+                false => arrays.push((name, einfall_runtime::HostArray::from_values(a).map_err(runtime)?)),
+            }
+        }
+        let arrays: Vec<(&str, &einfall_runtime::HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
+        Ok(self.runtime.run_to_arrays(&arrays, &scalars)?)
+    }
+}

@@ -289,7 +289,7 @@ fn survivors(source: &str, sizes: &[[u64; 3]]) -> Vec<String> {
         })
     });
     let missed = missed.map(|m| format!("{:?} {}", m.fault, m.place)).collect();
-    assert!(n > 15);
+    assert!(n >= 8);
     missed
 }
 
@@ -310,4 +310,203 @@ fn every_other_mutant_of_the_cluster_kernel_is_caught() {
         "WrongStage consumer.0.7: arrive empty(s) remote 1",
     ];
     assert_eq!(survivors(source, &[[128, 64, 384]]), sound);
+}
+
+#[test]
+fn cp_async_and_warp_mma() {
+    let source = include_str!("../testdata/warp_mma.kernel");
+    let module = read(source);
+    for schedule in Schedule::ALL {
+        let c = gemm(&module, &module.kernels[0], [64, 32, 80], &options(schedule, 5));
+        assert_eq!(c.unwrap_or_else(|e| panic!("{schedule:?}: {e}")), expected([64, 32, 80]));
+    }
+    assert_eq!(survivors(source, &[[32, 16, 80]]), [""; 0]);
+}
+
+fn attention(module: &Module, kernel: &Kernel, options: &Options) -> Result<f64, KernelError> {
+    let (m, n) = (128, 256);
+    let data = |len, seed| numbers(len, seed).into_iter().map(|x| x / 4.0).collect::<Vec<_>>();
+    let (q, k, v) = (data(m * 64, 1), data(n * 64, 2), data(n * 64, 3));
+    let mut buffers = [
+        GlobalBuffer::new(&[m, 64], DType::BF16, q.clone()),
+        GlobalBuffer::new(&[n, 64], DType::BF16, k.clone()),
+        GlobalBuffer::new(&[n, 64], DType::BF16, v.clone()),
+        GlobalBuffer::undefined(&[m, 64], DType::F32),
+    ];
+    run(kernel, &module.ranks, &[m, n], &mut buffers, options)?;
+    let mut worst = 0f64;
+    for i in 0..m as usize {
+        let dot = |j: usize| (0..64).map(|e| q[i * 64 + e] * k[j * 64 + e]).sum::<f64>();
+        let s: Vec<f64> = (0..n as usize).map(dot).collect();
+        let max = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let p: Vec<f64> = s.iter().map(|x| (x - max).exp()).collect();
+        let l: f64 = p.iter().sum();
+        for f in 0..64 {
+            let o: f64 = p.iter().enumerate().map(|(j, p)| p * v[j * 64 + f]).sum::<f64>() / l;
+            worst = worst.max((o - buffers[3].data[i * 64 + f]).abs());
+        }
+    }
+    Ok(worst)
+}
+
+/// Float64 agrees to rounding errors of float64; in the declared types P has 8 bits, so the error is near 2^-9 of a
+/// weighted mean of values up to 3/4.
+#[test]
+fn attention_with_p_in_registers() {
+    let module = read(include_str!("../testdata/online_softmax.kernel"));
+    let kernel = &module.kernels[0];
+    for schedule in Schedule::ALL {
+        assert!(attention(&module, kernel, &options(schedule, 1)).unwrap() < 1e-13);
+    }
+    let rounded = attention(&module, kernel, &Options { rounding: true, ..options(Schedule::Random, 1) }).unwrap();
+    assert!(rounded > 1e-6 && rounded < 0.75 / 256.0, "{rounded}");
+    // A copy landing just before the arrival that belongs to it is rare: several seeds.
+    let events = || (0..12).flat_map(|seed| Schedule::ALL.map(|s| options(s, seed)));
+    let missed: Vec<String> = mutate::mutants(kernel, &module.ranks)
+        .filter(|m| !events().any(|o| attention(&module, &m.kernel, &o).map_or(true, |worst| worst > 1e-13)))
+        .map(|m| format!("{:?} {}", m.fault, m.place))
+        .collect();
+    assert_eq!(missed, [""; 0]);
+}
+
+#[test]
+fn large_tiles_run_in_seconds() {
+    let wide = PIPELINE
+        .replace("(N + 63) / 64", "(N + 255) / 256")
+        .replace(
+            "Bs: bf16[64, 64] stages 3 layout (64:64, 64:1)",
+            "Bs: bf16[64, 256] stages 3 layout (64:64, (64:1, 4:4096))",
+        )
+        .replace("shared Cs: f32[128, 64]\n", "")
+        .replace("f32[64, 64]", "f32[64, 256]")
+        .replace("8@1.8]", "32@1.8]")
+        .replace("24576", "49152")
+        .replace("m64n64k16", "m64n256k16")
+        .replace("grid.1 * 64", "grid.1 * 256");
+    let copy = "copy tma [64, 64] B[k * 64, grid.1 * 256] -> Bs(s)[0, 0] signal full(s)";
+    assert!(wide.contains(copy));
+    let panels: Vec<String> = (0..4)
+        .map(|p| format!("copy tma [64, 64] B[k * 64, grid.1 * 256 + {0}] -> Bs(s)[0, {0}] signal full(s)", p * 64))
+        .collect();
+    let (head, _) = wide.split_once("store Cs").unwrap();
+    let text =
+        head.replace(copy, &panels.join("\n")) + "store C[grid.0 * 128 + unit * 64, grid.1 * 256] = acc\n}\n}\n}";
+    let module = read(&text.replace("named stored[1] threads 256\n", ""));
+    assert_eq!(verify::verify(&module, &verify::Limits::SM90), []);
+    let start = std::time::Instant::now();
+    let size = [256, 256, 512];
+    assert_eq!(gemm(&module, &module.kernels[0], size, &Options::default()).unwrap(), expected(size));
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    println!("two CTAs of 128x256x64, 8 steps: {:?}", start.elapsed());
+}
+
+#[test]
+fn gathers_scatters_and_selections() {
+    let source = "module m { ranks T, R
+        kernel k {
+            grid [1]
+            global table: f32[R, 4] = 0
+            global index: i32[T] = 1
+            global best: f32[T] = 2 written
+            global where_best: i32[T] = 3 written
+            global counts: f32[R] = 4 written
+            frag i: i32[6] T[]V[6@0.1]L[]
+            frag x: f32[6, 4] T[]V[4@1.1,6@0.1]L[]
+            frag v: f32[6] T[]V[6@0.1]L[]
+            frag p: i32[6] T[]V[6@0.1]L[]
+            frag one: f32[6] T[]V[6@0.1]L[]
+            role r: 1 thread {
+                load i = index[0] bounds [0 < T]
+                gather x = table[i[0], @1] bounds [0 < T]
+                reduce v, p = argmax x over [1] base 10
+                store best[0] = v bounds [0 < T]
+                store where_best[0] = p bounds [0 < T]
+                map one = 1.0 + 0.5 * @0
+                scatter counts[i[0]] = one bounds [0 < T] join sum
+            }
+        }
+    }";
+    let module = read(source);
+    let mut b = [
+        GlobalBuffer::new(&[3, 4], DType::F32, vec![0., 5., 5., 1., -1., -2., -1., -3., 7., 0., 0., 9.]),
+        GlobalBuffer::new(&[5], DType::I32, vec![2., 0., 1., -1., 2.]),
+        GlobalBuffer::undefined(&[5], DType::F32),
+        GlobalBuffer::undefined(&[5], DType::I32),
+        GlobalBuffer::new(&[3], DType::F32, vec![0.0; 3]),
+    ];
+    run(&module.kernels[0], &module.ranks, &[5, 3], &mut b, &Options::default()).unwrap();
+    // Row −1 is outside the table: it reads zeros and its scatter is dropped.
+    assert_eq!(b[2].data, [9., 5., -1., 0., 9.]);
+    assert_eq!(b[3].data, [13., 11., 10., 10., 13.]);
+    assert_eq!(b[4].data, [1.5, 2.0, 1.0 + 3.0]);
+}
+
+#[test]
+fn the_grid_synchronises_through_device_memory() {
+    let source = "module m { ranks T
+        kernel k {
+            grid [T]
+            global x: f32[T] = 0 written
+            global y: f32[T] = 1 written
+            frag v: f32[1] T[]V[]L[]
+            role r: 1 thread {
+                map v = 1.0 + grid.0
+                store x[grid.0] = v
+                grid_sync
+                load v = x[(grid.0 + 1) % T]
+                store y[grid.0] = v
+            }
+        }
+    }";
+    let go = |source: &str| {
+        let module = read(source);
+        let mut b = [GlobalBuffer::undefined(&[4], DType::F32), GlobalBuffer::undefined(&[4], DType::F32)];
+        run(&module.kernels[0], &module.ranks, &[4], &mut b, &Options::default()).map(|_| b[1].data.clone())
+    };
+    assert_eq!(go(source).unwrap(), [2.0, 3.0, 4.0, 1.0]);
+    let kind = go(&source.replace("grid_sync", "task_sync")).unwrap_err().kind;
+    assert!(matches!(kind, ErrorKind::Race | ErrorKind::Uninitialised), "{kind:?}");
+}
+
+#[test]
+fn misuse_is_named() {
+    let source = "module m {
+        kernel k {
+            grid [2]
+            cluster [2]
+            global x: f32[4] = 0 written
+            shared s: f32[4]
+            frag v: f32[4] T[32@0.0]V[4@0.1]L[]
+            mbarrier full[1] count 1
+            named n[1] threads 32
+            role a: 1 warp {
+                map v = 0.0
+                BODY
+            }
+        }
+    }";
+    for (body, kind, says) in [
+        ("load v = s[0]", ErrorKind::Uninitialised, "`s`[0]: read before"),
+        ("store x[1] = v", ErrorKind::OutOfBounds, "`x`[4] is outside its extents [4]"),
+        ("store x[0] = v", ErrorKind::Race, "`x`[0]: written while another agent's write"),
+        ("wait full(0) phase 2", ErrorKind::Barrier, "parity"),
+        ("wait full(0) phase 0", ErrorKind::Deadlock, "misses 1 arrivals and 0 bytes"),
+        ("arrive full(0) expect 16\narrive full(0)", ErrorKind::Barrier, "more arrivals"),
+        ("arrive full(0) remote 2", ErrorKind::OutOfBounds, "cluster rank 2"),
+        ("arrive full(cluster_rank)", ErrorKind::OutOfBounds, "no stage 1"),
+        ("if cluster_rank == 0 { cluster_sync }", ErrorKind::Deadlock, "1 of 2 units"),
+        ("if cluster_rank == 0 { arrive full(0) remote 1 }", ErrorKind::InFlight, "which has ended"),
+        ("let i = fetch(x[0])", ErrorKind::Uninitialised, "`x`[0]"),
+    ] {
+        let module = read(&source.replace("BODY", body));
+        let errors: Vec<KernelError> = Schedule::ALL
+            .into_iter()
+            .flat_map(|s| (0..4).map(move |seed| (s, seed)))
+            .filter_map(|(s, seed)| {
+                let mut x = [GlobalBuffer::undefined(&[4], DType::F32)];
+                run(&module.kernels[0], &module.ranks, &[], &mut x, &options(s, seed)).err()
+            })
+            .collect();
+        assert!(errors.iter().any(|e| e.kind == kind && e.message.contains(says)), "{body}: {:?}", errors.first());
+    }
 }

@@ -16,6 +16,8 @@ fn reference_kernels_verify() {
         include_str!("../testdata/matmul.kernel"),
         include_str!("../testdata/ping_pong.kernel"),
         include_str!("../testdata/multicast.kernel"),
+        include_str!("../testdata/online_softmax.kernel"),
+        include_str!("../testdata/warp_mma.kernel"),
     ] {
         assert_eq!(violations(source), [""; 0]);
     }

@@ -139,7 +139,17 @@ impl Writer<'_> {
         };
         self.line(&format!("monoid {}({}) {{", m.name.name, names(&m.fields)));
         self.line(&format!("    identity = {}", tuple(&m.identity)));
-        self.line(&format!("    combine({}, {}) = {}", m.args.0.name, m.args.1.name, tuple(&m.combine)));
+        let head = format!("    combine({}, {}) =", m.args.0.name, m.args.1.name);
+        let whole = format!("{head} {}", tuple(&m.combine));
+        if whole.len() <= WIDTH || m.combine.len() < 2 {
+            self.line(&whole);
+        } else {
+            self.line(&format!("{head} ("));
+            for e in &m.combine {
+                self.line(&format!("        {},", expr_text(e)));
+            }
+            self.line("    )");
+        }
         self.line("}");
         self.after(m.span);
     }
@@ -364,6 +374,11 @@ pub fn einsum_text(e: &Einsum) -> String {
 /// An expression on one line.
 pub fn expr_text(e: &Expr) -> String {
     text(e, 0, false)
+}
+
+/// An extent or a position, without blanks around arithmetic.
+pub fn tight_text(e: &Expr) -> String {
+    text(e, 0, true)
 }
 
 fn float_text(x: f64) -> String {

@@ -7,6 +7,7 @@
 
 pub mod affine;
 pub mod bind;
+pub mod build;
 pub mod eval;
 pub mod format;
 pub mod parse;

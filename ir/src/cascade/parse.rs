@@ -752,7 +752,7 @@ impl Parser {
         }
         if self.at_word("not") {
             self.bump();
-            let arg = self.deeper(|p| p.binary(4))?;
+            let arg = self.deeper(|p| if p.at_word("not") { p.prefix(0) } else { p.binary(4) })?;
             let span = start.to(arg.span);
             return self.node(ExprKind::Unary(UnaryOp::Not, Box::new(arg)), span);
         }

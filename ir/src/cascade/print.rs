@@ -48,7 +48,7 @@ pub fn print_cascade(c: &Cascade) -> String {
 
 /// An extent as text.
 pub fn size_text(c: &Cascade, s: &Size) -> String {
-    expr_text(&size(c, s))
+    super::format::tight_text(&size(c, s))
 }
 
 /// An expression as text, with indices under their own names.

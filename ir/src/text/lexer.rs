@@ -2,6 +2,7 @@
 //!
 //! Invariant: it accepts any input and terminates; what it cannot read becomes a diagnostic and is skipped.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use winnow::ascii::digit1;
@@ -15,6 +16,9 @@ use crate::diag::{Diagnostic, Span};
 
 /// The largest source text accepted, in bytes.
 pub const MAX_SOURCE_BYTES: usize = 1 << 20;
+
+/// The most diagnostics of one kind kept.
+pub const MAX_DIAGNOSTICS: usize = 100;
 
 /// What a token is.
 #[derive(Clone, Debug, PartialEq)]
@@ -199,17 +203,29 @@ pub fn lex(source: &str) -> Lexed {
             }
         }
     }
+    out.diagnostics.truncate(MAX_DIAGNOSTICS);
     let end = source.len();
     raw.push(Token { tok: Tok::End, span: Span::new(end, end) });
     let unclosed = match_brackets(&raw, &mut out.diagnostics);
+    out.diagnostics.truncate(2 * MAX_DIAGNOSTICS);
     out.tokens = keep_terminators(raw, &unclosed);
     out
 }
 
-/// Pairs brackets; reports those without a partner and returns the positions of openers never closed.
-fn match_brackets(raw: &[Token], diagnostics: &mut Vec<Diagnostic>) -> Vec<usize> {
+/// The brackets opened inside one brace, or outside all.
+struct Level {
+    /// Where its brackets begin in the list of open ones.
+    base: usize,
+    round: usize,
+    square: usize,
+}
+
+/// Pairs brackets; reports those without a partner and returns the positions of openers never closed. Parentheses and
+/// square brackets never reach over a brace. Linear: every opener scanned is removed.
+fn match_brackets(raw: &[Token], diagnostics: &mut Vec<Diagnostic>) -> HashSet<usize> {
     let mut open: Vec<usize> = Vec::new();
-    let mut unclosed = Vec::new();
+    let mut levels = vec![Level { base: 0, round: 0, square: 0 }];
+    let mut unclosed = HashSet::new();
     let closer = |s: &str| match s {
         "(" => ")",
         "[" => "]",
@@ -222,34 +238,52 @@ fn match_brackets(raw: &[Token], diagnostics: &mut Vec<Diagnostic>) -> Vec<usize
                     .label("opened here")
                     .help(format!("write the matching `{}`", closer(s))),
             );
-            unclosed.push(at);
+            unclosed.insert(at);
         }
     };
     for (i, token) in raw.iter().enumerate() {
         let Tok::Sym(s) = token.tok else { continue };
-        match s {
-            "(" | "[" | "{" => open.push(i),
-            ")" | "]" | "}" => {
-                let matches = |at: &usize| matches!(raw[*at].tok, Tok::Sym(o) if closer(o) == s);
-                // A closer ends the nearest opener of its kind; parentheses never reach over a brace.
-                let fence = if s == "}" {
-                    0
-                } else {
-                    open.iter().rposition(|at| raw[*at].tok == Tok::Sym("{")).map_or(0, |p| p + 1)
-                };
-                match open[fence..].iter().rposition(matches) {
-                    Some(p) => {
-                        for at in open.split_off(fence + p).into_iter().skip(1) {
-                            report(at, diagnostics);
-                        }
-                    }
-                    None => diagnostics.push(
-                        Diagnostic::error("E0105", token.span, format!("`{s}` closes nothing"))
-                            .help("remove it, or write the opening bracket"),
-                    ),
-                }
+        let depth = levels.len();
+        let level = &mut levels[depth - 1];
+        let count = match s {
+            "(" | ")" => &mut level.round,
+            "[" | "]" => &mut level.square,
+            "{" => {
+                open.push(i);
+                levels.push(Level { base: open.len(), round: 0, square: 0 });
+                continue;
             }
-            _ => {}
+            "}" if depth > 1 => {
+                for at in open.drain(level.base..) {
+                    report(at, diagnostics);
+                }
+                open.pop();
+                levels.pop();
+                continue;
+            }
+            "}" => &mut 0,
+            _ => continue,
+        };
+        if matches!(s, "(" | "[") {
+            *count += 1;
+            open.push(i);
+        } else if *count == 0 {
+            diagnostics.push(
+                Diagnostic::error("E0105", token.span, format!("`{s}` closes nothing"))
+                    .help("remove it, or write the opening bracket"),
+            );
+        } else {
+            // The nearest opener of its kind is its partner; what was opened since is never closed.
+            while let Some(at) = open.pop() {
+                match raw[at].tok {
+                    Tok::Sym("(") => level.round -= 1,
+                    _ => level.square -= 1,
+                }
+                if matches!(raw[at].tok, Tok::Sym(o) if closer(o) == s) {
+                    break;
+                }
+                report(at, diagnostics);
+            }
         }
     }
     for at in open {
@@ -259,7 +293,7 @@ fn match_brackets(raw: &[Token], diagnostics: &mut Vec<Diagnostic>) -> Vec<usize
 }
 
 /// Drops the newlines that end nothing and turns `;` into terminators.
-fn keep_terminators(raw: Vec<Token>, unclosed: &[usize]) -> Vec<Token> {
+fn keep_terminators(raw: Vec<Token>, unclosed: &HashSet<usize>) -> Vec<Token> {
     let mut out: Vec<Token> = Vec::with_capacity(raw.len());
     // Whether newlines end statements in each open bracket.
     let mut stack: Vec<bool> = Vec::new();

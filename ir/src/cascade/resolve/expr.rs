@@ -311,6 +311,7 @@ impl Resolver<'_, '_> {
                 env.insert(p.name.clone(), self.expr(a, cx)?);
             }
             if cx.args.len() >= 64 {
+                self.overgrown = true;
                 return Err(self.error(
                     Diagnostic::error("E0233", span, "functions call each other too deeply")
                         .help("functions are expanded and cannot recurse"),

@@ -57,11 +57,16 @@ impl Verifier<'_> {
         &out - &own
     }
 
-    /// Where `e` reads a tensor that lacks points, outside every reduction.
-    fn partial_read(&self, e: ExprId, support: &Support) -> Option<(Span, TensorId)> {
+    /// Where `e` needs a point that may not exist, outside every reduction, and why it may not.
+    fn partial_read(&self, e: ExprId, support: &Support) -> Option<(Span, String)> {
         match &self.c.exprs[e] {
             Expr::Reduce { .. } | Expr::Scan { .. } => None,
-            Expr::Read { tensor, .. } if support.partial.contains(tensor) => Some((self.span(e), *tensor)),
+            Expr::Read { tensor, .. } if support.partial.contains(tensor) => {
+                Some((self.span(e), format!("`{}` lacks points", self.tensor_name(*tensor))))
+            }
+            Expr::Segment { of, .. } => {
+                Some((self.span(e), format!("`{}` may lie in no segment", self.c.indices[*of].name)))
+            }
             x => {
                 let mut found = None;
                 x.for_each_operand(|o| found = found.or_else(|| self.partial_read(o, support)));
@@ -93,10 +98,7 @@ impl Verifier<'_> {
             }
         }
         let read = [Some(e.value), e.filter].into_iter().flatten().find_map(|r| self.partial_read(r, support));
-        if let Some((span, t)) = read {
-            let name = self.tensor_name(t).to_string();
-            removed = removed.or_else(|| Some((span, format!("`{name}` lacks points"))));
-        }
+        removed = removed.or(read);
         match (&removed, e.otherwise, e.join) {
             (None, Some(o), None) => {
                 let mut d = Diagnostic::error("W0003", self.span(o), "this `else` is never used");

@@ -68,9 +68,9 @@ impl Verifier<'_> {
                 Some((self.span(e), format!("`{}` may lie in no segment", self.c.indices[*of].name)))
             }
             x => {
-                let mut found = None;
-                x.for_each_operand(|o| found = found.or_else(|| self.partial_read(o, support)));
-                found
+                let mut operands = Vec::new();
+                x.for_each_operand(|o| operands.push(o));
+                operands.into_iter().find_map(|o| self.partial_read(o, support))
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The verifier of the kernel IR: what must hold before a kernel is printed or run.
 //!
 //! It checks what is decidable from the text: ids and arities, distributions and atoms, layouts, boxes and alignments
-//! where they are provable, resources, and (in [`flow`]) that nothing touches registers a wgmma owns. Order between
+//! where they are provable, resources, and (in `flow.rs`) that nothing touches registers a wgmma owns. Order between
 //! units is the evaluator's business. Invariant: a violation names the statement and the rule it breaks; a kernel
 //! without violations can be printed, parsed, and evaluated without an `Illegal` error from its own text.
 

@@ -21,6 +21,12 @@ fn lower(plan: &str, fixed: &[(&str, u64)], mapping: &str) -> (Plan, Module) {
     }
     let mapping = einfall_ir::mapping::parse::parse(mapping).unwrap_or_else(|e| panic!("{e}"));
     let module = gpu::lower(&plan, &mapping).unwrap_or_else(|e| panic!("{e:?}"));
+    let limits = einfall_ir::kernel::verify::Limits::SM90;
+    let violations = einfall_ir::kernel::verify::verify(&module, &limits);
+    assert!(violations.is_empty(), "{}", violations.iter().map(|v| format!("{v}\n")).collect::<String>());
+    let printed = einfall_ir::kernel::print::print(&module);
+    let again = einfall_ir::kernel::parse::parse(&printed).unwrap_or_else(|e| panic!("{e:?}"));
+    assert_eq!(einfall_ir::kernel::print::print(&again), printed);
     (plan, module)
 }
 
@@ -126,4 +132,171 @@ fn lstm_resident() {
     for ranks in [[5, 20, 2, 96], [1, 3, 1, 128], [0, 2, 1, 64]] {
         agrees(&plan, &module, &ranks, 1);
     }
+}
+
+/// Mutants of the kernel that no schedule catches: one line per fault and statement.
+fn survivors(plan: &Plan, module: &Module, ranks: &[u64]) -> (usize, Vec<String>) {
+    let inputs = inputs(plan, ranks);
+    let want = tile::eval::run(plan, ranks, &inputs, &tile::eval::Options::default()).unwrap();
+    let right = |kernel: &Kernel, schedule| {
+        let options = Options { schedule, seed: 3, ..Options::default() };
+        let Ok(got) = execute(plan, kernel, ranks, &inputs, &options) else { return false };
+        let outs = plan.buffers.iter().zip(&got).filter(|((_, b), _)| b.kind == BufferKind::Output);
+        outs.zip(&want).all(|((_, g), w)| {
+            let near = |(x, y): (&f64, &f64)| (x - y).abs() <= 1e-9 * (1.0 + y.abs());
+            g.defined.iter().all(|d| *d) && g.data.iter().zip(&w.data).all(near)
+        })
+    };
+    let mut n = 0;
+    let mut missed = Vec::new();
+    for m in einfall_ir::kernel::mutate::mutants(&module.kernels[0], &plan.ranks) {
+        n += 1;
+        if Schedule::ALL.into_iter().all(|s| right(&m.kernel, s)) {
+            missed.push(format!("{:?} {}", m.fault, m.place));
+        }
+    }
+    (n, missed)
+}
+
+/// Every planted fault is caught, except those that change nothing that can be observed:
+/// - a `bar_sync unit_..` orders the threads of one unit, which the evaluator runs as one;
+/// - without a `commit` two groups become one, so that waits only get longer;
+/// - waiting for, or giving back, the next stage of a ring is sound as long as all of a barrier's uses move together;
+/// - what is given back after a stream's last trips is never filled again.
+fn all_caught(plan: &str, mapping: &str, ranks: &[u64], sound: &[&str]) {
+    let (plan, module) = lower(plan, &[], &text(&format!("mappings/{mapping}.mapping")));
+    let (n, missed) = survivors(&plan, &module, ranks);
+    assert!(n > 30);
+    assert_eq!(missed, sound);
+}
+
+#[test]
+fn planted_faults_in_gemm_are_caught() {
+    let sound = [
+        "WrongStage producer.2.0: wait a_b_empty(trip_k_producer % 3) phase 1 - trip_k_producer / 3 % 2",
+        "Missing consumer.3.11: arrive a_b_empty((trip_k_consumer + -1) % 3) remote 0",
+        "WrongStage consumer.3.11: arrive a_b_empty((trip_k_consumer + -1) % 3) remote 0",
+        "Missing consumer.3.12: arrive a_b_empty((trip_k_consumer + -1) % 3) remote 1",
+        "WrongStage consumer.3.12: arrive a_b_empty((trip_k_consumer + -1) % 3) remote 1",
+        "Missing consumer.7: bar_sync unit_consumer(unit)",
+    ];
+    all_caught("gemm", "gemm", &[256, 256, 320], &sound);
+}
+
+#[test]
+fn planted_faults_in_attention_are_caught() {
+    let sound = [
+        "WrongStage producer.5.0: wait k_empty(trip_n_producer % 2) phase 1 - trip_n_producer / 2 % 2",
+        "WrongStage producer.5.4: wait v_empty(trip_n_producer % 2) phase 1 - trip_n_producer / 2 % 2",
+        "Missing consumer.8.26.24: arrive k_empty(trip_n_consumer % 2)",
+        "WrongStage consumer.8.26.24: arrive k_empty(trip_n_consumer % 2)",
+        "Missing consumer.8.26.34: arrive v_empty((trip_n_consumer + -1) % 2)",
+        "Missing consumer.8.41: arrive v_empty((trip_n_consumer + -2) % 2)",
+        "WrongStage consumer.8.41: arrive v_empty((trip_n_consumer + -2) % 2)",
+        "Missing consumer.12: bar_sync unit_consumer(unit)",
+    ];
+    all_caught("attention", "attention", &[1, 1, 1, 128, 640, 128, 128], &sound);
+}
+
+#[test]
+fn planted_faults_in_lstm_are_caught() {
+    let sound = [
+        "Missing cell.12.5.3: bar_sync unit_cell(unit)",
+        "Missing cell.12.5.15: commit wgmma",
+        "Missing cell.12.5.24: commit wgmma",
+        "Missing cell.12.10: bar_sync unit_cell(unit)",
+        "Missing cell.12.22: commit wgmma",
+        "Missing cell.12.31: commit wgmma",
+    ];
+    all_caught("lstm_gates", "lstm", &[5, 16, 1, 128], &sound);
+}
+
+/// The mapping with lines changed, lowered for the attention plan and run.
+#[test]
+fn schedules_are_choices() {
+    let base = text("mappings/attention.mapping");
+    let mut plain = base.replace(" skew 1", "");
+    (0..4).for_each(|i| plain = plain.replace(&format!(" slot {i}"), ""));
+    for (what, mapping) in [
+        ("no overlap", plain.clone()),
+        ("no overlap, no turns, one stage", plain.replace(" ping_pong", "").replace(" stages 2", "")),
+        ("a second trip behind", base.replace("skew 1 slot 1", "skew 2 slot 1").replace("stages 2", "stages 3")),
+        ("one unit", base.replace("block 128 units 2", "block 64").replace("2 warpgroup", "1 warpgroup")),
+        ("V a trip later", base.replace("op v role producer", "op v role producer skew 1")),
+        (
+            "three stages",
+            base.replace("axis n block 128", "axis n block 64")
+                .replace("stages 2", "stages 3")
+                .replace("op s atom wgmma.m64n128k16", "op s atom wgmma.m64n64k16"),
+        ),
+        (
+            "stores from registers",
+            base.replace("        op store.O by tma\n", "")
+                .replace("        tile O_out in shared swizzle 128 reuses q\n", ""),
+        ),
+    ] {
+        if what == "a second trip behind" {
+            // P of two iterations would live in one register tile.
+            let plan = tile::parse::parse(&text("plans/attention.tile")).unwrap();
+            let mapping = einfall_ir::mapping::parse::parse(&mapping).unwrap();
+            let refused = gpu::lower(&plan, &mapping).expect_err(what);
+            assert!(refused[0].message.contains("w and o@2 use tile w out of order"), "{refused:?}");
+            continue;
+        }
+        let (plan, module) = lower("attention", &[], &mapping);
+        let ranks = [1, 1, 1, 136, 392, 72, 80];
+        agrees(&plan, &module, &ranks, 1);
+    }
+}
+
+#[test]
+fn infeasible_mappings_name_the_constraint() {
+    for (plan, mapping, from, to, says) in [
+        ("gemm", "gemm", "stages 3", "stages 4", "resources: kernel gemm: shared memory: 26"),
+        ("gemm", "gemm", "block 128 cluster 2 units 2", "block 256 cluster 2 units 2", "shared memory"),
+        ("gemm", "gemm", "regs 232", "regs 152", "registers of consumer: 128 of at most 120"),
+        ("gemm", "gemm", "regs 40", "regs 240", "registers of the task"),
+        ("gemm", "gemm", "m64n256k16.bf16", "m64n256k16.f16", "atom types: a is bf16"),
+        (
+            "gemm",
+            "gemm",
+            "m64n256k16.bf16",
+            "m64n96k16.bf16",
+            "atom shape: n of c@1 is 256 per unit, the atom takes 96",
+        ),
+        ("gemm", "gemm", "wgmma.m64n256k16.bf16", "wgmma.m64n260k16.bf16", "atoms: there is no atom"),
+        ("gemm", "gemm", " atom wgmma.m64n256k16.bf16", "", "atoms: contraction c@1 has no atom"),
+        ("gemm", "gemm", "axis k block 64", "axis k block 32", "swizzle: tile a"),
+        ("gemm", "gemm", "role consumer by", "role producer by", "roles: tile c in registers is used by c and C_out"),
+        ("gemm", "gemm", "        axis k block 64\n", "", "blocks: axis k of kernel gemm has no block"),
+        ("gemm", "gemm", "units 2\n", "units 2\n        work persistent\n", "work loop"),
+        ("gemm", "gemm", "units 2\n", "units 2\n        split k parts 2 merge cluster\n", "split"),
+        ("attention", "attention", "a registers skew", "skew", "operand source"),
+    ] {
+        let source = text(&format!("mappings/{mapping}.mapping"));
+        assert!(source.contains(from), "{from}");
+        let plan = tile::parse::parse(&text(&format!("plans/{plan}.tile"))).unwrap();
+        let mapping = einfall_ir::mapping::parse::parse(&source.replace(from, to)).unwrap();
+        let refused = gpu::lower(&plan, &mapping).expect_err(to);
+        assert!(refused.iter().any(|d| d.message.contains(says)), "{from} → {to}: {refused:?}");
+        assert!(refused.iter().all(|d| d.help.is_some()));
+    }
+}
+
+#[test]
+fn resources_are_those_of_the_papers() {
+    use einfall_ir::analysis::resources::{Limits, resources};
+    let of = |plan: &str, mapping: &str, role: &str| {
+        let (_, module) = lower(plan, &[], &text(&format!("mappings/{mapping}.mapping")));
+        let r = resources(&module.kernels[0], &Limits::h100());
+        (r.roles.iter().find(|x| x.name == role).unwrap().fragment_registers, r.shared_bytes)
+    };
+    // 64×256 floats over 128 threads; three stages of 48 KiB, 64 KiB of staging and two barriers of three stages.
+    assert_eq!(of("gemm", "gemm", "consumer"), (128, (3 * 48 + 64) * 1024 + 2 * 3 * 8));
+    // O + S + P = D/2 + N/2 + N/4, and what the softmax carries per row (five numbers for two rows of a thread).
+    let (registers, shared) = of("attention", "attention", "consumer");
+    assert!((160..=170).contains(&registers), "{registers}");
+    assert_eq!(shared, 32 * 1024 * 5 + 8 * 9);
+    let (registers, _) = of("attention_full", "attention_full", "consumer");
+    assert!((196..=208).contains(&registers), "{registers}");
 }

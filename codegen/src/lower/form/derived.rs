@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use einfall_ir::analysis::derive::{Derivation, derive};
+use einfall_ir::arena::Id;
 use einfall_ir::cascade::{
     Cascade, Einsum, Expr, ExprId, IndexId, Output, OutputSource, Rank, RankId, Size, Stmt, TensorId, TensorKind,
 };
@@ -108,6 +109,7 @@ pub(super) fn emit_derived(
     buffers: &HashMap<TensorId, BufferId>,
     types: &PlanTypes,
 ) -> Result<Kernel, Unsupported> {
+    let d = &guarded(d);
     let c = &d.cascade;
     let by_name: HashMap<&str, BufferId> =
         buffers.iter().map(|(t, b)| (program.cascade.tensors[*t].name.as_str(), *b)).collect();
@@ -172,6 +174,26 @@ pub(super) fn emit_derived(
         emit_statement(&mut em, n, written(&n.target()), read, types)?;
     }
     Ok(em.finish())
+}
+
+/// The derivation with each filter as a guard of its contribution: what is removed contributes the identity.
+fn guarded(d: &Derivation) -> Derivation {
+    let mut d = d.clone();
+    let c = &mut d.cascade;
+    let mut guard = |contribution: &mut ExprId, filter: Option<ExprId>, identity: f64| {
+        if let Some(cond) = filter {
+            let span = c.spans[cond.index()];
+            let other = c.push_expr(Expr::Float(identity), span);
+            *contribution = c.push_expr(Expr::Select(cond, *contribution, other), span);
+        }
+    };
+    for a in &mut d.anchors {
+        guard(&mut a.contribution, a.filter.take(), ReduceOp::Max.identity());
+    }
+    for a in &mut d.accumulators {
+        guard(&mut a.contribution, a.filter.take(), a.op.identity());
+    }
+    d
 }
 
 /// One block: anchors, repairs, contributions.

@@ -259,6 +259,17 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
     if facts.axes.iter().filter(|a| a.cluster > 1).count() > 1 {
         return refuse("cluster", "clusters along several axes are not lowered yet", "keep `cluster` on one axis");
     }
+    for (id, t) in kernel.tiles.iter().filter(|(id, _)| facts.tile(*id).space == Space::Registers) {
+        let uses = |o: &&OpFacts<'_>| o.op.outs().contains(&id) || facts.reads(o.op).contains(&id);
+        let mut users = facts.ops.iter().filter(uses);
+        if let Some(first) = users.next()
+            && let Some(other) = users.find(|o| o.role != first.role)
+        {
+            let message =
+                format!("tile {} in registers is used by {} and {} of other roles", t.name, first.name, other.name);
+            return refuse("roles", message, "put the tile in shared memory, or the operations in one role");
+        }
+    }
     for t in &facts.tiles {
         if !matches!(t.space, Space::Registers | Space::Shared) {
             return refuse(

@@ -60,10 +60,14 @@ pub(super) fn orient(f: &Facts<'_>, at: usize) -> Step<Oriented> {
     }
     let extents = [f.axis(*m).per_unit(), f.axis(*n).per_unit(), f.axis(*k).block];
     for (i, what) in ["m", "n", "k"].into_iter().enumerate() {
-        if extents[i] % atom.shape[i] != 0 {
+        if !extents[i].is_multiple_of(atom.shape[i]) {
             let message = format!("{what} of {} is {} per unit, the atom takes {}", o.name, extents[i], atom.shape[i]);
             return refuse("atom shape", message, "make the block a multiple");
         }
+    }
+    if f.kernel.tiles[*out].dtype != atom.acc {
+        let (have, want) = (f.kernel.tiles[*out].dtype, atom.acc);
+        return refuse("atom types", format!("{} is {have}, the atom accumulates in {want}", o.name), "declare it so");
     }
     if f.roles[o.role].scope != atom.scope {
         return refuse("atom scope", format!("{} runs in {} units", o.name, f.roles[o.role].role), "match the atom");

@@ -130,7 +130,7 @@ impl<'f, 'a> Emit<'f, 'a> {
                 k.barriers.push(Barrier { name, kind: BarrierKind::Mbarrier { count }, stages: c.stages })
             };
             full.push(bar(format!("{}_full", c.name), writers));
-            empty.push(c.stream.map(|_| {
+            empty.push(c.needs_empty().then(|| {
                 let sharers = if c.multicast { cluster } else { 1 };
                 bar(format!("{}_empty", c.name), f.roles[c.consumer].units * sharers)
             }));
@@ -214,7 +214,12 @@ impl<'f, 'a> Emit<'f, 'a> {
         if let Some(t) = self.temps.get(key) {
             return *t;
         }
-        let t = self.k.frags.push(Frag { name: key.to_string(), dtype, dist: dist.clone() });
+        // Names of operations have `.` and `@`, names of fragments do not.
+        let mut name: String = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        while self.k.frags.iter().any(|(_, f)| f.name == name) {
+            name.push('_');
+        }
+        let t = self.k.frags.push(Frag { name, dtype, dist: dist.clone() });
         self.temps.insert(key.to_string(), t);
         t
     }
@@ -230,7 +235,11 @@ impl<'f, 'a> Emit<'f, 'a> {
         at.number().bin(BinaryOp::Div, stages).bin(BinaryOp::Mod, Expr::Int(2))
     }
 
-    pub(super) fn wait_full(&self, channel: usize, at: &Iteration, out: &mut Vec<Stmt>) {
+    /// Waits until the stage is filled, unless that is known.
+    pub(super) fn wait_full(&self, channel: usize, at: &Iteration, flow: &mut Flow, out: &mut Vec<Stmt>) {
+        if at.trip.is_some() && !flow.filled.insert((channel, at.rel)) {
+            return;
+        }
         let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));
         out.push(Stmt::Wait { barrier: self.full[channel], stage, phase: self.phase(channel, at) });
     }
@@ -300,7 +309,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             let ch = &f.channels[c];
             let reads = f.reads(op).iter().any(|t| ch.tiles.contains(t));
             if reads && (ch.stream.is_some() || self.item.is_none()) {
-                self.wait_full(c, at, out);
+                self.wait_full(c, at, flow, out);
             }
         }
         // Registers it touches belong to no group in flight.
@@ -311,6 +320,8 @@ impl<'f, 'a> Emit<'f, 'a> {
                 g.accs.iter().any(|a| reads.contains(a) || writes.contains(a))
                     || g.sources.iter().any(|s| writes.contains(s))
             });
+            flow.touch(&reads);
+            flow.touch(&writes);
         }
         match op {
             Op::Load { out: t, buffer, at: position } => {
@@ -365,10 +376,20 @@ impl<'f, 'a> Emit<'f, 'a> {
                     self.store_engine(i, t, *buffer, position, place, out)?;
                     flow.bulk = true;
                 } else {
-                    if when.is_some() {
-                        return refuse("stores", "conditional stores are not lowered for GPUs yet", "mask the value");
-                    }
-                    self.store_registers(i, *buffer, position, axes, *value, *join, place, at, out)?;
+                    let Some(when) = when else {
+                        return self.store_registers(i, *buffer, position, axes, *value, *join, place, at, out);
+                    };
+                    let cond = {
+                        let buf = |b: BufferId| self.global(b);
+                        f.uniform(*when, place, &buf)
+                    };
+                    let Some(cond) = cond else {
+                        let message = format!("{} has a condition that differs between elements", f.ops[i].name);
+                        return refuse("stores", message, "only conditions that hold for whole tiles are lowered yet");
+                    };
+                    let mut then = Vec::new();
+                    self.store_registers(i, *buffer, position, axes, *value, *join, place, at, &mut then)?;
+                    out.push(Stmt::If { cond, then, otherwise: Vec::new() });
                 }
             }
             Op::Scan { .. } => {
@@ -379,6 +400,7 @@ impl<'f, 'a> Emit<'f, 'a> {
         if !matches!(op, Op::Contract { .. }) {
             for c in 0..f.channels.len() {
                 if f.channels[c].last_reader == i {
+                    flow.filled.remove(&(c, at.rel));
                     self.release(c, at, out);
                 }
             }
@@ -649,7 +671,7 @@ impl<'f, 'a> Emit<'f, 'a> {
         // Each task of the cluster copies one slice of the outer dimension to all.
         let layout = f.tile(t).layout.as_ref().expect("shared tiles have a layout");
         let outer = layout.dims.iter().position(|d| d.first().is_some_and(|g| g.stride != 1)).unwrap_or(0);
-        if shares > 1 && full[outer] % (8 * shares) != 0 {
+        if shares > 1 && !full[outer].is_multiple_of(8 * shares) {
             let message = format!("{} rows of {} over {shares} tasks", full[outer], f.tile(t).name);
             return refuse("multicast", message, "8 rows per task are the least");
         }
@@ -817,7 +839,10 @@ impl<'f, 'a> Emit<'f, 'a> {
         let a_frag = registers.then(|| self.frag(o.a));
         // Accumulating groups complete in order; every other use of these registers must have ended.
         self.settle_where(flow, at, out, |g| g.sources.contains(&acc) || a_frag.is_some_and(|a| g.accs.contains(&a)));
-        out.push(Stmt::Fence(FenceKind::Wgmma));
+        let registers_used: Vec<FragId> = a_frag.into_iter().chain([acc]).collect();
+        if flow.fence(&registers_used) {
+            out.push(Stmt::Fence(FenceKind::Wgmma));
+        }
         let [m, n, k] = o.atom.shape;
         let view = |e: &Self, t: TileId, walk: [AxisId; 2], offset: [(AxisId, u64); 2]| {
             let dims = &f.tile(t).dims;

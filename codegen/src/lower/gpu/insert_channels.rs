@@ -35,6 +35,14 @@ pub(super) struct Channel {
     readers: Vec<usize>,
 }
 
+impl Channel {
+    /// Whether stages are given back by a barrier. Not where a role hands a tile to itself through two stages or more:
+    /// a unit fills step i+1 only after its reads of step i, and step i+2 only after every unit has filled step i+1.
+    pub fn needs_empty(&self) -> bool {
+        self.stream.is_some() && (self.by_engine || self.producer != self.consumer || self.stages < 2)
+    }
+}
+
 /// Whether `t` is staging of an engine's store: each unit writes and sends its own part.
 pub(super) fn is_private(f: &Facts<'_>, t: TileId) -> bool {
     let sends = |op: &Op| matches!(op, Op::Store { .. }) && f.reads(op).contains(&t);

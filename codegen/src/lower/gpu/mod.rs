@@ -14,6 +14,8 @@ use einfall_ir::kernel;
 use einfall_ir::mapping::{KernelMapping, Mapping};
 use einfall_ir::tile::Plan;
 
+use crate::pipeline::{Level, Pass, Program};
+
 mod apply_mapping;
 mod assign_layouts;
 mod emit;
@@ -22,6 +24,20 @@ mod insert_channels;
 mod schedule;
 mod split_domains;
 pub mod stage_stores;
+
+/// The lowering as a pass: tile → kernel by the mapping of the context.
+pub const PASS: Pass = Pass {
+    name: "lower-kernels-gpu",
+    level: Level::Tile,
+    step: |program, context| match (program, &context.mapping) {
+        (Program::Tile(plan), Some(mapping)) => lower(&plan, mapping).map(Program::Kernel),
+        (Program::Tile(_), None) => Err(vec![
+            Diagnostic::error("G0102", Span::default(), "a GPU needs a mapping").help("pass one with --mapping FILE"),
+        ]),
+        (other @ (Program::Cascade(_) | Program::Kernel(_)), _) => Ok(other),
+    },
+    why: "last: blocks, roles and schedules come from the mapping, which names the tiles that formation made",
+};
 
 /// What a step returns: its result, or why the mapping cannot be lowered.
 type Step<T> = Result<T, Diagnostic>;

@@ -6,19 +6,21 @@
 //! the newest group that owns it is awaited, with as many groups left pending as came after it, and what that group
 //! read is released then. A group may stay open into the next trip if every trip leaves the same groups open (the
 //! first trip is peeled to get there); otherwise trips end by waiting. Short streams that cannot fill the pipeline take
-//! a plain loop. Invariant: register tiles are only touched when no group owns them, and a stage is released exactly
+//! a plain loop. A schedule that would need two copies of a register tile is refused. Invariant: register tiles are only touched when no group owns them, and a stage is released exactly
 //! once, after its last reader. Source: modulo scheduling, Rau 1994; FlashAttention-3 §3 for the overlaps.
+
+use std::collections::BTreeSet;
 
 use einfall_ir::arena::Id;
 use einfall_ir::kernel::{Expr, FragId, GroupKind, Stmt, VarId};
 use einfall_ir::ops::BinaryOp;
-use einfall_ir::tile::{AxisId, ExprId, Op};
+use einfall_ir::tile::{AxisId, ExprId, Op, Space};
 
-use super::Step;
 use super::apply_mapping::Item;
 use super::emit::Emit;
 use super::exprs::{Place, add, max, min, sub, var};
 use super::split_domains::domain;
+use super::{Step, refuse};
 
 /// A committed wgmma group that has not been awaited.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +39,43 @@ pub(super) struct Flow {
     pub groups: Vec<Group>,
     /// Whether bulk stores may be in flight.
     pub bulk: bool,
+    /// Fragments used by other statements since the last `wgmma.fence`, if there was one.
+    pub touched: Option<BTreeSet<FragId>>,
+    /// Channels known to be filled, each with its iteration relative to the present trip.
+    pub filled: BTreeSet<(usize, i64)>,
+}
+
+impl Flow {
+    /// Notes that statements other than wgmma use the fragments.
+    pub fn touch(&mut self, frags: &[FragId]) {
+        if let Some(t) = &mut self.touched {
+            t.extend(frags);
+        }
+    }
+
+    /// Whether the registers need a fence before wgmma uses them; if so it counts as placed.
+    pub fn fence(&mut self, frags: &[FragId]) -> bool {
+        let needed = self.touched.as_ref().is_none_or(|t| frags.iter().any(|f| t.contains(f)));
+        if needed {
+            self.touched = Some(BTreeSet::new());
+        }
+        needed
+    }
+
+    /// What holds where control flow from both places meets; groups must agree.
+    fn meet(&self, other: &Flow) -> Option<Flow> {
+        let touched = match (&self.touched, &other.touched) {
+            (Some(a), Some(b)) => Some(a.union(b).copied().collect()),
+            _ => None,
+        };
+        let filled = self.filled.intersection(&other.filled).copied().collect();
+        (self.groups == other.groups).then(|| Flow {
+            groups: self.groups.clone(),
+            bulk: self.bulk || other.bulk,
+            touched,
+            filled,
+        })
+    }
 }
 
 /// The iteration an operation works on.
@@ -125,6 +164,7 @@ impl Emit<'_, '_> {
         for i in &ops {
             self.skews[*i] = (f.ops[*i].mapping.skew - least) as i64;
         }
+        self.keeps_order(&ops)?;
         let name = format!("{}_{}", f.axis_name(axis), f.roles[role].role);
         let mut new = |s: &str| self.var(&format!("{s}_{name}"));
         let (trip, begin, count) = (new("trip"), new("begin"), new("count"));
@@ -153,21 +193,44 @@ impl Emit<'_, '_> {
         let (masked_before, masked_after) =
             if sensitive.is_empty() { (false, false) } else { (d.masked_before, d.masked_after) };
         for c in self.stationary(&ops) {
-            self.wait_full(c, &Iteration { trip: None, rel: 0 }, out);
+            self.wait_full(c, &Iteration { trip: None, rel: 0 }, &mut Flow::default(), out);
         }
         let p = Plan { item, role, axis, filter, ops, skew, trip, begin, count, full, masked_before, masked_after };
         let attempts = [(skew, false), (skew.max(1), false), (skew, true)];
         for (peel, flush) in attempts {
-            if let Some(body) = self.pipeline(&p, peel, flush)? {
+            if let Some((body, bulk)) = self.pipeline(&p, peel, flush)? {
                 out.extend(body);
-                break;
+                *flow = Flow { bulk: flow.bulk || bulk, ..Flow::default() };
+                return Ok(());
+            }
+        }
+        refuse("schedule", "trips do not leave the same work in flight", "check `skew` and `slot`")
+    }
+
+    /// Whether the schedule keeps the order in which operations touch each register tile, of which there is one copy:
+    /// within an iteration, and against the next one.
+    fn keeps_order(&self, ops: &[usize]) -> Step<()> {
+        let f = self.f;
+        let time = |i: usize, later: i64| (self.skews[i] + later, ops.iter().position(|x| *x == i));
+        for &a in ops {
+            for &b in ops.iter().filter(|b| a < **b) {
+                let (op_a, op_b) = (f.ops[a].op, f.ops[b].op);
+                let touches = |op: &Op, t| op.outs().contains(&t) || f.reads(op).contains(&t);
+                let shared = op_a.outs().iter().copied().find(|t| touches(op_b, *t));
+                let shared = shared.or(op_b.outs().iter().copied().find(|t| touches(op_a, *t)));
+                let Some(t) = shared.filter(|t| f.tile(*t).space == Space::Registers) else { continue };
+                if time(a, 0) > time(b, 0) || time(b, 0) > time(a, 1) {
+                    let (a, b) = (&f.ops[a].name, &f.ops[b].name);
+                    let message = format!("{a} and {b} use tile {} out of order", f.tile(t).name);
+                    return refuse("schedule", message, "keep each tile's uses in order, within one iteration's span");
+                }
             }
         }
         Ok(())
     }
 
     /// The whole stream with `peel` trips before the steady loop; none if trips do not leave the same groups open.
-    fn pipeline(&mut self, p: &Plan, peel: i64, flush: bool) -> Step<Option<Vec<Stmt>>> {
+    fn pipeline(&mut self, p: &Plan, peel: i64, flush: bool) -> Step<Option<(Vec<Stmt>, bool)>> {
         let mut flow = Flow::default();
         let mut out = Vec::new();
         let n = var(p.count);
@@ -188,7 +251,7 @@ impl Emit<'_, '_> {
             }
             advance(&mut flow);
         }
-        let steady = flow.clone();
+        let mut steady = flow.clone();
         let first = Expr::Int(peel);
         let segments: Vec<(Expr, Expr, bool)> = match p.full {
             None => vec![(first, n.clone(), p.masked_before || p.masked_after)],
@@ -206,17 +269,32 @@ impl Emit<'_, '_> {
                 s
             }
         };
-        for (lo, hi, checked) in segments {
-            let mut body = Vec::new();
-            flow = steady.clone();
-            self.trip(p, |_| true, checked, true, &mut flow, &mut body)?;
-            if flush {
-                self.settle_all(&mut flow, Some(p.trip), &mut body);
+        // What holds at the start of every trip: weakened until every trip keeps it.
+        let mut bodies;
+        loop {
+            bodies = Vec::new();
+            let mut entry = steady.clone();
+            for (_, _, checked) in &segments {
+                let mut body = Vec::new();
+                flow = steady.clone();
+                self.trip(p, |_| true, *checked, true, &mut flow, &mut body)?;
+                if flush {
+                    self.settle_all(&mut flow, Some(p.trip), &mut body);
+                }
+                advance(&mut flow);
+                bodies.push(body);
+                entry = match entry.meet(&flow) {
+                    Some(e) => e,
+                    None => return Ok(None),
+                };
             }
-            advance(&mut flow);
-            if flow != steady {
-                return Ok(None);
+            if entry == steady {
+                break;
             }
+            steady = entry;
+        }
+        flow = steady;
+        for ((lo, hi, _), body) in segments.into_iter().zip(bodies) {
             out.push(Stmt::For { var: p.trip, lo, hi, step: 1, unroll: false, body });
         }
         for e in 0..p.skew {
@@ -229,8 +307,9 @@ impl Emit<'_, '_> {
             out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(p.skew)) });
             self.settle_all(&mut flow, Some(p.trip), &mut out);
         }
+        let mut bulk = flow.bulk;
         if peel == 0 {
-            return Ok(Some(out));
+            return Ok(Some((out, bulk)));
         }
         let mut otherwise = Vec::new();
         if peel > 1 {
@@ -242,10 +321,11 @@ impl Emit<'_, '_> {
                 self.one(p, i, 0, true, &mut flow, &mut body)?;
             }
             self.settle_all(&mut flow, Some(p.trip), &mut body);
+            bulk |= flow.bulk;
             otherwise.push(Stmt::For { var: p.trip, lo: Expr::Int(0), hi: n.clone(), step: 1, unroll: false, body });
         }
         let cond = Expr::Int(peel).bin(BinaryOp::Le, n);
-        Ok(Some(vec![Stmt::If { cond, then: out, otherwise }]))
+        Ok(Some((vec![Stmt::If { cond, then: out, otherwise }], bulk)))
     }
 
     /// One trip: the operations whose skew `takes`, in slot order.
@@ -306,6 +386,7 @@ impl Emit<'_, '_> {
         out.push(Stmt::WaitGroup { kind: GroupKind::Wgmma, pending });
         for g in flow.groups.drain(..=upto) {
             for (channel, rel) in g.releases {
+                flow.filled.remove(&(channel, rel));
                 self.release(channel, &Iteration { trip, rel }, out);
             }
         }
@@ -334,6 +415,7 @@ impl Emit<'_, '_> {
 
 /// The next trip begins: what was this trip's is the one before's.
 fn advance(flow: &mut Flow) {
+    flow.filled = flow.filled.iter().map(|(c, rel)| (*c, rel - 1)).collect();
     for g in &mut flow.groups {
         g.releases.iter_mut().for_each(|r| r.1 -= 1);
     }

@@ -3,6 +3,13 @@
 //! Exit codes: 0 done; 1 the text, the data or a comparison is wrong; 2 the command line is wrong; 3 this machine
 //! lacks something (a file, LLVM, a device).
 
+mod bench;
+mod compare;
+mod csp;
+mod device;
+mod explain;
+mod lower;
+mod run;
 mod source;
 mod text;
 
@@ -29,6 +36,27 @@ enum Command {
     Check(text::CheckArgs),
     /// Rewrite files in the standard layout; comments survive
     Fmt(text::FmtArgs),
+    /// Print passes over the data, derivations, I/O lower bounds and the plan
+    Explain(explain::ExplainArgs),
+    /// List the passes, in order, with why each stands where it does
+    Passes,
+    /// Print the program after a pass
+    Lower(lower::LowerArgs),
+    /// Evaluate after every pass and name the first whose results are wrong
+    Bisect(lower::BisectArgs),
+    /// Run a cascade on arrays from files or at random
+    Run(run::RunArgs),
+    /// List devices and what they compile with
+    Devices,
+    /// Show or clear the cache of compiled kernels
+    #[command(subcommand)]
+    Cache(device::CacheCommand),
+    /// Compare every library cascade on a device with the float64 evaluator
+    Selftest(device::SelftestArgs),
+    /// Time library cascades at the shapes of the field's benchmarks
+    Bench(bench::BenchArgs),
+    /// Solve an integer constraint system
+    Csp(csp::CspArgs),
 }
 
 /// Why a command failed.
@@ -51,10 +79,19 @@ impl Failure {
     pub fn machine(e: impl std::fmt::Display) -> Failure {
         Failure::Machine(e.to_string())
     }
+}
 
-    /// A wrong command line, from anything that says so itself.
-    pub fn usage(e: impl std::fmt::Display) -> Failure {
-        Failure::Usage(e.to_string())
+/// An engine's error about a cascade of `source`, with its places there.
+pub fn engine_failure(source: &source::Source, e: einfall::Error) -> Failure {
+    match e {
+        einfall::Error::Refused { diagnostics, .. } => Failure::Wrong(source.render(&diagnostics)),
+        einfall::Error::Bind(e) => source.bind_failure(&e),
+        einfall::Error::Size(what) => Failure::Usage(what),
+        einfall::Error::Runtime(e) => match e {
+            einfall_runtime::Error::Llvm(_) | einfall_runtime::Error::Threads { .. } => Failure::machine(e),
+            e => Failure::wrong(e),
+        },
+        e => Failure::wrong(e),
     }
 }
 
@@ -64,6 +101,19 @@ pub fn main() -> ExitCode {
     let done = match args.command {
         Command::Check(a) => text::check(&a),
         Command::Fmt(a) => text::fmt(&a),
+        Command::Explain(a) => explain::explain(&a),
+        Command::Passes => {
+            lower::passes();
+            Ok(())
+        }
+        Command::Lower(a) => lower::lower(&a),
+        Command::Bisect(a) => lower::bisect(&a),
+        Command::Run(a) => run::run(&a),
+        Command::Devices => device::devices(),
+        Command::Cache(c) => device::cache(&c),
+        Command::Selftest(a) => device::selftest(&a),
+        Command::Bench(a) => bench::bench(&a),
+        Command::Csp(a) => csp::csp(&a),
     };
     let (code, message) = match done {
         Ok(()) => return ExitCode::SUCCESS,

@@ -1,0 +1,215 @@
+//! `bench`: library cascades at the shapes of the field's benchmarks, under the names the peers' script prints.
+
+use std::time::{Duration, Instant};
+
+use einfall::{Engine, Options};
+use einfall_ir::array::Array;
+use einfall_ir::cascade::{Cascade, parse};
+use einfall_ir::dtype::DType;
+use einfall_ir::target::DataSheet;
+use einfall_runtime::{Arguments, HostArray};
+
+use super::Failure;
+use super::run::DeviceArg;
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    /// The device
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    device: DeviceArg,
+    /// The family: gemm, attn_fwd, norm or rnn_fwd; all by default
+    #[arg(long)]
+    family: Option<String>,
+    /// A JSON object per line
+    #[arg(long)]
+    jsonl: bool,
+    /// Milliseconds of repeats per case
+    #[arg(long, default_value_t = 500)]
+    budget_ms: u64,
+}
+
+/// One case: a library file, its sizes, and the name the peers' script gives it.
+struct Case {
+    family: &'static str,
+    name: String,
+    file: &'static str,
+    sizes: Vec<(&'static str, u64)>,
+    dtype: DType,
+}
+
+fn cases() -> Vec<Case> {
+    let mut list = Vec::new();
+    for dtype in [DType::F32, DType::BF16] {
+        for (m, n, k) in [(512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (16, 4096, 4096), (1, 4096, 4096)] {
+            list.push(Case {
+                family: "gemm",
+                name: format!("m{m}_n{n}_k{k}_{dtype}"),
+                file: "matmul",
+                sizes: vec![("M", m), ("N", n), ("K", k)],
+                dtype,
+            });
+        }
+        for (d, causal) in [(64, false), (64, true), (128, false)] {
+            list.push(Case {
+                family: "attn_fwd",
+                name: format!("b1_h8_kv8_n2048_d{d}_{}_{dtype}", if causal { "causal" } else { "full" }),
+                file: if causal { "attention" } else { "attention_full" },
+                sizes: vec![("B", 1), ("G", 8), ("R", 1), ("H", 8), ("M", 2048), ("N", 2048), ("E", d), ("F", d)],
+                dtype,
+            });
+        }
+        for file in ["layernorm", "rmsnorm", "softmax"] {
+            list.push(Case {
+                family: "norm",
+                name: format!("{file}_16384x4096_{dtype}"),
+                file,
+                sizes: vec![("M", 16384), ("K", 4096), ("N", 4096)],
+                dtype,
+            });
+        }
+        list.push(Case {
+            family: "rnn_fwd",
+            name: format!("lstm_b16_t256_h12_d64_{dtype}"),
+            file: "lstm",
+            sizes: vec![("T", 256), ("B", 16), ("H", 12), ("D", 64)],
+            dtype,
+        });
+    }
+    list
+}
+
+/// The cascade with its bf16 tensors declared as `dtype`.
+fn retyped(mut c: Cascade, dtype: DType) -> Cascade {
+    let set = |d: &mut DType| {
+        if *d == DType::BF16 {
+            *d = dtype;
+        }
+    };
+    c.tensors.iter_mut().for_each(|(_, t)| set(&mut t.dtype));
+    c.outputs.iter_mut().for_each(|o| set(&mut o.dtype));
+    c
+}
+
+/// Times every case of the family.
+pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
+    if args.device == DeviceArg::Reference {
+        return Err(Failure::Usage("the reference device is for checking, not for timing".to_owned()));
+    }
+    let list: Vec<Case> =
+        cases().into_iter().filter(|c| args.family.as_deref().is_none_or(|f| f == c.family)).collect();
+    if list.is_empty() {
+        return Err(Failure::Usage("there is no such family; there are gemm, attn_fwd, norm and rnn_fwd".to_owned()));
+    }
+    let engine = Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(Failure::machine)?;
+    let sheet = engine.runtime().measure().map_err(Failure::machine)?;
+    for case in &list {
+        let text = einfall_kernels::source(case.file).expect("a library file");
+        let module = parse(text).map_err(|d| Failure::Wrong(format!("{}: {d:?}", case.file)))?;
+        let c = retyped(module.cascades.into_iter().next_back().expect("a cascade"), case.dtype);
+        let row = time(&engine, &c, case, &sheet, Duration::from_millis(args.budget_ms))?;
+        if args.jsonl {
+            println!("{}", serde_json::to_string(&row).map_err(Failure::wrong)?);
+        } else {
+            let rate = format!("{:.1} GFLOP/s, {:.1} GB/s", row.tflops * 1e3, row.gbps);
+            let roof = 100.0 * row.roofline_fraction;
+            println!(
+                "{:9} {:36} {:9.3} ms  {rate}  {roof:.0}% of the roofline  {} kernels",
+                row.family, row.case, row.ms, row.kernels
+            );
+        }
+    }
+    Ok(())
+}
+
+/// One line of output, with the peers' field names.
+#[derive(serde::Serialize)]
+struct Row {
+    family: String,
+    case: String,
+    peer: String,
+    device: String,
+    ms: f64,
+    tflops: f64,
+    gbps: f64,
+    build_s: f64,
+    kernels: usize,
+    atoms: Vec<String>,
+    threads: usize,
+    roofline_fraction: f64,
+}
+
+fn time(engine: &Engine, c: &Cascade, case: &Case, sheet: &DataSheet, budget: Duration) -> Result<Row, Failure> {
+    let start = Instant::now();
+    let kernel = engine.compile(c).map_err(Failure::wrong)?;
+    let build_s = start.elapsed().as_secs_f64();
+    let sizes: Vec<(&str, u64)> = case.sizes.iter().filter(|(n, _)| c.rank(n).is_some()).copied().collect();
+    let bound = kernel.bind(&sizes).map_err(Failure::wrong)?;
+    // Random values, never zeros; two sets of arrays take turns.
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut value = || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f64 / f64::from(1u32 << 24) - 0.5
+    };
+    let mut sets = Vec::new();
+    for _ in 0..2 {
+        let mut inputs: Vec<(&str, HostArray)> = Vec::new();
+        let mut outputs: Vec<(&str, HostArray)> = Vec::new();
+        for spec in bound.runtime().arrays().filter(|s| !s.shape.is_empty()) {
+            match spec.kind {
+                einfall_ir::tile::BufferKind::Output => {
+                    outputs.push((spec.name, HostArray::zeros(spec.dtype, spec.shape).map_err(Failure::wrong)?));
+                }
+                _ => {
+                    let values = Array::from_fn(spec.dtype, spec.shape, |_| value());
+                    inputs.push((spec.name, HostArray::from_values(&values).map_err(Failure::wrong)?));
+                }
+            }
+        }
+        sets.push((inputs, outputs));
+    }
+    let mut samples = Vec::new();
+    let begin = Instant::now();
+    for turn in 0.. {
+        let (inputs, outputs) = &mut sets[turn % 2];
+        let mut arguments = Arguments::new();
+        for (n, a) in inputs.iter() {
+            arguments = arguments.input(n, a.view());
+        }
+        for (n, a) in outputs.iter_mut() {
+            arguments = arguments.output(n, a.view_mut());
+        }
+        let start = Instant::now();
+        bound.launch(arguments).map_err(Failure::wrong)?;
+        // The first two launches warm up.
+        if turn >= 2 {
+            samples.push(start.elapsed().as_secs_f64());
+        }
+        if turn >= 4 && begin.elapsed() > budget {
+            break;
+        }
+    }
+    samples.sort_by(f64::total_cmp);
+    let seconds = samples[samples.len() / 2];
+    let flops: f64 = bound.runtime().kernels().map(|k| k.flops as f64).sum();
+    let bytes: f64 = bound.runtime().kernels().map(|k| k.bytes as f64).sum();
+    let peak = sheet.peak_of(DType::F32).unwrap_or(f64::INFINITY);
+    let bandwidth = sheet.levels.first().map_or(f64::INFINITY, |l| l.bandwidth * l.instances as f64);
+    let floor = (flops / peak).max(bytes / bandwidth);
+    Ok(Row {
+        family: case.family.to_owned(),
+        case: case.name.clone(),
+        peer: "einfall".to_owned(),
+        device: sheet.name.clone(),
+        ms: seconds * 1e3,
+        tflops: flops / seconds / 1e12,
+        gbps: bytes / seconds / 1e9,
+        build_s,
+        kernels: bound.runtime().kernels().count(),
+        atoms: vec!["fma.vec".to_owned()],
+        threads: engine.runtime().threads(),
+        roofline_fraction: floor / seconds,
+    })
+}

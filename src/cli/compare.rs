@@ -1,0 +1,92 @@
+//! Results against the float64 evaluator, within computed tolerances: whole outputs where that is quick, sampled
+//! elements where it is not.
+
+use einfall_ir::array::{Array, coordinates, element_count};
+use einfall_ir::cascade::bind::Bindings;
+use einfall_ir::cascade::{Cascade, eval};
+use einfall_ir::tolerance::{Expected, expect, expect_points};
+use einfall_runtime::HostArray;
+
+use super::Failure;
+
+/// Points of an iteration space up to which whole outputs are evaluated (17 evaluations of each).
+const WHOLE: u64 = 4_000_000;
+/// Elements sampled of each larger output.
+const SAMPLES: u64 = 48;
+
+/// Compares every output; a line for each.
+pub fn outputs(
+    c: &Cascade,
+    b: &Bindings,
+    inputs: &[Array],
+    outputs: &[(String, HostArray)],
+    seed: u64,
+) -> Result<Vec<String>, Failure> {
+    let options = eval::Options::default();
+    let expected: Vec<Expected> = if points(c, b) <= WHOLE {
+        expect(c, b, inputs, &options).map_err(Failure::wrong)?
+    } else {
+        let mut list = Vec::new();
+        for (k, o) in c.outputs.iter().enumerate() {
+            let dims = b.sizes(c, &o.name, &o.dims).map_err(Failure::wrong)?;
+            let total = element_count(&dims).unwrap_or(u64::MAX);
+            let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let points: Vec<Vec<u64>> = (0..SAMPLES.min(total))
+                .map(|_| {
+                    state ^= state >> 12;
+                    state ^= state << 25;
+                    state ^= state >> 27;
+                    coordinates(&dims, (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) % total)
+                })
+                .collect();
+            list.push(expect_points(c, b, inputs, &options, k, &points).map_err(Failure::wrong)?);
+        }
+        list
+    };
+    let mut lines = Vec::new();
+    for e in &expected {
+        let Some((_, got)) = outputs.iter().find(|(n, _)| *n == e.name) else {
+            return Err(Failure::Wrong(format!("output `{}` is missing", e.name)));
+        };
+        let got = got.to_values().map_err(Failure::wrong)?;
+        let actual: Vec<f64> = match &e.points {
+            None => got.data,
+            Some(points) => {
+                let strides = einfall_ir::array::strides(&got.dims);
+                let at = |p: &Vec<u64>| p.iter().zip(&strides).map(|(c, s)| *c as usize * *s as usize).sum::<usize>();
+                points.iter().map(|p| got.data[at(p)]).collect()
+            }
+        };
+        let report = e.compare(&actual).map_err(Failure::wrong)?;
+        let which = if e.points.is_some() { "sampled elements" } else { "elements" };
+        lines.push(format!(
+            "{}: {} {which} agree; largest error {:.2e}, {:.0}% of its tolerance",
+            e.name,
+            report.elements,
+            report.worst_error,
+            100.0 * report.worst_ratio
+        ));
+    }
+    Ok(lines)
+}
+
+/// Points of the iteration spaces of all statements.
+fn points(c: &Cascade, b: &Bindings) -> u64 {
+    let mut all = 0u64;
+    for e in c.einsums() {
+        let mut indices = e.free.clone();
+        for root in e.roots() {
+            c.walk(root, &mut |_, x| {
+                if let einfall_ir::cascade::Expr::Reduce { over, .. } = x {
+                    indices.extend(over);
+                }
+            });
+        }
+        indices.sort();
+        indices.dedup();
+        let n =
+            indices.iter().map(|i| b.size(&c.indices[*i].extent).unwrap_or(u64::MAX)).fold(1u64, u64::saturating_mul);
+        all = all.saturating_add(n);
+    }
+    all
+}

@@ -1,0 +1,163 @@
+//! `devices`, `cache` and `selftest`: this machine.
+
+use einfall::{Engine, Options};
+use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
+use einfall_ir::cascade::{Cascade, parse};
+use einfall_ir::tolerance::inputs::{Variant, random};
+use einfall_runtime::cache::Cache;
+use einfall_runtime::{Cpu, Device};
+
+use super::{Failure, compare};
+
+fn options() -> Result<Options, Failure> {
+    Options::from_env().map_err(Failure::Usage)
+}
+
+/// Lists devices and what they compile with.
+pub fn devices() -> Result<(), Failure> {
+    for device in Device::all() {
+        println!("{}", device.kind());
+    }
+    let cpu = Cpu::detect();
+    let isa: Vec<&str> = cpu.isa.iter().map(|i| i.name()).collect();
+    println!("  {} ({}), {} threads, vectors of {} bits", cpu.name, cpu.arch, cpu.threads, cpu.vector_bits());
+    println!("  extensions: {}", isa.join(" "));
+    for level in &cpu.data_sheet().levels {
+        println!("  {:10} {:>14} bytes x {}", level.name, level.bytes, level.instances);
+    }
+    match Engine::new(&options()?) {
+        Ok(engine) => {
+            let (major, minor, patch) = engine.runtime().llvm().version();
+            println!("  LLVM {major}.{minor}.{patch}: {}", engine.runtime().llvm().path().display());
+            Ok(())
+        }
+        Err(e) => Err(Failure::machine(e)),
+    }
+}
+
+/// Subcommands of `cache`.
+#[derive(clap::Subcommand)]
+pub enum CacheCommand {
+    /// Print the cache's folder and how much is in it
+    Path,
+    /// Remove every entry
+    Clear,
+}
+
+/// Shows or clears the object cache.
+pub fn cache(command: &CacheCommand) -> Result<(), Failure> {
+    let Some(folder) = options()?.cache else {
+        return Err(Failure::Machine("no cache: EINFALL_CACHE is off, or there is no home folder".to_owned()));
+    };
+    let cache = Cache::open(&folder).map_err(Failure::machine)?;
+    match command {
+        CacheCommand::Path => {
+            let usage = cache.usage().map_err(Failure::machine)?;
+            println!("{}\n{} entries, {} bytes", cache.path().display(), usage.entries, usage.bytes);
+        }
+        CacheCommand::Clear => {
+            let removed = cache.clear().map_err(Failure::machine)?;
+            println!("removed {} entries, {} bytes", removed.entries, removed.bytes);
+        }
+    }
+    Ok(())
+}
+
+/// Arguments of `selftest`.
+#[derive(clap::Args)]
+pub struct SelftestArgs {
+    /// The device
+    #[arg(long, value_enum, default_value_t = super::run::DeviceArg::Cpu)]
+    device: super::run::DeviceArg,
+    /// Only cascades whose file's name contains this
+    #[arg(long)]
+    filter: Option<String>,
+    /// Seed of sizes and inputs
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Sizes drawn per cascade
+    #[arg(long, default_value_t = 4)]
+    sizes: u64,
+}
+
+/// The differential suite: every library cascade at drawn sizes against the float64 evaluator.
+pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
+    if args.device == super::run::DeviceArg::Reference {
+        return Err(Failure::Usage("the reference device is what the others are tested against".to_owned()));
+    }
+    let engine = Engine::new(&options()?).map_err(Failure::machine)?;
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let mut state = args.seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    for (file, text) in einfall_kernels::SOURCES {
+        if args.filter.as_ref().is_some_and(|f| !file.contains(f.as_str())) {
+            continue;
+        }
+        let module = parse(text).map_err(|d| Failure::Wrong(format!("{file}: {d:?}")))?;
+        for c in &module.cascades {
+            let kernel = match engine.compile(c) {
+                Ok(kernel) => kernel,
+                Err(einfall::Error::Refused { diagnostics, .. }) => {
+                    let why = diagnostics.first().map(|d| d.message.clone()).unwrap_or_default();
+                    println!("skip {file}/{}: {why}", c.name);
+                    skipped += 1;
+                    continue;
+                }
+                Err(e) => {
+                    println!("FAIL {file}/{}: {e}", c.name);
+                    failed += 1;
+                    continue;
+                }
+            };
+            for _ in 0..args.sizes {
+                let Some(b) = draw(c, &mut state) else {
+                    println!("FAIL {file}/{}: no sizes satisfy its facts", c.name);
+                    failed += 1;
+                    break;
+                };
+                match one(c, &kernel, &b, next(&mut state)) {
+                    Ok(()) => passed += 1,
+                    Err(e) => {
+                        println!("FAIL {file}/{} at {:?}: {e}", c.name, b.extents);
+                        failed += 1;
+                    }
+                }
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    if failed == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{failed} comparisons failed"))) }
+}
+
+fn one(c: &Cascade, kernel: &einfall::Kernel, b: &Bindings, seed: u64) -> Result<(), String> {
+    let inputs = random(c, b, seed, Variant::Small).map_err(|e| e.to_string())?;
+    let named: Vec<(&str, u64)> = c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+    let bound = kernel.bind(&named).map_err(|e| e.to_string())?;
+    let outputs = bound.run_values(c, &inputs).map_err(|e| e.to_string())?;
+    match compare::outputs(c, b, &inputs, &outputs, seed) {
+        Ok(_) => Ok(()),
+        Err(Failure::Wrong(m) | Failure::Usage(m) | Failure::Machine(m)) => Err(m),
+    }
+}
+
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33
+}
+
+/// Extents under which the cascade's facts hold: small, prime, and around register tiles.
+fn draw(c: &Cascade, state: &mut u64) -> Option<Bindings> {
+    const EXTENTS: [u64; 14] = [1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 33, 48, 65];
+    (0..500).find_map(|_| {
+        let sizes = c
+            .ranks
+            .iter()
+            .filter(|(_, r)| r.fixed.is_none())
+            .map(|(_, r)| (r.name.clone(), EXTENTS[next(state) as usize % EXTENTS.len()]))
+            .collect();
+        let b = bind(c, &Given { sizes, ..Given::default() }).ok()?;
+        let points: u64 = b.extents.iter().fold(1u64, |n, e| n.saturating_mul(*e));
+        (check_facts(c, &b, &[]).is_ok() && points < 2_000_000).then_some(b)
+    })
+}

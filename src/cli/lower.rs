@@ -1,0 +1,246 @@
+//! `passes`, `lower` and `bisect`: the pipeline, seen from outside.
+
+use std::path::{Path, PathBuf};
+
+use einfall::{Engine, Options, trace, with_statics};
+use einfall_codegen::backend::llvm::Isa;
+use einfall_codegen::pipeline::{self, Context, Program, Record, Stop, Verdict};
+use einfall_codegen::tables;
+use einfall_ir::array::Array;
+use einfall_ir::cascade::bind::Given;
+use einfall_ir::cascade::{Cascade, eval};
+use einfall_ir::mapping::Mapping;
+use einfall_ir::tile;
+use einfall_ir::tolerance::inputs::{Variant, random};
+use einfall_ir::tolerance::{Expected, expect};
+
+use super::source::{Pairs, Source, bindings, sizes};
+use super::{Failure, engine_failure};
+
+/// Prints the pass tables.
+pub fn passes() {
+    println!("every cascade:\n{}", pipeline::table(tables::TO_TILE));
+    println!("for a CPU:\n{}", pipeline::table(tables::CPU));
+    print!("for a GPU:\n{}", pipeline::table(tables::GPU));
+}
+
+/// Which lowering follows the tile level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Path3 {
+    /// Kernels for this machine's processor
+    Cpu,
+    /// Kernels with roles, channels and schedules; needs --mapping
+    Gpu,
+}
+
+/// Arguments of `lower`.
+#[derive(clap::Args)]
+pub struct LowerArgs {
+    /// The .ein file, or a .tile file (a plan as text)
+    file: PathBuf,
+    /// Which cascade of the file
+    #[arg(long)]
+    cascade: Option<String>,
+    /// Stop after this pass (`einfall passes` lists them) and print what it made
+    #[arg(long, value_name = "PASS")]
+    stop_after: Option<String>,
+    /// A mapping file; without it a CPU gets the model's choice
+    #[arg(long, value_name = "FILE")]
+    mapping: Option<PathBuf>,
+    /// Extents fixed at compile time
+    #[arg(long = "static", value_name = "RANK=N,..")]
+    statics: Vec<Pairs<u64>>,
+    /// What to lower to
+    #[arg(long, value_enum, default_value_t = Path3::Cpu)]
+    target: Path3,
+    /// Print what every pass made, not only the last
+    #[arg(long)]
+    trace: bool,
+}
+
+/// Reads a mapping file.
+pub fn read_mapping(path: &Path) -> Result<Mapping, Failure> {
+    let source = Source::read(path)?;
+    einfall_ir::mapping::parse::parse(&source.text).map_err(|d| Failure::Wrong(source.render(&[d])))
+}
+
+fn stop_failure(source: &Source, stop: Stop) -> Failure {
+    match stop {
+        Stop::Refused { pass, diagnostics } => {
+            let text = source.render(&diagnostics);
+            Failure::Wrong(format!("{text}(refused by {pass})"))
+        }
+        Stop::NoSuchPass { name } => {
+            Failure::Usage(format!("there is no pass `{name}` here; `einfall passes` lists them"))
+        }
+        other => Failure::Wrong(other.to_string()),
+    }
+}
+
+/// Runs both halves of the pipeline, up to a pass.
+fn records(
+    source: &Source,
+    program: Program,
+    mapping: Option<Mapping>,
+    target: Path3,
+    stop_after: Option<&str>,
+) -> Result<Vec<Record>, Failure> {
+    let lower = match target {
+        Path3::Cpu => tables::CPU,
+        Path3::Gpu => tables::GPU,
+    };
+    let first = stop_after.filter(|n| tables::TO_TILE.iter().any(|p| p.name == *n));
+    let second = stop_after.filter(|n| lower.iter().any(|p| p.name == *n));
+    if let (Some(name), None, None) = (stop_after, first, second) {
+        return Err(stop_failure(source, Stop::NoSuchPass { name: name.to_owned() }));
+    }
+    let mut all = Vec::new();
+    let plan = match program {
+        Program::Cascade(_) => {
+            let made = trace(tables::TO_TILE, program, &Context::default(), first);
+            all = made.map_err(|(_, stop)| stop_failure(source, stop))?;
+            if first.is_some() {
+                return Ok(all);
+            }
+            all.last().map(|r| r.program.clone())
+        }
+        Program::Tile(_) | Program::Kernel(_) => Some(program),
+    };
+    let Some(Program::Tile(plan)) = plan else {
+        return Err(Failure::Wrong("no plan was made".to_owned()));
+    };
+    let cpu = einfall_runtime::Cpu::detect();
+    let mapping = match (mapping, target) {
+        (Some(m), _) => Some(m),
+        (None, Path3::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
+        (None, Path3::Gpu) => None,
+    };
+    let context = Context { mapping, isa: Some(isa(&cpu)) };
+    let made = trace(lower, Program::Tile(plan), &context, second);
+    all.extend(made.map_err(|(_, stop)| stop_failure(source, stop))?);
+    Ok(all)
+}
+
+/// The vector facts of this processor, without asking LLVM.
+fn isa(cpu: &einfall_runtime::Cpu) -> Isa {
+    match (cpu.arch, cpu.vector_bits()) {
+        ("aarch64", _) => Isa::NEON,
+        (_, 512) => Isa::AVX512,
+        (_, 256) => Isa::AVX2,
+        _ => Isa::SSE2,
+    }
+}
+
+/// Prints the program after the last pass, or after every pass.
+pub fn lower(args: &LowerArgs) -> Result<(), Failure> {
+    let source = Source::read(&args.file)?;
+    let program = if args.file.extension().is_some_and(|e| e == "tile") {
+        Program::Tile(tile::parse::parse(&source.text).map_err(|d| Failure::Wrong(source.render(&[d])))?)
+    } else {
+        let cascade = source.cascade(args.cascade.as_deref())?;
+        let cascade = with_statics(&cascade, &sizes(&args.statics)).map_err(|e| engine_failure(&source, e))?;
+        Program::Cascade(cascade)
+    };
+    let mapping = args.mapping.as_deref().map(read_mapping).transpose()?;
+    let records = records(&source, program, mapping, args.target, args.stop_after.as_deref())?;
+    if args.trace {
+        print!("{}", pipeline::trace(&records));
+    } else if let Some(last) = records.last() {
+        print!("{}", last.text);
+    }
+    Ok(())
+}
+
+/// Arguments of `bisect`.
+#[derive(clap::Args)]
+pub struct BisectArgs {
+    /// The .ein file
+    file: PathBuf,
+    /// Which cascade of the file
+    #[arg(long)]
+    cascade: Option<String>,
+    /// Extents
+    #[arg(long, value_name = "RANK=N,..", required = true)]
+    size: Vec<Pairs<u64>>,
+    /// Seed of the inputs
+    #[arg(long, default_value_t = 1)]
+    random: u64,
+}
+
+/// Evaluates after every pass and names the first whose results leave the tolerance.
+pub fn bisect(args: &BisectArgs) -> Result<(), Failure> {
+    let source = Source::read(&args.file)?;
+    let c = source.cascade(args.cascade.as_deref())?;
+    let b = bindings(&source, &c, &Given { sizes: sizes(&args.size), ..Given::default() })?;
+    let inputs = random(&c, &b, args.random, Variant::Normal).map_err(|e| source.bind_failure(&e))?;
+    let expected = expect(&c, &b, &inputs, &eval::Options::default()).map_err(Failure::wrong)?;
+    let records = records(&source, Program::Cascade(c.clone()), None, Path3::Cpu, None)?;
+    for r in &records {
+        println!("{:20} {}", r.name, if r.unchanged { "(unchanged)" } else { r.level.name() });
+    }
+    let found = pipeline::bisect(&records, |p| judge(p, &c, &b, &inputs, &expected));
+    let kernel = match &found {
+        Some(_) => None,
+        None => device(&source, &c, &b, &inputs, &expected)?,
+    };
+    match (found, kernel) {
+        (Some((record, what)), _) => {
+            Err(Failure::Wrong(format!("{} is the first pass whose results leave the tolerance: {what}", record.name)))
+        }
+        (None, Some(what)) => Err(Failure::Wrong(format!("every level agrees, the compiled code does not: {what}"))),
+        (None, None) => {
+            println!("every pass, and the compiled code, stays within the tolerance");
+            Ok(())
+        }
+    }
+}
+
+fn judge(
+    p: &Program,
+    c: &Cascade,
+    b: &einfall_ir::cascade::bind::Bindings,
+    inputs: &[Array],
+    expected: &[Expected],
+) -> Verdict {
+    let results = match p {
+        Program::Cascade(now) => eval::evaluate(now, b, inputs).map_err(|e| e.to_string()),
+        Program::Tile(plan) => {
+            tile::eval::run(plan, &b.extents, inputs, &tile::eval::Options::default()).map_err(|e| e.to_string())
+        }
+        // Compiled code stands for the kernel level on a CPU.
+        Program::Kernel(_) => return Verdict::Within,
+    };
+    match results {
+        Err(e) => Verdict::Outside(e),
+        Ok(arrays) => {
+            let worst = c.outputs.iter().zip(&arrays).find_map(|(o, a)| {
+                let e = expected.iter().find(|e| e.name == o.name)?;
+                e.compare(&a.data).err().map(|m| m.to_string())
+            });
+            worst.map_or(Verdict::Within, Verdict::Outside)
+        }
+    }
+}
+
+fn device(
+    source: &Source,
+    c: &Cascade,
+    b: &einfall_ir::cascade::bind::Bindings,
+    inputs: &[Array],
+    expected: &[Expected],
+) -> Result<Option<String>, Failure> {
+    let fail = |e| engine_failure(source, e);
+    let engine = Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(fail)?;
+    let kernel = engine.compile(c).map_err(fail)?;
+    let named: Vec<(&str, u64)> = c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+    let outputs = kernel.bind(&named).map_err(fail)?.run_values(c, inputs).map_err(fail)?;
+    for e in expected {
+        if let Some((_, a)) = outputs.iter().find(|(n, _)| *n == e.name) {
+            let values = a.to_values().map_err(Failure::wrong)?;
+            if let Err(m) = e.compare(&values.data) {
+                return Ok(Some(m.to_string()));
+            }
+        }
+    }
+    Ok(None)
+}

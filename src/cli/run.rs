@@ -1,0 +1,216 @@
+//! `run`: a cascade on arrays from files or at random.
+
+use std::path::PathBuf;
+
+use einfall::arrays::{Limits, read, write};
+use einfall::{CompileOptions, Engine, Options, with_statics};
+use einfall_ir::array::Array;
+use einfall_ir::cascade::bind::{Given, bind, check_facts, fill_defaults};
+use einfall_ir::cascade::{Cascade, eval};
+use einfall_ir::dtype::DType;
+use einfall_ir::tolerance::inputs::{Variant, random};
+use einfall_runtime::HostArray;
+
+use super::source::{Pairs, Source, sizes};
+use super::{Failure, compare, engine_failure};
+
+/// Where a command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeviceArg {
+    /// This machine's processor, through LLVM
+    Cpu,
+    /// The float64 evaluator: every construct, slowly
+    Reference,
+}
+
+/// Arguments of `run`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  einfall run softmax.ein --random 1 --size M=64,N=1000 --check\n  \
+einfall run matmul.ein --input x=x.npy --input w=w.npy --out y.npy\n  \
+einfall run layer.ein --inputs weights.safetensors --inputs batch.npz --out result.npz")]
+pub struct RunArgs {
+    /// The .ein file
+    file: PathBuf,
+    /// Which cascade of the file
+    #[arg(long)]
+    cascade: Option<String>,
+    /// An array for one parameter, from a .npy file
+    #[arg(long = "input", value_name = "NAME=FILE", value_parser = name_and_file)]
+    input: Vec<(String, PathBuf)>,
+    /// Arrays for parameters by name, from a .npz, .safetensors or .npy file; arrays of other names are an error
+    #[arg(long = "inputs", value_name = "FILE")]
+    inputs: Vec<PathBuf>,
+    /// Values of scalar parameters
+    #[arg(long = "set", value_name = "NAME=NUMBER,..")]
+    set: Vec<Pairs<f64>>,
+    /// Draw what is not given at random, from this seed
+    #[arg(long, value_name = "SEED")]
+    random: Option<u64>,
+    /// Extents that no array decides
+    #[arg(long, value_name = "RANK=N,..")]
+    size: Vec<Pairs<u64>>,
+    /// Extents fixed at compile time
+    #[arg(long = "static", value_name = "RANK=N,..")]
+    statics: Vec<Pairs<u64>>,
+    /// Where to write the outputs: .npz, .safetensors, or .npy for a single one
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Compare with the float64 evaluator, within computed tolerances
+    #[arg(long)]
+    check: bool,
+    /// A mapping file instead of the model's choice
+    #[arg(long, value_name = "FILE")]
+    mapping: Option<PathBuf>,
+    /// Where to run
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    device: DeviceArg,
+}
+
+fn name_and_file(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, file) = text.split_once('=').ok_or_else(|| format!("`{text}` is no NAME=FILE"))?;
+    Ok((name.to_owned(), PathBuf::from(file)))
+}
+
+/// Runs, prints a line per output and kernel, writes and checks if asked.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let source = Source::read(&args.file)?;
+    let cascade = source.cascade(args.cascade.as_deref())?;
+    let statics = sizes(&args.statics);
+    let c = with_statics(&cascade, &statics).map_err(|e| engine_failure(&source, e))?;
+    let given = gather(args, &c)?;
+
+    // Extents from the arrays, then from --size.
+    let mut facts = Given { sizes: sizes(&args.size), ..Given::default() };
+    for (&p, a) in c.params.iter().zip(&given) {
+        match a {
+            Some(a) if c.tensors[p].dims.is_empty() && a.shape().is_empty() => {
+                let value = a.to_values().map_err(Failure::wrong)?;
+                facts.scalars.push((p, value.data[0]));
+            }
+            Some(a) => facts.shapes.push((p, a.shape().to_vec())),
+            None => {}
+        }
+    }
+    let b = bind(&c, &facts).map_err(|e| source.bind_failure(&e))?;
+    check_facts(&c, &b, &facts.scalars).map_err(|e| source.bind_failure(&e))?;
+    let drawn = match args.random {
+        Some(seed) => random(&c, &b, seed, Variant::Normal).map_err(|e| source.bind_failure(&e))?,
+        None => Vec::new(),
+    };
+    let mut values = Vec::new();
+    for (k, (&p, a)) in c.params.iter().zip(&given).enumerate() {
+        let t = &c.tensors[p];
+        values.push(match a {
+            Some(a) => Some(a.to_values().map_err(Failure::wrong)?),
+            None if t.default.is_some() => None,
+            None if args.random.is_some() => Some(drawn[k].clone()),
+            None => {
+                let what = format!("parameter `{}` is not given: --input {0}=FILE, or --random SEED", t.name);
+                return Err(Failure::Wrong(what));
+            }
+        });
+    }
+    let values = fill_defaults(&c, &b, &values).map_err(|e| source.bind_failure(&e))?;
+
+    let outputs = match args.device {
+        DeviceArg::Reference => reference(&c, &b, &values)?,
+        DeviceArg::Cpu => {
+            let engine =
+                Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(|e| engine_failure(&source, e))?;
+            let mapping = args.mapping.as_deref().map(super::lower::read_mapping).transpose()?;
+            let options = CompileOptions { statics, mapping };
+            let kernel = engine.compile_with(&cascade, &options).map_err(|e| engine_failure(&source, e))?;
+            let named: Vec<(&str, u64)> =
+                c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+            let bound = kernel.bind(&named).map_err(|e| engine_failure(&source, e))?;
+            bound.run_values(&c, &values).map_err(|e| engine_failure(&source, e))?
+        }
+    };
+    for (name, a) in &outputs {
+        println!("{name}: {}{:?}", a.dtype(), a.shape());
+    }
+    if args.check {
+        for line in compare::outputs(&c, &b, &values, &outputs, args.random.unwrap_or(0))? {
+            println!("{line}");
+        }
+    }
+    if let Some(path) = &args.out {
+        let list: Vec<(&str, &HostArray)> = outputs.iter().map(|(n, a)| (n.as_str(), a)).collect();
+        write(path, &list).map_err(|e| Failure::Machine(e.to_string()))?;
+    }
+    Ok(())
+}
+
+fn reference(
+    c: &Cascade,
+    b: &einfall_ir::cascade::bind::Bindings,
+    values: &[Array],
+) -> Result<Vec<(String, HostArray)>, Failure> {
+    let outputs = eval::evaluate(c, b, values).map_err(Failure::wrong)?;
+    c.outputs
+        .iter()
+        .zip(outputs)
+        .map(|(o, a)| {
+            let rounded = Array::from_fn(o.dtype, &a.dims, |i| a.data[i]);
+            Ok((o.name.clone(), HostArray::from_values(&rounded).map_err(Failure::wrong)?))
+        })
+        .collect()
+}
+
+/// The arrays given, one place per parameter.
+fn gather(args: &RunArgs, c: &Cascade) -> Result<Vec<Option<HostArray>>, Failure> {
+    let mut given: Vec<Option<HostArray>> = vec![None; c.params.len()];
+    let mut put = |name: &str, array: HostArray| {
+        let names = || c.params.iter().map(|p| c.tensors[*p].name.as_str()).collect::<Vec<_>>().join(", ");
+        let Some(k) = c.params.iter().position(|p| c.tensors[*p].name == name) else {
+            return Err(Failure::Wrong(format!("there is no parameter `{name}`; `{}` has {}", c.name, names())));
+        };
+        let t = &c.tensors[c.params[k]];
+        if array.dtype() != t.dtype {
+            let what = format!("parameter `{name}` is {}, the array given is {}", t.dtype, array.dtype());
+            return Err(Failure::Wrong(format!(
+                "{what}; convert the array, or declare the parameter {}",
+                array.dtype()
+            )));
+        }
+        if given[k].replace(array).is_some() {
+            return Err(Failure::Usage(format!("parameter `{name}` is given twice")));
+        }
+        Ok(())
+    };
+    let load = |path: &PathBuf| read(path, &Limits::default()).map_err(|e| Failure::Wrong(e.to_string()));
+    for (name, path) in &args.input {
+        let mut arrays = load(path)?;
+        match arrays.len() {
+            1 => put(name, arrays.remove(0).1)?,
+            n => {
+                let what =
+                    format!("{} holds {n} arrays; --input takes one, --inputs takes all by name", path.display());
+                return Err(Failure::Usage(what));
+            }
+        }
+    }
+    for path in &args.inputs {
+        for (name, array) in load(path)? {
+            put(&name, array)?;
+        }
+    }
+    for pairs in &args.set {
+        for (name, value) in &pairs.0 {
+            let Some(&p) = c.params.iter().find(|p| c.tensors[**p].name == *name) else {
+                return Err(Failure::Wrong(format!("there is no scalar parameter `{name}`")));
+            };
+            let t = &c.tensors[p];
+            if !t.dims.is_empty() {
+                return Err(Failure::Wrong(format!("`{name}` is an array: give it with --input {name}=FILE")));
+            }
+            let fits = t.dtype.is_float() || t.dtype.round(*value) == *value || t.dtype == DType::Bool;
+            if !fits {
+                return Err(Failure::Wrong(format!("`{name}` is {}, which cannot hold {value}", t.dtype)));
+            }
+            let array = HostArray::from_values(&Array::scalar(t.dtype, *value)).map_err(Failure::wrong)?;
+            put(name, array)?;
+        }
+    }
+    Ok(given)
+}

@@ -286,3 +286,22 @@ fn planted_faults_of_documents_are_found() {
     assert_eq!(wrong_cascades("a.md", &block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = 2 * x[n] }")).len(), 1);
     assert_eq!(wrong_cascades("a.md", &block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = }")).len(), 1);
 }
+
+/// The example of a file's `//!` lines, as a reader sees it.
+fn example_of(source: &str) -> String {
+    let documented: String = source
+        .lines()
+        .map_while(|l| l.strip_prefix("//!"))
+        .map(|l| format!("{}\n", l.strip_prefix(' ').unwrap_or(l)))
+        .collect();
+    let (_, _, example) = blocks(&documented).into_iter().next().expect("an example");
+    example.lines().filter(|l| !l.starts_with("# ")).map(|l| format!("{l}\n")).collect()
+}
+
+#[test]
+fn the_readme_shows_the_example_that_is_tested() {
+    let shown = blocks(&read("README.md"));
+    let shown = shown.iter().find(|(language, ..)| language == "rust").expect("an example");
+    assert_eq!(shown.2, example_of(&read("src/lib.rs")), "README.md and src/lib.rs differ");
+    assert_eq!(example_of("//! A.\n//!\n//! ```\n//! let x = 1;\n//! # drop(x);\n//! ```\n"), "let x = 1;\n");
+}

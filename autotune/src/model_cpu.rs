@@ -9,10 +9,10 @@ use einfall_ir::mapping::{Anchor, AxisMapping, KernelMapping, Mapping, Work};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan};
 
-/// Rows of a contraction's block: a multiple of every register tile's rows in use (14, 12, 6).
-const ROWS: u64 = 84;
+/// Rows of a contraction's block: a multiple of every register tile's rows in use (14, 6).
+const ROWS: u64 = 126;
 /// Columns of a contraction's block: a multiple of every register tile's columns in use (32, 16, 8).
-const COLUMNS: u64 = 96;
+const COLUMNS: u64 = 256;
 /// Elements of a block of a kernel without contractions, at least, so that a task is worth starting.
 const ELEMENTS: u64 = 4096;
 

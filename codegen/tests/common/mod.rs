@@ -117,6 +117,7 @@ type Kernel = unsafe extern "C" fn(*const u64, i64, i64, *mut u8);
 
 /// How the tasks of a launch are given out.
 #[derive(Clone, Copy)]
+#[allow(dead_code)]
 pub enum Split {
     /// One call.
     Whole,

@@ -249,20 +249,26 @@ fn io_reports(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Vec<Io
     out
 }
 
-/// J over `rank`: the largest of the reductions that feed an output; none if one of them is refused.
+/// J over `rank`: for each output that of the reductions that feed it; the largest over the outputs; none if one of
+/// them is refused. Where several reductions feed one output, those with the most indices count: the others only scale
+/// or shift what those sum, whether the text has them inside the sum or before it.
 pub fn separation_rank(c: &Cascade, x: &Inlined, rank: RankId) -> Option<usize> {
-    let mut feeding = BTreeSet::new();
-    let mut seen = BTreeSet::new();
+    let mut j = None;
     for o in &c.outputs {
         let t = match o.source {
             OutputSource::Whole(t) => t,
             OutputSource::Points { state, .. } | OutputSource::Point { state, .. } => state,
         };
-        feed_tensor(c, t, rank, &mut seen, &mut feeding);
-    }
-    let mut j = None;
-    for site in x.sites.iter().filter(|s| feeding.contains(&s.expr)) {
-        j = Some(site.separation.rank()?.max(j.unwrap_or(0)));
+        let mut feeding = BTreeSet::new();
+        feed_tensor(c, t, rank, &mut BTreeSet::new(), &mut feeding);
+        let sites: Vec<&Site> = x.sites.iter().filter(|s| feeding.contains(&s.expr)).collect();
+        let indices = |s: &Site| x.symbols.vars(s.value).len();
+        let most = sites.iter().map(|s| indices(s)).max().unwrap_or(0);
+        for site in sites {
+            if indices(site) == most || site.separation.rank().is_none() {
+                j = Some(site.separation.rank()?.max(j.unwrap_or(0)));
+            }
+        }
     }
     j
 }

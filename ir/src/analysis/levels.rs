@@ -5,7 +5,7 @@
 //! nesting depth of reductions over a rank is the number of passes that are left. An output that keeps the rank and
 //! depends on a whole fiber costs one more. Invariant: never more than the passes of the text.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::inline::Inlined;
 use super::passes::passes_over;
@@ -25,7 +25,7 @@ pub struct Levels {
 pub fn levels_after(c: &Cascade, x: &Inlined, rank: RankId) -> Levels {
     let before = passes_over(c, &[rank]).max;
     let mut out = Levels { passes: before, kept: Vec::new() };
-    let mut walk = Walk { x, extent: Size::Rank(rank), levels: BTreeSet::new() };
+    let mut walk = Walk { x, extent: Size::Rank(rank), levels: BTreeSet::new(), known: BTreeMap::new() };
     for o in &c.outputs {
         let t = match o.source {
             crate::cascade::OutputSource::Whole(t) => t,
@@ -33,7 +33,7 @@ pub fn levels_after(c: &Cascade, x: &Inlined, rank: RankId) -> Levels {
                 state
             }
         };
-        if walk.tensor(t, 0) {
+        if walk.tensor(t) {
             out.kept.push(t);
         }
     }
@@ -67,18 +67,17 @@ struct Walk<'a> {
     x: &'a Inlined,
     extent: Size,
     levels: BTreeSet<usize>,
+    /// Levels of tensors that are read as they are; a state that depends on itself counts once.
+    known: BTreeMap<TensorId, usize>,
 }
 
 impl Walk<'_> {
     /// Records the levels a tensor's value needs; whether it keeps the rank and waits for a fiber.
-    fn tensor(&mut self, t: TensorId, depth: usize) -> bool {
+    fn tensor(&mut self, t: TensorId) -> bool {
         let Some(d) = self.x.tensors.get(&t) else { return false };
-        if depth > 64 {
-            return false;
-        }
-        let mut level = self.poly(d.value, depth);
+        let mut level = self.poly(d.value);
         for p in &d.support {
-            level = level.max(self.poly(*p, depth));
+            level = level.max(self.poly(*p));
         }
         let kept = d.free.iter().any(|(_, v)| *v.extent() == self.extent);
         if kept && d.free.iter().any(|(_, v)| *v.extent() == self.extent && self.along(d.value, v)) {
@@ -93,19 +92,19 @@ impl Walk<'_> {
     }
 
     /// The level at which a value is available.
-    fn poly(&mut self, p: PolyId, depth: usize) -> usize {
+    fn poly(&mut self, p: PolyId) -> usize {
         let mut atoms: Vec<AtomId> = Vec::new();
         self.x.symbols.visit(p, &mut |a| {
             atoms.push(a);
             false
         });
-        atoms.into_iter().map(|a| self.atom(a, depth)).max().unwrap_or(1)
+        atoms.into_iter().map(|a| self.atom(a)).max().unwrap_or(1)
     }
 
-    fn atom(&mut self, a: AtomId, depth: usize) -> usize {
+    fn atom(&mut self, a: AtomId) -> usize {
         let s = &self.x.symbols;
         let atom = s.atom(a).clone();
-        let inner = super::symbolic::atom_operands(&atom).into_iter().map(|p| self.poly(p, depth)).max().unwrap_or(1);
+        let inner = super::symbolic::atom_operands(&atom).into_iter().map(|p| self.poly(p)).max().unwrap_or(1);
         match &atom {
             Atom::Reduce { vars, .. } if vars.iter().any(|v| *v.extent() == self.extent) => {
                 self.levels.insert(inner);
@@ -115,7 +114,15 @@ impl Walk<'_> {
                 let d = &self.x.tensors[t];
                 let joined = d.joined && d.free.iter().any(|(_, v)| *v.extent() == self.extent);
                 let value = d.value;
-                let level = if depth > 32 { 1 } else { self.poly(value, depth + 1) };
+                let level = match self.known.get(t) {
+                    Some(l) => *l,
+                    None => {
+                        self.known.insert(*t, 1);
+                        let l = self.poly(value);
+                        self.known.insert(*t, l);
+                        l
+                    }
+                };
                 if joined {
                     self.levels.insert(level);
                 }

@@ -1,5 +1,6 @@
 //! Analyses of cascades and kernels: pure functions from IR to facts.
 
+pub mod check;
 pub mod compact;
 pub mod derive;
 pub mod emit;
@@ -17,3 +18,5 @@ pub mod resources;
 mod samples;
 pub mod separation;
 pub mod symbolic;
+#[cfg(test)]
+mod variants;

@@ -467,10 +467,6 @@ impl Symbols {
     /// The largest product (with positive content) that can leave a sum under the power `q`, and the rest.
     fn extract(&mut self, p: PolyId, integer: bool) -> (Rat, Mono, PolyId) {
         let terms = self.poly(p).terms.clone();
-        // The constant term (an epsilon) is last to set the scale.
-        let varying = terms.iter().find(|(m, _)| **m != Mono::default());
-        let lead = varying.map(|t| t.1.clone()).unwrap_or(Rat::ONE);
-        let content = if integer || is_positive(&lead) { lead } else { -lead };
         let mut common: BTreeMap<AtomId, Rat> = BTreeMap::new();
         let all: BTreeSet<AtomId> = terms.keys().flat_map(|m| m.factors.iter().map(|f| f.0)).collect();
         for a in all {
@@ -497,8 +493,15 @@ impl Symbols {
         let exp = (!exponent.terms.is_empty()).then(|| self.intern(exponent));
         let m = Mono { exp, factors: common.into_iter().collect() };
         let inverse = self.invert_mono(&m);
-        let inverse = self.term(Rat::ONE / content.clone(), inverse);
+        let inverse = self.term(Rat::ONE, inverse);
         let rest = self.mul(p, inverse);
+        // The largest coefficient becomes 1: a second extraction changes nothing.
+        let abs = |c: &Rat| if is_positive(c) { c.clone() } else { -c.clone() };
+        let mut content = self.poly(rest).terms.values().map(abs).max().unwrap_or(Rat::ONE);
+        if integer && self.poly(rest).terms.values().next().is_some_and(|c| !is_positive(c)) {
+            content = -content;
+        }
+        let rest = self.scale(rest, &(Rat::ONE / content.clone()));
         (content, m, rest)
     }
 

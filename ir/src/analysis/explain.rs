@@ -14,7 +14,7 @@ use super::levels::levels_after;
 use super::passes::passes_over;
 use super::separation::{MAX_RANK, Separation};
 use super::symbolic::{Atom, AtomId};
-use super::{derive, io};
+use super::{check, derive, io};
 use crate::cascade::{Cascade, Expr, ExprId, Module, OutputSource, RankId, TensorId};
 use crate::target::DataSheet;
 
@@ -143,10 +143,19 @@ fn cascade_report(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Ca
     let mut footprint_bytes = BTreeMap::new();
     for (r, rank) in c.ranks.iter() {
         let before = passes_over(c, &[r]).max;
-        let after = levels_after(c, &x, r);
+        let mut after = levels_after(c, &x, r);
         let traversed = before > 0;
         let j = separation_rank(c, &x, r);
-        let anchors = derive::policies(c, r);
+        let mut anchors = derive::policies(c, r);
+        // What the checker does not accept is not claimed.
+        if let Some(Err(rejection)) = derive::derive(c, r).map(|d| check::check(c, &d)) {
+            if !matches!(rejection, check::Rejection::Unsupported(_)) {
+                after.passes = before;
+                anchors = None;
+                let reason = format!("its derivation over {} fails the check: {rejection:?}", rank.name);
+                refusals.push(Refusal { einsum: c.name.clone(), reason });
+            }
+        }
         ranks.insert(
             rank.name.clone(),
             RankReport {

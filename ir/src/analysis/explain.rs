@@ -9,12 +9,13 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use super::check::{self, Rejection};
 use super::inline::{Inlined, Site, inline};
 use super::levels::levels_after;
 use super::passes::passes_over;
 use super::separation::{MAX_RANK, Separation};
 use super::symbolic::{Atom, AtomId};
-use super::{check, derive, io};
+use super::{derive, io};
 use crate::cascade::{Cascade, Expr, ExprId, Module, OutputSource, RankId, TensorId};
 use crate::target::DataSheet;
 
@@ -148,13 +149,14 @@ fn cascade_report(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Ca
         let j = separation_rank(c, &x, r);
         let mut anchors = derive::policies(c, r);
         // What the checker does not accept is not claimed.
-        if let Some(Err(rejection)) = derive::derive(c, r).map(|d| check::check(c, &d)) {
-            if !matches!(rejection, check::Rejection::Unsupported(_)) {
-                after.passes = before;
-                anchors = None;
-                let reason = format!("its derivation over {} fails the check: {rejection:?}", rank.name);
-                refusals.push(Refusal { einsum: c.name.clone(), reason });
-            }
+        let checked = derive::derive(c, r).map(|d| check::check(c, &d));
+        if let Some(Err(rejection @ (Rejection::Output(_) | Rejection::Identity(_) | Rejection::Composition(_)))) =
+            checked
+        {
+            after.passes = before;
+            anchors = None;
+            let reason = format!("its derivation over {} fails the check: {rejection:?}", rank.name);
+            refusals.push(Refusal { einsum: c.name.clone(), reason });
         }
         ranks.insert(
             rank.name.clone(),

@@ -19,15 +19,21 @@ fn lower(plan: &str, fixed: &[(&str, u64)], mapping: &str) -> (Plan, Module) {
     for (_, r) in plan.ranks.iter_mut() {
         r.fixed = fixed.iter().find(|f| f.0 == r.name).map(|f| f.1).or(r.fixed);
     }
+    let module = checked(&plan, mapping);
+    (plan, module)
+}
+
+/// The kernels of a plan by a mapping; they verify, and print as they parse.
+fn checked(plan: &Plan, mapping: &str) -> Module {
     let mapping = einfall_ir::mapping::parse::parse(mapping).unwrap_or_else(|e| panic!("{e}"));
-    let module = gpu::lower(&plan, &mapping).unwrap_or_else(|e| panic!("{e:?}"));
+    let module = gpu::lower(plan, &mapping).unwrap_or_else(|e| panic!("{e:?}"));
     let limits = einfall_ir::kernel::verify::Limits::SM90;
     let violations = einfall_ir::kernel::verify::verify(&module, &limits);
     assert!(violations.is_empty(), "{}", violations.iter().map(|v| format!("{v}\n")).collect::<String>());
     let printed = einfall_ir::kernel::print::print(&module);
     let again = einfall_ir::kernel::parse::parse(&printed).unwrap_or_else(|e| panic!("{e:?}"));
     assert_eq!(einfall_ir::kernel::print::print(&again), printed);
-    (plan, module)
+    module
 }
 
 /// Deterministic bf16 values in [-1, 1].
@@ -299,4 +305,16 @@ fn resources_are_those_of_the_papers() {
     assert_eq!(shared, 32 * 1024 * 5 + 8 * 9);
     let (registers, _) = of("attention_full", "attention_full", "consumer");
     assert!((196..=208).contains(&registers), "{registers}");
+}
+
+#[test]
+fn a_library_cascade_through_formation() {
+    use einfall_codegen::lower::form::form_kernels;
+    use einfall_codegen::passes::extract_reductions::extract_reductions;
+    use einfall_codegen::passes::propagate_support::propagate_support;
+    let source = einfall_kernels::source("linear_gelu").unwrap();
+    let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
+    let plan = form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap();
+    let module = checked(&plan, &text("mappings/linear_gelu.mapping"));
+    agrees(&plan, &module, &[200, 136, 264], 1);
 }

@@ -32,7 +32,7 @@ impl Passes {
         match self {
             Passes::None => "",
             Passes::Tidy => {
-                "function(sroa,early-cse<memssa>,instcombine,simplifycfg,loop-mssa(loop-simplifycfg,licm),gvn,dse,adce,simplifycfg)"
+                "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,loop-mssa(loop-simplifycfg,licm),gvn,dse,adce,simplifycfg)"
             }
             Passes::O2 => "default<O2>",
         }

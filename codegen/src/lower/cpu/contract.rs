@@ -168,7 +168,7 @@ impl<'l> Lower<'l> {
     }
 
     fn tile_frag(&mut self, name: &str, dtype: DType, dist: Distribution) -> FragId {
-        let name = format!("{name}.{}", self.frags.len());
+        let name = format!("{name}_{}", self.frags.len());
         self.frags.push(Frag { name, dtype, dist })
     }
 

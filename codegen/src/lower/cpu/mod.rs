@@ -238,7 +238,7 @@ impl<'a> Lower<'a> {
 
     fn var(&mut self, name: &str) -> VarId {
         let n = self.vars.len();
-        self.vars.push(Var { name: format!("{name}.{n}") })
+        self.vars.push(Var { name: format!("{name}_{n}") })
     }
 
     /// A fragment of `width` lanes' worth of elements along one dimension, or a scalar where 0.
@@ -248,7 +248,7 @@ impl<'a> Lower<'a> {
         } else {
             Distribution::vectors(&[width], Some(0), self.isa.lanes())
         };
-        let name = format!("{name}.{}", self.frags.len());
+        let name = format!("{name}_{}", self.frags.len());
         self.frags.push(Frag { name, dtype, dist })
     }
 

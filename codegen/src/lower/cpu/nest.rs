@@ -1115,7 +1115,7 @@ impl<'l> Lower<'l> {
     /// A fragment of lanes × lanes elements.
     fn square(&mut self) -> FragId {
         let l = self.isa.lanes();
-        let name = format!("square.{}", self.frags.len());
+        let name = format!("square_{}", self.frags.len());
         self.frags.push(Frag { name, dtype: DType::F32, dist: Distribution::vectors(&[l, l], Some(1), l) })
     }
 }

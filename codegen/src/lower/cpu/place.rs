@@ -218,7 +218,7 @@ impl Lower<'_> {
                 below
             };
         }
-        let name = format!("{}.{}", tile.name, self.bufs.len());
+        let name = format!("{}_{}", tile.name, self.bufs.len());
         let buf = self.bufs.push(Buf { name, dtype, dims, space: BufSpace::Scratch { strides } });
         Scratch { buf, layout }
     }

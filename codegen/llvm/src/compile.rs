@@ -31,6 +31,7 @@ impl Passes {
     pub fn pipeline(self) -> &'static str {
         match self {
             Passes::None => "",
+            // Without `no-verify-fixpoint` LLVM ends the process where one iteration of the combiner is not enough.
             Passes::Tidy => {
                 "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg,loop-mssa(loop-simplifycfg,licm),gvn,dse,adce,simplifycfg)"
             }

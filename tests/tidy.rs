@@ -251,9 +251,14 @@ fn dead_links(path: &str, text: &str) -> Vec<String> {
     links(text).into_iter().filter(|l| !folder.join(l).exists()).map(|l| format!("{path}: dead link {l}")).collect()
 }
 
-/// Cascades in a document that do not parse and verify.
+/// Blocks marked `ein` that do not parse and verify, and blocks marked `ein wrong` that do.
 fn wrong_cascades(path: &str, text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
+    for (_, line, content) in blocks(text).into_iter().filter(|(language, ..)| language == "ein wrong") {
+        if cascade::parse(&content).is_ok() {
+            wrong.push(format!("{path}:{line}: marked as wrong, and it verifies"));
+        }
+    }
     for (_, line, content) in blocks(text).into_iter().filter(|(language, ..)| language == "ein") {
         if let Err(diagnostics) = cascade::parse(&content) {
             wrong.push(format!("{path}:{line}:\n{}", render(&diagnostics, path, &content)));
@@ -285,6 +290,8 @@ fn planted_faults_of_documents_are_found() {
     assert_eq!(wrong_cascades("a.md", &block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = 2 * x[m] }")).len(), 0);
     assert_eq!(wrong_cascades("a.md", &block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = 2 * x[n] }")).len(), 1);
     assert_eq!(wrong_cascades("a.md", &block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = }")).len(), 1);
+    let right = block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = x[m] }").replace("```ein", "```ein wrong");
+    assert_eq!(wrong_cascades("a.md", &right).len(), 1);
 }
 
 /// The example of a file's `//!` lines, as a reader sees it.

@@ -111,8 +111,9 @@ fn sources_open_with_what_they_are_and_hold_no_leftovers() {
 
 #[test]
 fn no_machine_shows() {
-    let all =
-        files(&["rs", "md", "toml", "ein", "tile", "mapping", "kernel", "csp", "py", "json", "txt", "yml", "expected"]);
+    let all = files(&[
+        "rs", "md", "toml", "ein", "tile", "mapping", "kernel", "csp", "py", "json", "txt", "yml", "sh", "expected",
+    ]);
     let mut wrong: Vec<String> = all.iter().flat_map(|p| machine_complaints(p, &read(p))).collect();
     for path in ["Makefile", ".ci/run"] {
         if root().join(path).is_file() {

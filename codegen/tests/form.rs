@@ -141,3 +141,15 @@ fn attention_is_one_stream() {
         }
     }
 }
+
+/// A scan that only an elementwise statement stores still carries its value from block to block.
+#[test]
+fn scans_carry_between_blocks() {
+    let text = "cascade scaled[M, N](x: bf16[M, N]) -> (y: bf16[M, N]) { y[m,n] = 2.0 * (cumsum(n) x[m,n]) }";
+    let c = parse(text).unwrap_or_else(|d| panic!("{d:?}")).cascades.remove(0);
+    let p = plan(c.clone()).unwrap_or_else(|e| panic!("{e:?}"));
+    let mut rng = Rng(7);
+    for _ in 0..8 {
+        check("scaled cumsum", &c, &p, &mut rng);
+    }
+}

@@ -3,7 +3,8 @@
 //! Before: `S[m,n] = scale * (sum(e) Q[m,e] * K[n,e])`
 //! After:  `s0[m,n] = sum(e) Q[m,e] * K[n,e];  S[m,n] = scale * s0[m,n]`
 //!
-//! Equal reductions of one statement become one.
+//! Equal reductions of one statement become one. A reduction into a type narrower than f32 gets an f32 tensor of its
+//! own, so that partial sums are never rounded to it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -45,11 +46,14 @@ fn extract(c: &mut Cascade, mut e: Einsum) -> Vec<Einsum> {
     let order = e.free.clone();
     let value = c.exprs[root].clone();
     // A reduction at the root stays; only what lies under it moves. A root that stores elsewhere than at its own
-    // indices, or joins, moves too: the store is then elementwise.
+    // indices, or joins, or stores a type narrower than what reductions accumulate in, moves too: the store is then
+    // elementwise, and rounds once.
     let plain = e.join.is_none()
         && e.targets.iter().all(|t| {
+            let dtype = c.tensors[t.tensor].dtype;
             let mut seen = HashSet::new();
-            t.at.iter().all(|&a| matches!(c.exprs[a], Expr::Index(i) if seen.insert(i)))
+            !(dtype.is_float() && dtype.bits() < 32)
+                && t.at.iter().all(|&a| matches!(c.exprs[a], Expr::Index(i) if seen.insert(i)))
         });
     e.value = match value {
         Expr::Reduce { op, over, body } if plain => {

@@ -96,18 +96,6 @@ impl Group<'_> {
             }
             carried_tiles.insert(p, tiles);
         }
-        // Scans carry a tile without the streamed axis from block to block.
-        let mut scan_carry = HashMap::new();
-        for &p in &kept {
-            if let Kind::Scan { op, .. } = self.node(p).kind {
-                let dims = self.node(p).dims.clone().unwrap_or_default();
-                let axes: Vec<_> = em.axes(&dims).into_iter().filter(|a| *a != axis).collect();
-                let name = format!("{}_carry", c.tensors[self.node(p).target()].name);
-                let carry = em.tile(&name, c.tensors[self.node(p).target()].dtype, axes);
-                em.fill(carry, op.identity());
-                scan_carry.insert(p, carry);
-            }
-        }
         let mut needed: HashSet<usize> = HashSet::new();
         let mut todo: Vec<usize> = carried.iter().chain(&kept).copied().collect();
         while let Some(p) = todo.pop() {
@@ -120,6 +108,18 @@ impl Group<'_> {
             }
         }
         needed.extend(&kept);
+        // Scans carry a tile without the streamed axis from block to block.
+        let mut scan_carry = HashMap::new();
+        for &p in &needed {
+            if let Kind::Scan { op, .. } = self.node(p).kind {
+                let dims = self.node(p).dims.clone().unwrap_or_default();
+                let axes: Vec<_> = em.axes(&dims).into_iter().filter(|a| *a != axis).collect();
+                let name = format!("{}_carry", c.tensors[self.node(p).target()].name);
+                let carry = em.tile(&name, c.tensors[self.node(p).target()].dtype, axes);
+                em.fill(carry, op.identity());
+                scan_carry.insert(p, carry);
+            }
+        }
         em.open(axis);
         for p in 0..self.s.nodes.len() {
             let node = self.node(p);

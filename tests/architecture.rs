@@ -52,7 +52,10 @@ fn folder(p: &Package) -> String {
 }
 
 /// What `packages` break of the tables above, one line each.
-fn violations(packages: &[(String, String, Vec<(String, bool)>)]) -> Vec<String> {
+/// A package: its name, its folder, and the packages of ours it depends on (and whether for tests only).
+type Declared = (String, String, Vec<(String, bool)>);
+
+fn violations(packages: &[Declared]) -> Vec<String> {
     let ours: BTreeSet<&str> = packages.iter().map(|(name, ..)| name.as_str()).collect();
     let mut wrong = Vec::new();
     for (name, at, dependencies) in packages {
@@ -100,7 +103,7 @@ fn packages_depend_only_along_the_arrows() {
 
 #[test]
 fn a_wrong_arrow_is_found() {
-    let plain: Vec<(String, String, Vec<(String, bool)>)> = ARROWS
+    let plain: Vec<Declared> = ARROWS
         .iter()
         .map(|(n, f, on)| (n.to_string(), f.to_string(), on.iter().map(|o| (o.to_string(), false)).collect()))
         .collect();

@@ -52,7 +52,7 @@ pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
     }
 }
 
-/// Like [`parse`], but returns warnings with a module too; no module if there is an error.
+/// Like [`parse()`], but returns warnings with a module too; no module if there is an error.
 pub fn check(source: &str) -> (Option<Module>, Vec<Diagnostic>) {
     let parsed = parse::parse_file(source);
     let mut diagnostics = parsed.diagnostics;

@@ -15,7 +15,7 @@
 //! table(warps, rows) in {(4, 64), (8, 128)};
 //! ```
 //!
-//! Invariant: [`print`] and [`parse`] are inverse on models; every error carries a span and says what to write.
+//! Invariant: [`print()`] and [`parse()`] are inverse on models; every error carries a span and says what to write.
 //! Source: ConstrINT's grammar in the documentation of the PyPI package flashrnn 1.0.8.
 
 mod lex;

@@ -49,12 +49,14 @@ fn every_code_of_the_language_is_listed() {
 #[test]
 fn examples_mean_what_the_reference_says() {
     let text = reference();
-    let examples: Vec<&str> = text.split("```ein\n").skip(1).filter_map(|t| t.split("```").next()).collect();
-    assert!(examples.len() >= 3);
-    for (k, example) in examples.iter().enumerate() {
-        let found: Vec<_> = check(example).1.iter().map(|d| d.code).collect();
-        // The first one has a mistake on purpose.
-        let expected: &[&str] = if k == 0 { &["E0229"] } else { &[] };
-        assert_eq!(found, expected, "{example}");
+    let blocks = |fence: &str| -> Vec<String> {
+        text.split(fence).skip(1).filter_map(|t| t.split("```").next()).map(str::to_owned).collect()
+    };
+    let (right, wrong) = (blocks("```ein\n"), blocks("```ein wrong\n"));
+    assert!(right.len() >= 2 && wrong.len() == 1);
+    let codes = |example: &str| check(example).1.iter().map(|d| d.code).collect::<Vec<_>>();
+    for example in &right {
+        assert_eq!(codes(example), [""; 0], "{example}");
     }
+    assert_eq!(codes(&wrong[0]), ["E0229"], "{}", wrong[0]);
 }

@@ -50,6 +50,11 @@ pub fn print(plan: &Plan, module: &Module, isa: &Isa, target: &str) -> Result<Ar
     })
 }
 
+/// Whether an array is only read: without dimensions it is then passed by value.
+fn is_parameter(plan: &Plan, param: usize) -> bool {
+    plan.buffers[BufferId::new(param)].kind == tile::BufferKind::Input
+}
+
 /// A name as an LLVM symbol.
 fn symbol(module: &Module, k: &Kernel) -> String {
     let clean = |s: &str| s.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect::<String>();
@@ -79,7 +84,7 @@ fn kernel(
     for (id, b) in k.bufs.iter() {
         let i = id.index();
         match &b.space {
-            BufSpace::Global { param, .. } if b.dims.is_empty() => {
+            BufSpace::Global { param, .. } if b.dims.is_empty() && is_parameter(plan, *param) => {
                 params.push((format!("%s{i}"), "i64", format!("slot{}", slots.len())));
                 slots.push(Slot::Scalar(BufferId::new(*param)));
                 facts.push(BufFacts { ptr: format!("%s{i}"), strides: vec![], dims: vec![], dtype: b.dtype });
@@ -88,12 +93,14 @@ fn kernel(
                 params.push((format!("%b{i}"), "ptr noalias", format!("slot{}", slots.len())));
                 slots.push(Slot::Base(BufferId::new(*param)));
                 let mut strides = Vec::new();
-                for d in 0..b.dims.len() - 1 {
+                for d in 0..b.dims.len().saturating_sub(1) {
                     params.push((format!("%b{i}.{d}"), "i64", format!("slot{}", slots.len())));
                     slots.push(Slot::Stride(BufferId::new(*param), d));
                     strides.push(format!("%b{i}.{d}"));
                 }
-                strides.push("1".to_string());
+                if !b.dims.is_empty() {
+                    strides.push("1".to_string());
+                }
                 facts.push(BufFacts { ptr: format!("%b{i}"), strides, dims: vec![], dtype: b.dtype });
             }
             BufSpace::Scratch { .. } => {

@@ -11,7 +11,7 @@ use einfall_ir::cascade::Size;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Bound, Expr as E, FragId, Stmt, View};
 use einfall_ir::ops::BinaryOp;
-use einfall_ir::tile::{self, AxisId, BufferId, ExprId, Place as At, TileId};
+use einfall_ir::tile::{self, AxisId, BufferId, BufferKind, ExprId, Place as At, TileId};
 
 use super::build::*;
 use super::place::Place;
@@ -220,7 +220,7 @@ impl Lower<'_> {
         let buf = self.globals[&buffer];
         let info = &self.plan.buffers[buffer];
         let (dims, dtype) = (info.dims.clone(), Self::register_type(info.dtype));
-        if dims.is_empty() {
+        if dims.is_empty() && info.kind == BufferKind::Input {
             return Ok(E::Scalar(buf));
         }
         let coefs: Vec<Option<i64>> = at.iter().map(|a| self.lane_coef(*a, p.lane)).collect();

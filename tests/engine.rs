@@ -1,0 +1,31 @@
+//! The facade end to end, on shapes the library's cascades do not have.
+#![cfg(feature = "cpu")]
+
+use einfall::ir::cascade::{eval, parse};
+use einfall::ir::tolerance::{expect, inputs};
+use einfall::{Engine, Options};
+
+/// Results without dimensions, stored, returned, and read again by a later kernel.
+#[test]
+fn scalars_are_results_too() {
+    let text = "cascade chain[N, M](x: f32[N], z: f32[M]) -> (d: f32[], y: f32[M], u: f32[N]) {
+        d = sum(n) x[n] * x[n]
+        w = sum(m) z[m]
+        y[m] = z[m] * d + w
+        u[n] = x[n] / (1.0 + d)
+    }";
+    let module = parse(text).unwrap_or_else(|d| panic!("{d:?}"));
+    let c = &module.cascades[0];
+    let kernel = Engine::new(&Options::default()).unwrap().compile(c).unwrap();
+    for (seed, sizes) in [[("N", 50), ("M", 37)], [("N", 1), ("M", 1)], [("N", 0), ("M", 3)]].iter().enumerate() {
+        let bound = kernel.bind(sizes).unwrap();
+        let given = inputs::random(c, bound.bindings(), seed as u64, inputs::Variant::Normal).unwrap();
+        let outputs = bound.run_values(c, &given).unwrap();
+        let expected = expect(c, bound.bindings(), &given, &eval::Options::default()).unwrap();
+        assert_eq!(outputs.len(), expected.len());
+        for (e, (name, got)) in expected.iter().zip(&outputs) {
+            assert_eq!(e.name, *name);
+            e.compare(&got.to_values().unwrap().data).unwrap_or_else(|m| panic!("{sizes:?}: {m}"));
+        }
+    }
+}

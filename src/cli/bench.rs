@@ -208,7 +208,8 @@ fn time(engine: &Engine, c: &Cascade, case: &Case, sheet: &DataSheet, budget: Du
         gbps: bytes / seconds / 1e9,
         build_s,
         kernels: bound.runtime().kernels().count(),
-        atoms: vec!["fma.vec".to_owned()],
+        // What the mapping names; empty where the lowering makes its own outer products of vector operations.
+        atoms: kernel.mapping().kernels.iter().flat_map(|k| &k.ops).filter_map(|o| o.atom.clone()).collect(),
         threads: engine.runtime().threads(),
         roofline_fraction: floor / seconds,
     })

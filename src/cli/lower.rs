@@ -26,7 +26,7 @@ pub fn passes() {
 
 /// Which lowering follows the tile level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Path3 {
+pub enum Lowering {
     /// Kernels for this machine's processor
     Cpu,
     /// Kernels with roles, channels and schedules; needs --mapping
@@ -51,8 +51,8 @@ pub struct LowerArgs {
     #[arg(long = "static", value_name = "RANK=N,..")]
     statics: Vec<Pairs<u64>>,
     /// What to lower to
-    #[arg(long, value_enum, default_value_t = Path3::Cpu)]
-    target: Path3,
+    #[arg(long, value_enum, default_value_t = Lowering::Cpu)]
+    target: Lowering,
     /// Print what every pass made, not only the last
     #[arg(long)]
     trace: bool,
@@ -82,12 +82,12 @@ fn records(
     source: &Source,
     program: Program,
     mapping: Option<Mapping>,
-    target: Path3,
+    target: Lowering,
     stop_after: Option<&str>,
 ) -> Result<Vec<Record>, Failure> {
     let lower = match target {
-        Path3::Cpu => tables::CPU,
-        Path3::Gpu => tables::GPU,
+        Lowering::Cpu => tables::CPU,
+        Lowering::Gpu => tables::GPU,
     };
     let first = stop_after.filter(|n| tables::TO_TILE.iter().any(|p| p.name == *n));
     let second = stop_after.filter(|n| lower.iter().any(|p| p.name == *n));
@@ -112,8 +112,8 @@ fn records(
     let cpu = einfall_runtime::Cpu::detect();
     let mapping = match (mapping, target) {
         (Some(m), _) => Some(m),
-        (None, Path3::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
-        (None, Path3::Gpu) => None,
+        (None, Lowering::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
+        (None, Lowering::Gpu) => None,
     };
     let context = Context { mapping, isa: Some(isa(&cpu)) };
     let made = trace(lower, Program::Tile(plan), &context, second);
@@ -174,7 +174,7 @@ pub fn bisect(args: &BisectArgs) -> Result<(), Failure> {
     let b = bindings(&source, &c, &Given { sizes: sizes(&args.size), ..Given::default() })?;
     let inputs = random(&c, &b, args.random, Variant::Normal).map_err(|e| source.bind_failure(&e))?;
     let expected = expect(&c, &b, &inputs, &eval::Options::default()).map_err(Failure::wrong)?;
-    let records = records(&source, Program::Cascade(c.clone()), None, Path3::Cpu, None)?;
+    let records = records(&source, Program::Cascade(c.clone()), None, Lowering::Cpu, None)?;
     for r in &records {
         println!("{:20} {}", r.name, if r.unchanged { "(unchanged)" } else { r.level.name() });
     }

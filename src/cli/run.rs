@@ -71,7 +71,7 @@ fn name_and_file(text: &str) -> Result<(String, PathBuf), String> {
     Ok((name.to_owned(), PathBuf::from(file)))
 }
 
-/// Runs, prints a line per output and kernel, writes and checks if asked.
+/// Runs, prints a line per output, checks and writes if asked.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let source = Source::read(&args.file)?;
     let cascade = source.cascade(args.cascade.as_deref())?;

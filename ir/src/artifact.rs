@@ -9,7 +9,7 @@ use crate::dtype::DType;
 use crate::tile::{Buffer, BufferId};
 
 /// Version of the calling conventions and of this contract; part of every cache key.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A plan compiled for one target.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,13 @@ pub enum Code {
     LlvmIr(String),
     /// A relocatable object for the host.
     Object(Vec<u8>),
+    /// PTX, to be assembled by the driver (or ahead of time) for `arch`: `sm_90a`, `sm_80`.
+    Ptx {
+        /// The module's text.
+        text: String,
+        /// The target it names.
+        arch: String,
+    },
 }
 
 /// One kernel launch.
@@ -42,6 +49,11 @@ pub enum Code {
 /// CPU convention: `extern "C" fn(slots: *const u64, first_task: i64, end_task: i64, scratch: *mut u8)`. Tasks
 /// `first_task .. end_task` of the linearised grid are run in order; the kernel is thread-safe for disjoint ranges.
 /// `scratch` holds `scratch_bytes` bytes, 64-byte aligned, private to the call, with unspecified content.
+///
+/// GPU convention: the kernel's parameters are its tensor maps ([`GpuLaunch::maps`], 128 bytes each, 64-byte aligned),
+/// then `slots`, 8 bytes each. The grid is launched along x alone: clusters are numbered by their place in the grid of
+/// clusters, the tasks of a cluster by their place in it, both with the last dimension fastest. Extents and positions
+/// are below 2³¹ (checked when sizes are bound); strides and addresses have 64 bits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     /// The symbol.
@@ -60,6 +72,37 @@ pub struct Launch {
     pub flops: Size,
     /// Bytes each of which a perfect cache would move once: inputs read plus outputs written.
     pub bytes: Size,
+    /// How a GPU launches it; none on a CPU.
+    pub gpu: Option<GpuLaunch>,
+}
+
+/// What a GPU needs to know to launch a kernel. Source: CUDA driver API, `cuLaunchKernelEx`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuLaunch {
+    /// Threads of a task.
+    pub threads: u32,
+    /// Tasks of a cluster along each grid dimension, which they divide; empty: no clusters.
+    pub cluster: Vec<u64>,
+    /// Dynamic shared memory in bytes.
+    pub shared_bytes: u64,
+    /// Whether all tasks must be resident at once (grid-wide synchronisation).
+    pub cooperative: bool,
+    /// Tensor maps, in the order of the parameters.
+    pub maps: Vec<TensorMap>,
+}
+
+/// How to encode one tensor map; the array's base, extents and strides come at launch. Source: CUDA driver API,
+/// `cuTensorMapEncodeTiled`; out-of-range elements read as 0.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TensorMap {
+    /// The array. Its base must be 16-byte aligned, its strides but the innermost multiples of 16 bytes.
+    pub buffer: BufferId,
+    /// Dimensions of the array in the map's order, innermost (stride 1) first; all of them, at most 5.
+    pub dims: Vec<usize>,
+    /// Extent of the box along each of `dims`, 1 to 256.
+    pub extents: Vec<u32>,
+    /// Span of the swizzle in bytes: 32, 64, 128, or 0 for none.
+    pub swizzle_bytes: u32,
 }
 
 /// One 8-byte argument.

@@ -110,6 +110,7 @@ fn artifact(code: &str, symbol: &str, lanes: u64, x_dims: &[u64]) -> Artifact {
         // Never too small for all threads.
         flops: Size::Const(i64::MAX as u64),
         bytes: Size::Const(0),
+        gpu: None,
     };
     let (name, target) = (format!("calibrate {symbol}"), "cpu".to_string());
     Artifact { name, target, ranks, buffers, code: Code::LlvmIr(code.into()), launches: vec![launch] }

@@ -108,6 +108,10 @@ impl Engine {
         let executable = match std::mem::replace(&mut artifact.code, Code::Object(Vec::new())) {
             // SAFETY: the caller vouches for the code.
             Code::Object(bytes) => self.link(artifact, &unsafe { Object::from_bytes(bytes) })?,
+            Code::Ptx { arch, .. } => {
+                let reason = format!("its code is PTX for {arch}; this engine runs kernels on the processor");
+                return Err(Error::Artifact { name: artifact.name, reason });
+            }
             Code::LlvmIr(text) => {
                 let key = self.key(&text);
                 let cached = self.cache.as_ref().and_then(|cache| cache.get(&key));

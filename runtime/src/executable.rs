@@ -441,6 +441,7 @@ mod tests {
                 writes: ids(writes),
                 flops: zero(),
                 bytes: zero(),
+                gpu: None,
             })
             .collect();
         let code = Code::Object(vec![]);

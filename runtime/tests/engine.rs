@@ -128,6 +128,7 @@ fn artifact() -> Artifact {
         // Large, so that even small cases go to the threads.
         flops: Size::Const(1 << 30),
         bytes: Size::Mul(Box::new(Size::Rank(n)), Box::new(Size::Const(12))),
+        gpu: None,
     };
     let slots = vec![Slot::Base(x), Slot::Stride(x, 0), Slot::Base(y), Slot::Base(t), Slot::Extent(n)];
     let add = launch("add", slots, vec![x, y], vec![t]);

@@ -200,6 +200,7 @@ fn kernel(
         writes: writes.into_iter().collect(),
         flops: flops(source),
         bytes,
+        gpu: None,
     })
 }
 

@@ -87,6 +87,9 @@ pub struct GpuLaunch {
     pub shared_bytes: u64,
     /// Whether all tasks must be resident at once (grid-wide synchronisation).
     pub cooperative: bool,
+    /// Whether it may start before the launch before it has ended, as it waits itself before it reads what that one
+    /// stores (`griddepcontrol.wait`; programmatic dependent launch).
+    pub dependent: bool,
     /// Tensor maps, in the order of the parameters.
     pub maps: Vec<TensorMap>,
 }

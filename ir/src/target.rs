@@ -1,8 +1,8 @@
 //! Data sheets: what a device has, as numbers a cost or bound can be computed from.
 //!
-//! Invariant: levels are listed from the slowest (device memory) to the fastest (registers); a sheet
-//! describes one device and is data, never code. Sources: NVIDIA H100 and A100 data sheets and CUDA C Programming
-//! Guide (compute capability tables); for CPUs the vendor's cache sizes.
+//! A sheet is a TOML file of `ir/data`, with its sources in comments; [`DataSheet::parse`] reads others. Invariant:
+//! levels are listed from the slowest (device memory) to the fastest (registers); a sheet describes one device and is
+//! data, never code.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,19 +23,111 @@ pub struct MemoryLevel {
 
 /// A device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DataSheet {
     /// The name `--target` takes.
     pub name: String,
+    /// Peak rate of contractions by operand type, in operations (two per multiply-add) per second.
+    #[serde(with = "rates")]
+    pub peak: Vec<(String, f64)>,
     /// Memory levels, slowest first.
     pub levels: Vec<MemoryLevel>,
-    /// Peak rate of contractions by operand type, in operations (two per multiply-add) per second.
-    pub peak: Vec<(String, f64)>,
+    /// What only GPUs have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+}
+
+/// What a GPU allows a task and a multiprocessor, and how fast it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// Compute capability, ten times the major number plus the minor one.
+    pub capability: u32,
+    /// How many multiprocessors.
+    pub multiprocessors: u64,
+    /// Clock of tensor operations, in Hz.
+    pub clock: f64,
+    /// Shared memory one task may have, in bytes.
+    pub shared_per_task: u64,
+    /// Shared memory of a multiprocessor, in bytes; each task takes [`TASK_SHARED_BYTES`] beside its own.
+    pub shared_per_multiprocessor: u64,
+    /// Registers of a multiprocessor (32 bits each).
+    pub registers: u64,
+    /// Registers one thread may have.
+    pub thread_registers: u64,
+    /// Threads one task may have.
+    pub threads_per_task: u64,
+    /// Threads of a multiprocessor.
+    pub threads_per_multiprocessor: u64,
+    /// Named barriers of a task, its own one apart.
+    pub named_barriers: u64,
+    /// Tasks of a cluster; 1: no clusters.
+    pub max_cluster: u64,
+    /// Families of contraction instructions: `wgmma`, `mma`.
+    pub atoms: Vec<String>,
+    /// What copies between device and shared memory without registers: `tma`, `cp_async`.
+    pub copy_engines: Vec<String>,
+    /// Exponentials and their like per clock and multiprocessor.
+    pub special_per_clock: u64,
+    /// f32 multiply-adds per clock and multiprocessor.
+    pub fma_per_clock: u64,
+    /// Clocks until a load from device memory arrives.
+    pub memory_latency: u64,
+    /// Clocks of one barrier between units of a task.
+    pub barrier_latency: u64,
+}
+
+/// Shared memory that the system takes per task (CUDA C++ Programming Guide, compute capability 8.0 and later).
+pub const TASK_SHARED_BYTES: u64 = 1024;
+
+/// The built-in sheets' texts.
+const TEXTS: [&str; 10] = [
+    include_str!("../data/h100.toml"),
+    include_str!("../data/h200.toml"),
+    include_str!("../data/a100.toml"),
+    include_str!("../data/rtx4090.toml"),
+    include_str!("../data/b200.toml"),
+    include_str!("../data/generic.toml"),
+    include_str!("../data/cpu.toml"),
+    include_str!("../data/x86-64-v3.toml"),
+    include_str!("../data/x86-64-v4.toml"),
+    include_str!("../data/aarch64.toml"),
+];
+
+/// Rates as a table in text, in order of names.
+mod rates {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::collections::BTreeMap;
+
+    pub fn serialize<S: Serializer>(rates: &[(String, f64)], s: S) -> Result<S::Ok, S::Error> {
+        rates.iter().map(|(n, r)| (n.as_str(), *r)).collect::<BTreeMap<_, _>>().serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<(String, f64)>, D::Error> {
+        Ok(BTreeMap::<String, f64>::deserialize(d)?.into_iter().collect())
+    }
 }
 
 impl DataSheet {
+    /// Reads the text of a sheet.
+    ///
+    /// # Errors
+    /// Says what is missing, unknown or out of order.
+    pub fn parse(text: &str) -> Result<DataSheet, String> {
+        let sheet: DataSheet = toml::from_str(text).map_err(|e| e.to_string())?;
+        if sheet.levels.first().is_none_or(|l| l.name != "dram") {
+            return Err(format!("sheet {}: the first level is device memory, `dram`", sheet.name));
+        }
+        let rate = |l: &MemoryLevel| l.bandwidth * l.instances as f64;
+        if let Some(w) = sheet.levels.windows(2).find(|w| rate(&w[0]) >= rate(&w[1])) {
+            return Err(format!("sheet {}: level {} is no faster than {}", sheet.name, w[1].name, w[0].name));
+        }
+        Ok(sheet)
+    }
+
     /// Every sheet that is built in.
     pub fn all() -> Vec<DataSheet> {
-        vec![DataSheet::h100(), DataSheet::a100(), DataSheet::cpu()]
+        TEXTS.iter().map(|t| DataSheet::parse(t).expect("built-in sheets are tested")).collect()
     }
 
     /// The sheet of this name.
@@ -43,58 +135,28 @@ impl DataSheet {
         DataSheet::all().into_iter().find(|s| s.name == name)
     }
 
+    fn built_in(text: &str) -> DataSheet {
+        DataSheet::parse(text).expect("built-in sheets are tested")
+    }
+
     /// NVIDIA H100 SXM5 80 GB.
     pub fn h100() -> DataSheet {
-        let l =
-            |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
-        DataSheet {
-            name: "h100".into(),
-            levels: vec![
-                l("dram", 80_000_000_000, 1, 3.35e12),
-                l("l2", 50 << 20, 1, 5.5e12),
-                l("shared", 227 << 10, 132, 2.3e11),
-                l("registers", 256 << 10, 132, 1.0e13),
-            ],
-            peak: vec![
-                ("bf16".into(), 989e12),
-                ("f16".into(), 989e12),
-                ("f8e4m3".into(), 1979e12),
-                ("f32".into(), 67e12),
-            ],
-        }
+        DataSheet::built_in(TEXTS[0])
     }
 
     /// NVIDIA A100 SXM4 80 GB.
     pub fn a100() -> DataSheet {
-        let l =
-            |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
-        DataSheet {
-            name: "a100".into(),
-            levels: vec![
-                l("dram", 80_000_000_000, 1, 2.04e12),
-                l("l2", 40 << 20, 1, 4.0e12),
-                l("shared", 163 << 10, 108, 1.8e11),
-                l("registers", 256 << 10, 108, 8.0e12),
-            ],
-            peak: vec![("bf16".into(), 312e12), ("f16".into(), 312e12), ("f32".into(), 19.5e12)],
-        }
+        DataSheet::built_in(TEXTS[2])
     }
 
     /// A generic server core with AVX-512; a runtime replaces its numbers by what it finds.
     pub fn cpu() -> DataSheet {
-        let l =
-            |name: &str, bytes, instances, bandwidth| MemoryLevel { name: name.into(), bytes, instances, bandwidth };
-        DataSheet {
-            name: "cpu".into(),
-            levels: vec![
-                l("dram", 16_000_000_000, 1, 40e9),
-                l("l3", 32 << 20, 1, 100e9),
-                l("l2", 1 << 20, 1, 200e9),
-                l("l1", 32 << 10, 1, 400e9),
-                l("registers", 2 << 10, 1, 1e12),
-            ],
-            peak: vec![("f32".into(), 200e9)],
-        }
+        DataSheet::built_in(TEXTS[6])
+    }
+
+    /// The level of this name.
+    pub fn level(&self, name: &str) -> Option<&MemoryLevel> {
+        self.levels.iter().find(|l| l.name == name)
     }
 
     /// Peak operations per second for operands of `dtype`, if the sheet has it.
@@ -115,6 +177,27 @@ mod tests {
             assert_eq!(s.levels[0].name, "dram");
             let rate = |l: &MemoryLevel| l.bandwidth * l.instances as f64;
             assert!(s.levels.windows(2).all(|w| rate(&w[0]) < rate(&w[1])), "{}", s.name);
+            assert_eq!(DataSheet::parse(&toml::to_string(&s).unwrap()), Ok(s.clone()));
+            let Some(gpu) = &s.gpu else { continue };
+            assert!(gpu.shared_per_task + TASK_SHARED_BYTES <= gpu.shared_per_multiprocessor, "{}", s.name);
+            assert_eq!(
+                s.level("shared").map(|l| (l.bytes, l.instances)),
+                Some((gpu.shared_per_task, gpu.multiprocessors))
+            );
+        }
+    }
+
+    #[test]
+    fn damaged_sheets_say_what_is_wrong() {
+        for (from, to, says) in [
+            ("clock = 1.83e9\n", "", "missing field `clock`"),
+            ("name = \"dram\"", "name = \"hbm\"", "the first level is device memory"),
+            ("3.35e12", "9.35e12", "level l2 is no faster than dram"),
+            ("max_cluster", "cluster", "unknown field `cluster`"),
+        ] {
+            assert!(TEXTS[0].contains(from), "{from}");
+            let e = DataSheet::parse(&TEXTS[0].replacen(from, to, 1)).expect_err(from);
+            assert!(e.contains(says), "{e}");
         }
     }
 }

@@ -157,7 +157,7 @@ impl Cpu {
         }
         let registers = if self.has(Isa::Avx512F) || self.arch == "aarch64" { 32 } else { 16 };
         levels.push(level("registers".into(), registers * u64::from(self.vector_bits()) / 8, threads));
-        DataSheet { name: generic.name, levels, peak: generic.peak }
+        DataSheet { levels, ..generic }
     }
 
     /// Capacity of a cache level, 0 where it has none.

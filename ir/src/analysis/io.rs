@@ -343,7 +343,12 @@ mod tests {
 
     fn sheet(bytes: u64) -> DataSheet {
         let l = |name: &str, bytes| MemoryLevel { name: name.into(), bytes, instances: 1, bandwidth: 1.0 };
-        DataSheet { name: "test".into(), levels: vec![l("dram", 1 << 60), l("fast", bytes)], peak: Vec::new() }
+        DataSheet {
+            name: "test".into(),
+            levels: vec![l("dram", 1 << 60), l("fast", bytes)],
+            peak: Vec::new(),
+            gpu: None,
+        }
     }
 
     const MATMUL: &str = "cascade matmul[M, N, K](A: f32[M,K], B: f32[K,N]) -> (C: f32[M,N]) {

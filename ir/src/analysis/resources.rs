@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::kernel::{BarrierKind, BufSpace, Expr, FragId, GroupKind, Kernel, Operand, Role, Stmt};
+use crate::target::Gpu;
 
 /// Registers per thread beyond fragments.
 pub const OVERHEAD: u64 = 32;
@@ -30,6 +31,17 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// What a sheet says.
+    pub fn of(gpu: &Gpu) -> Limits {
+        Limits {
+            shared_bytes: gpu.shared_per_task,
+            registers: gpu.registers,
+            thread_registers: gpu.thread_registers,
+            threads: gpu.threads_per_task,
+            named_barriers: gpu.named_barriers,
+        }
+    }
+
     /// NVIDIA H100 (CUDA C Programming Guide, compute capability 9.0).
     pub fn h100() -> Limits {
         let (shared_bytes, registers) = (227 << 10, 65_536);

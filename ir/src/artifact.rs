@@ -92,6 +92,24 @@ pub struct GpuLaunch {
     pub dependent: bool,
     /// Tensor maps, in the order of the parameters.
     pub maps: Vec<TensorMap>,
+    /// The kernel of the plan it is one variant of; none: it stands alone. Variants of one kernel follow one another
+    /// among [`Artifact::launches`]; when sizes and arrays are bound, the first of them whose assumptions all hold is
+    /// launched and the others are not ([`crate::kernel::variants`]). One that assumes nothing comes last.
+    pub variant_of: Option<String>,
+    /// What must hold of extents and arrays for this variant to be launched.
+    pub assumes: Vec<Condition>,
+}
+
+/// What a variant of a kernel takes for granted: [`crate::kernel::Assumption`] in terms of the artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// The size is at most so much.
+    AtMost(Size, u64),
+    /// The size is a multiple of so much.
+    Multiple(Size, u64),
+    /// The array's base address and, in bytes, all its strides but the last dimension's are multiples of so many
+    /// bytes, and the last dimension's stride is 1.
+    Aligned(BufferId, u64),
 }
 
 /// How to encode one tensor map; the array's base, extents and strides come at launch. Source: CUDA driver API,

@@ -190,6 +190,7 @@ fn collect_operands(body: &[Stmt], out: &mut Live) {
             Stmt::Let { .. }
             | Stmt::Map { .. }
             | Stmt::Reduce { .. }
+            | Stmt::Scan { .. }
             | Stmt::Load { .. }
             | Stmt::Store { .. }
             | Stmt::Gather { .. }
@@ -265,6 +266,12 @@ impl Liveness<'_> {
                 if *carry {
                     live.extend(out);
                 }
+                live
+            }
+            Stmt::Scan { out, src, carry, .. } => {
+                live.remove(out);
+                live.insert(*src);
+                live.extend(carry);
                 live
             }
             Stmt::Load { out, .. } => {

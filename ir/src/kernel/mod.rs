@@ -14,6 +14,7 @@ pub mod eval;
 pub mod mutate;
 pub mod parse;
 pub mod print;
+pub mod variants;
 pub mod verify;
 
 use crate::arena::Arena;
@@ -50,6 +51,11 @@ pub struct Module {
 pub struct Kernel {
     /// Unique in the module; the symbol.
     pub name: String,
+    /// The kernel of the plan it is one variant of; none: it stands alone. Variants of one kernel follow one another
+    /// in the module, and a launch runs the first whose assumptions hold ([`variants`]).
+    pub variant_of: Option<String>,
+    /// What the code takes for granted; whoever launches checks it.
+    pub assumes: Vec<Assumption>,
     /// Tasks along each grid dimension, outermost first: expressions over extents.
     pub grid: Vec<Expr>,
     /// Tasks of a cluster along each grid dimension; empty: no clusters.
@@ -64,6 +70,18 @@ pub struct Kernel {
     pub vars: Arena<VarId, Var>,
     /// Concurrent roles of a task.
     pub roles: Vec<Role>,
+}
+
+/// What a variant of a kernel takes for granted about a launch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Assumption {
+    /// The expression over extents is at most so much.
+    AtMost(Expr, u64),
+    /// The expression over extents is a multiple of so much.
+    Multiple(Expr, u64),
+    /// The array's base address and, in bytes, all its strides but the last dimension's are multiples of so many
+    /// bytes, and elements are contiguous along the last dimension: what wide loads and stores need.
+    Aligned(BufId, u64),
 }
 
 /// An integer variable.
@@ -365,6 +383,22 @@ pub enum Stmt {
         bounds: Vec<Bound>,
         /// Whether the value before is joined in.
         carry: bool,
+    },
+    /// `out[.., i, ..] = carry ⊕ src[.., 0, ..] ⊕ … ⊕ src[.., i, ..]`: a running reduction along a dimension of two
+    /// fragments held alike (across registers and lanes of a unit).
+    Scan {
+        /// The fragment written.
+        out: FragId,
+        /// The monoid.
+        op: ReduceOp,
+        /// What is accumulated.
+        src: FragId,
+        /// The dimension it runs along.
+        along: usize,
+        /// A fragment without that dimension: joined in first, then set to the last running value.
+        carry: Option<FragId>,
+        /// Elements of `src` beyond contribute nothing.
+        bounds: Vec<Bound>,
     },
     /// Memory → fragment.
     Load {

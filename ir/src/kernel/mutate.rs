@@ -109,6 +109,7 @@ fn find(body: &[Stmt], path: &mut Vec<usize>, sites: &mut Vec<(Vec<usize>, Fault
             Stmt::Let { .. }
             | Stmt::Map { .. }
             | Stmt::Reduce { .. }
+            | Stmt::Scan { .. }
             | Stmt::Load { .. }
             | Stmt::Store { .. }
             | Stmt::Gather { .. }

@@ -41,6 +41,8 @@ pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
 fn empty_kernel(name: String) -> Kernel {
     Kernel {
         name,
+        variant_of: None,
+        assumes: Vec::new(),
         grid: Vec::new(),
         cluster: Vec::new(),
         bufs: Arena::new(),
@@ -75,7 +77,7 @@ type Read<T> = Result<T, Diagnostic>;
 /// Deepest nesting of expressions and statements accepted.
 const MAX_DEPTH: usize = 200;
 
-const STATEMENTS: &str = "a statement starts with for, if, let, map, reduce, load, store, gather, scatter, atom, copy, arrive, wait, bar_sync, bar_arrive, fence, commit, wait_group, task_sync, cluster_sync or grid_sync";
+const STATEMENTS: &str = "a statement starts with for, if, let, map, reduce, scan, load, store, gather, scatter, atom, copy, arrive, wait, bar_sync, bar_arrive, fence, commit, wait_group, task_sync, cluster_sync or grid_sync";
 
 impl Parser<'_> {
     fn token(&self) -> &Token {
@@ -257,6 +259,9 @@ impl Parser<'_> {
     fn kernel(&mut self) -> Read<Kernel> {
         let (name, _) = self.ident("the kernel's name")?;
         self.kernel = empty_kernel(name);
+        if self.eat_word("of") {
+            self.kernel.variant_of = Some(self.ident("the name of the plan's kernel")?.0);
+        }
         self.names = Names::default();
         self.sym("{")?;
         self.newlines();
@@ -336,6 +341,23 @@ impl Parser<'_> {
                     return Err(twice("fragment", &name, at));
                 }
             }
+            "assume" => {
+                let aligned = matches!(self.tok(), Tok::Ident(name) if self.names.bufs.contains_key(name));
+                let assumption = if aligned {
+                    let buf = self.buf()?;
+                    self.word("aligned")?;
+                    Assumption::Aligned(buf, self.count()?)
+                } else {
+                    let value = self.binary(4)?;
+                    if self.eat("<=") {
+                        Assumption::AtMost(value, self.count()?)
+                    } else {
+                        self.word("multiple")?;
+                        Assumption::Multiple(value, self.count()?)
+                    }
+                };
+                self.kernel.assumes.push(assumption);
+            }
             "mbarrier" | "named" => {
                 let (name, at) = self.ident("the barrier's name")?;
                 self.sym("[")?;
@@ -381,7 +403,7 @@ impl Parser<'_> {
                     "declaration",
                     other,
                     span,
-                    "write grid, cluster, global, shared, scratch, frag, mbarrier, named, vars or role",
+                    "write grid, cluster, global, shared, scratch, frag, mbarrier, named, assume, vars or role",
                 ));
             }
         }
@@ -606,6 +628,17 @@ impl Parser<'_> {
                 let base = if self.eat_word("base") { Some(self.expr()?) } else { None };
                 let bounds = self.bounds()?;
                 Stmt::Reduce { out, op, src, over, base, bounds, carry: self.eat_word("carry") }
+            }
+            "scan" => {
+                let out = self.frag()?;
+                self.sym("=")?;
+                let op = self.reduce_op()?;
+                let src = self.frag()?;
+                self.word("along")?;
+                let along = self.count()? as usize;
+                let bounds = self.bounds()?;
+                let carry = if self.eat_word("from") { Some(self.frag()?) } else { None };
+                Stmt::Scan { out, op, src, along, carry, bounds }
             }
             "load" => {
                 let out = self.frag()?;

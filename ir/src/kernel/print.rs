@@ -9,6 +9,7 @@
 //!     kernel gemm {
 //!         grid [(M + 127) / 128, N / 128]
 //!         cluster [2, 1]
+//!         assume K <= 4096                            // or `K multiple 8`, `A aligned 16`
 //!         global A: bf16[M, K] = 0                    // position among the plan's buffers
 //!         global C: f32[M, N] = 2 written
 //!         shared As: bf16[128, 64] stages 4 layout (128:64, 64:1) swizzle 128
@@ -127,7 +128,8 @@ impl<'a> Printer<'a> {
     }
 
     fn kernel(&mut self, kernel: &Kernel) {
-        self.line(format_args!("kernel {} {{", kernel.name));
+        let of = kernel.variant_of.as_ref().map(|s| format!(" of {s}")).unwrap_or_default();
+        self.line(format_args!("kernel {}{of} {{", kernel.name));
         self.indent += 1;
         let grid = self.list(&kernel.grid);
         self.line(format_args!("grid [{grid}]"));
@@ -166,6 +168,13 @@ impl<'a> Printer<'a> {
                 BarrierKind::Named { threads } => {
                     self.line(format_args!("named {}[{}] threads {threads}", b.name, b.stages))
                 }
+            }
+        }
+        for a in &kernel.assumes {
+            match a {
+                Assumption::AtMost(e, n) => self.line(format_args!("assume {} <= {n}", self.expr_at(e, 4))),
+                Assumption::Multiple(e, n) => self.line(format_args!("assume {} multiple {n}", self.expr_at(e, 4))),
+                Assumption::Aligned(b, n) => self.line(format_args!("assume {} aligned {n}", self.buf(*b))),
             }
         }
         let mut bound = Vec::new();
@@ -277,6 +286,11 @@ impl<'a> Printer<'a> {
                     op.name(),
                     over.join(", ")
                 ));
+            }
+            Stmt::Scan { out, op, src, along, carry, bounds } => {
+                let carry = carry.map(|c| format!(" from {}", self.frag(c))).unwrap_or_default();
+                let (out, src, bounds) = (self.frag(*out), self.frag(*src), self.bounds(bounds));
+                self.line(format_args!("scan {out} = {} {src} along {along}{bounds}{carry}", op.name()));
             }
             Stmt::Load { out, src, bounds } => {
                 let text = format!("load {} = {}{}", self.frag(*out), self.view(src), self.bounds(bounds));

@@ -21,7 +21,8 @@ pub struct Mapping {
     pub plan: String,
     /// The data sheet it is for.
     pub target: String,
-    /// One entry per kernel that is not all defaults.
+    /// One entry per kernel that is not all defaults. Several entries of one kernel are variants of it, in the order
+    /// in which a launch tries them: the first whose blocks hold the extents ([`AxisMapping::whole`]) runs.
     pub kernels: Vec<KernelMapping>,
 }
 
@@ -57,8 +58,12 @@ pub struct AxisMapping {
     pub cluster: u64,
     /// Units of a role it is cut over (warpgroups sharing a block).
     pub units: u64,
-    /// Coordinates of one instruction or register tile; 0: the atom's.
+    /// Coordinates of one instruction or register tile; 0: the atom's. Where no atom says, the contiguous coordinates
+    /// that one thread holds (one wide load), 0: 16 bytes of the narrowest array.
     pub register: u64,
+    /// Whether one block must hold the whole extent, so that what is read along it stays in registers from its first
+    /// use to its last: the kernel becomes a variant for such extents, and needs an entry for longer ones after it.
+    pub whole: bool,
 }
 
 /// How tasks get their blocks.
@@ -182,7 +187,7 @@ pub struct Split {
 impl AxisMapping {
     /// The axis cut into blocks of `block`, nothing else.
     pub fn new(axis: impl Into<String>, block: u64) -> AxisMapping {
-        AxisMapping { axis: axis.into(), block, cluster: 1, units: 1, register: 0 }
+        AxisMapping { axis: axis.into(), block, cluster: 1, units: 1, register: 0, whole: false }
     }
 }
 

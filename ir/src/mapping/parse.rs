@@ -3,7 +3,7 @@
 //! ```text
 //! mapping = "mapping" PLAN "on" TARGET "{" {kernel} "}"
 //! kernel  = "kernel" NAME "{" {line} "}"
-//! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT]
+//! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"]
 //!         | "work" ["order" AXIS {"," AXIS}] ["persistent"] ["group" INT] ["longest_first"]
 //!         | "anchor" ("hoist" | "rolling" | "lazy" | "tree")
 //!         | "split" AXIS "parts" INT "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
@@ -29,7 +29,7 @@ type Parsed<T> = Result<T, Diagnostic>;
 /// Reads a mapping.
 ///
 /// # Errors
-/// The first syntax error (M0101) or a kernel, axis, tile, operation or role mapped twice (M0102).
+/// The first syntax error (M0101) or an axis, tile, operation or role mapped twice (M0102).
 pub fn parse(text: &str) -> Parsed<Mapping> {
     let mut c = Cursor::new(text, "M0101")?;
     c.skip_lines();
@@ -42,8 +42,7 @@ pub fn parse(text: &str) -> Parsed<Mapping> {
     let mut kernels: Vec<KernelMapping> = Vec::new();
     while !c.eat_sym("}") {
         c.word("kernel")?;
-        let (name, span) = c.ident("a kernel name")?;
-        once(kernels.iter().any(|k| k.kernel == name), "kernel", &name, span)?;
+        let (name, _) = c.ident("a kernel name")?;
         c.sym("{")?;
         c.skip_lines();
         let mut k = KernelMapping { kernel: name, ..KernelMapping::default() };
@@ -113,7 +112,14 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
         c.word("block")?;
         let block = c.count("a block size")?;
         let (cluster, units) = (number(c, "cluster", 1)?, number(c, "units", 1)?);
-        k.axes.push(AxisMapping { axis, block, cluster, units, register: number(c, "register", 0)? });
+        k.axes.push(AxisMapping {
+            axis,
+            block,
+            cluster,
+            units,
+            register: number(c, "register", 0)?,
+            whole: c.eat_word("whole"),
+        });
     } else if c.eat_word("work") {
         let mut order = Vec::new();
         if c.eat_word("order") {

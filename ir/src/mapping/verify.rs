@@ -17,7 +17,13 @@ pub fn verify(mapping: &Mapping, plan: &Plan) -> Result<(), Vec<Diagnostic>> {
         let message = format!("the mapping is for plan `{}`, not `{}`", mapping.plan, plan.name);
         out.push(Diagnostic::error("M0201", Span::default(), message).help("pass the mapping made for this plan"));
     }
-    for k in &mapping.kernels {
+    for (i, k) in mapping.kernels.iter().enumerate() {
+        let variants = mapping.kernels[..=i].iter().filter(|m| m.kernel == k.kernel).count();
+        if variants > MAX_VARIANTS {
+            let message = format!("kernel `{}` has {variants} entries", k.kernel);
+            let help = format!("a kernel has at most {MAX_VARIANTS} variants, half of them for unaligned arrays");
+            out.push(Diagnostic::error("M0202", Span::default(), message).help(help));
+        }
         match plan.kernels.iter().find(|p| p.name == k.kernel) {
             Some(p) => Checker { k, names: p.op_names(plan), p, out: &mut out }.run(),
             None => {
@@ -33,6 +39,10 @@ fn missing(kind: &str, name: &str, there: &[&str], place: &str) -> Diagnostic {
     Diagnostic::error("M0201", Span::default(), format!("{place} names {kind} `{name}`, which does not exist"))
         .help(format!("the {kind}s are {}", there.join(", ")))
 }
+
+/// Entries of one kernel: each may need a second variant for arrays that are not aligned, and a launch chooses among
+/// at most 8.
+const MAX_VARIANTS: usize = 4;
 
 struct Checker<'a> {
     k: &'a KernelMapping,
@@ -68,6 +78,9 @@ impl Checker<'_> {
                     format!("{place}: a block of {} is not cut evenly over {} units", a.block, a.units),
                     "make the block a multiple of the units",
                 );
+            }
+            if a.whole && kind == AxisKind::Grid {
+                self.bad(format!("{place} is whole but cut over tasks"), "leave out `whole` on grid axes");
             }
             if a.cluster > 1 && kind != AxisKind::Grid {
                 self.bad(format!("{place} has a cluster but is not a grid axis"), "put clusters on grid axes");

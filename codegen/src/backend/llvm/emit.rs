@@ -1018,6 +1018,7 @@ impl<'a> Emit<'a> {
                 }
                 self.reduce(out[0], *op, *src, over, bounds, *carry)
             }
+            Stmt::Scan { .. } => Err(self.unsupported("a scan as one statement")),
             Stmt::Load { out, src, bounds } => self.load(*out, src, bounds),
             Stmt::Store { dst, src, bounds, join } => self.store(dst, *src, bounds, *join),
             Stmt::Gather { out, buf, at, bounds } => self.gather(*out, *buf, at, bounds),

@@ -135,6 +135,8 @@ impl<'a> Lower<'a> {
         body.extend(l.nodes(&k.body)?);
         Ok(kernel::Kernel {
             name: k.name.clone(),
+            variant_of: None,
+            assumes: Vec::new(),
             grid,
             cluster: Vec::new(),
             bufs: l.bufs,

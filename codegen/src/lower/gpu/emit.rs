@@ -69,6 +69,8 @@ impl<'f, 'a> Emit<'f, 'a> {
     fn new(f: &'f Facts<'a>) -> Emit<'f, 'a> {
         let mut k = Kernel {
             name: f.kernel.name.clone(),
+            variant_of: None,
+            assumes: Vec::new(),
             grid: Vec::new(),
             cluster: Vec::new(),
             bufs: Arena::new(),

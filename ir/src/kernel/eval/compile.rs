@@ -111,6 +111,14 @@ pub(super) enum Inst {
         bounds: Limits,
         carry: bool,
     },
+    Scan {
+        out: usize,
+        op: ReduceOp,
+        src: usize,
+        along: usize,
+        carry: Option<usize>,
+        bounds: Limits,
+    },
     Load {
         out: usize,
         src: Window,
@@ -300,6 +308,14 @@ impl<'a> Compiler<'a> {
                 base: base.as_ref().map(|b| self.uniform(b)).transpose()?,
                 bounds: self.bounds(bounds)?,
                 carry: *carry,
+            },
+            Stmt::Scan { out, op, src, along, carry, bounds } => Inst::Scan {
+                out: out.index(),
+                op: *op,
+                src: src.index(),
+                along: *along,
+                carry: carry.map(|c| c.index()),
+                bounds: self.bounds(bounds)?,
             },
             Stmt::Load { out, src, bounds } => {
                 Inst::Load { out: out.index(), src: self.window(src)?, bounds: self.bounds(bounds)? }

@@ -365,6 +365,7 @@ fn uses_grid_sync(body: &[Stmt]) -> bool {
         Stmt::Let { .. }
         | Stmt::Map { .. }
         | Stmt::Reduce { .. }
+        | Stmt::Scan { .. }
         | Stmt::Load { .. }
         | Stmt::Store { .. }
         | Stmt::Gather { .. }

@@ -149,6 +149,10 @@ impl Wave<'_, '_> {
                 self.reduce(unit, out, *op, *src, over, base.as_ref(), bounds, *carry, stmt)?;
                 Ok(true)
             }
+            Inst::Scan { out, op, src, along, carry, bounds } => {
+                self.scan(unit, *out, *op, *src, *along, *carry, bounds, stmt)?;
+                Ok(true)
+            }
             Inst::Load { out, src, bounds } => {
                 let extents = self.units[unit].frags[*out].dims.clone();
                 let walked = self.walked(unit, src, extents, stmt)?;
@@ -607,6 +611,61 @@ impl Wave<'_, '_> {
             self.set_frag(unit, out[1], at, stmt)?;
         }
         Ok(())
+    }
+}
+
+impl Wave<'_, '_> {
+    #[allow(clippy::too_many_arguments)]
+    fn scan(
+        &mut self,
+        unit: usize,
+        out: usize,
+        op: ReduceOp,
+        src: usize,
+        along: usize,
+        carry: Option<usize>,
+        bounds: &Limits,
+        stmt: u32,
+    ) -> Result<(), KernelError> {
+        let limits = self.limits(unit, bounds, stmt)?;
+        self.use_frag(unit, src, false, stmt)?;
+        let frags = &self.units[unit].frags;
+        let dims: Vec<usize> = frags[src].dims.iter().map(|d| *d as usize).collect();
+        let kept: Vec<u64> = (0..dims.len()).filter(|d| *d != along).map(|d| dims[d] as u64).collect();
+        let fits = along < dims.len() && frags[out].dims == frags[src].dims;
+        if !fits || carry.is_some_and(|c| frags[c].dims != kept) {
+            let text = "a scan's result is shaped as its source, its carry as the source without a dimension";
+            return Err(self.error(unit, stmt, ErrorKind::Illegal, text));
+        }
+        let inner: usize = dims[along + 1..].iter().product();
+        let outer: usize = dims[..along].iter().product();
+        let mut running = vec![op.identity(); outer * inner];
+        if let Some(c) = carry {
+            self.use_frag(unit, c, false, stmt)?;
+            running.clone_from(&self.units[unit].frags[c].data);
+        }
+        let data = &self.units[unit].frags[src].data;
+        let mut values = vec![0.0; data.len()];
+        let mut tile = vec![0usize; dims.len()];
+        for (e, x) in data.iter().enumerate() {
+            let lane = e / (inner * dims[along]) * inner + e % inner;
+            if limits.iter().all(|(d, limit)| (tile[*d] as i64) < *limit) {
+                running[lane] = op.combine(running[lane], *x);
+            }
+            values[e] = running[lane];
+            for d in (0..tile.len()).rev() {
+                tile[d] += 1;
+                if tile[d] < dims[d] {
+                    break;
+                }
+                tile[d] = 0;
+            }
+        }
+        self.set_frag(unit, out, values, stmt)?;
+        match carry {
+            Some(c) => self.set_frag(unit, c, running, stmt),
+            None => Ok(()),
+        }
     }
 }
 

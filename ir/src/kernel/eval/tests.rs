@@ -18,6 +18,8 @@ fn global(name: &str, dims: &[i64], param: usize, written: bool) -> Buf {
 fn vector_add(n: i64) -> Kernel {
     let mut k = Kernel {
         name: "add".to_string(),
+        variant_of: None,
+        assumes: Vec::new(),
         grid: vec![Expr::Int((n + 15) / 16)],
         cluster: Vec::new(),
         bufs: Arena::new(),

@@ -156,6 +156,12 @@ fn uses(s: &Stmt) -> (Vec<FragId>, Vec<FragId>) {
             }
             writes.extend(out);
         }
+        Stmt::Scan { out, src, carry, .. } => {
+            reads.push(*src);
+            reads.extend(carry);
+            writes.push(*out);
+            writes.extend(carry);
+        }
         Stmt::Load { out, .. } => writes.push(*out),
         Stmt::Store { src, .. } => reads.push(*src),
         Stmt::Gather { out, at, .. } => {

@@ -310,6 +310,7 @@ impl<'a> Verifier<'a> {
                     | Stmt::Let { .. }
                     | Stmt::Map { .. }
                     | Stmt::Reduce { .. }
+                    | Stmt::Scan { .. }
                     | Stmt::Load { .. }
                     | Stmt::Store { .. }
                     | Stmt::Gather { .. }

@@ -127,6 +127,20 @@ impl<'a> Verifier<'a> {
                 }
                 self.bounds(bounds, rank, scope);
             }
+            Stmt::Scan { out, op, src, along, carry, bounds } => {
+                let Some(f) = self.frag(*src) else { return };
+                let rank = f.dist.dims.len();
+                if *along >= rank || op.selects_argument() {
+                    self.wrong("a scan runs along a dimension of its source and selects no argument");
+                    return;
+                }
+                self.operand(*src, *out, &(0..rank).collect::<Vec<_>>());
+                if let Some(c) = carry {
+                    let kept: Vec<usize> = (0..rank).filter(|d| d != along).collect();
+                    self.operand(*c, *src, &kept);
+                }
+                self.bounds(bounds, rank, scope);
+            }
             Stmt::Load { out, src, bounds } => {
                 let Some(f) = self.frag(*out) else { return };
                 self.window(src, &f.dist.dims, bounds, scope, false);

@@ -2,6 +2,7 @@
 //! schedule the kernels give what the tile plans mean.
 
 use einfall_codegen::lower::gpu;
+use einfall_ir::analysis::resources;
 use einfall_ir::array::Array;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::eval::{GlobalBuffer, KernelError, Options, Schedule, run};
@@ -25,8 +26,14 @@ fn lower(plan: &str, fixed: &[(&str, u64)], mapping: &str) -> (Plan, Module) {
 
 /// The kernels of a plan by a mapping; they verify, and print as they parse.
 fn checked(plan: &Plan, mapping: &str) -> Module {
+    checked_on(plan, mapping, resources::Limits::h100().multiprocessors)
+}
+
+/// As [`checked`], for a device with fewer multiprocessors.
+fn checked_on(plan: &Plan, mapping: &str, multiprocessors: u64) -> Module {
     let mapping = einfall_ir::mapping::parse::parse(mapping).unwrap_or_else(|e| panic!("{e}"));
-    let module = gpu::lower(plan, &mapping).unwrap_or_else(|e| panic!("{e:?}"));
+    let limits = resources::Limits { multiprocessors, ..resources::Limits::h100() };
+    let module = gpu::lower_for(plan, &mapping, &limits).unwrap_or_else(|e| panic!("{e:?}"));
     let limits = einfall_ir::kernel::verify::Limits::SM90;
     let violations = einfall_ir::kernel::verify::verify(&module, &limits);
     assert!(violations.is_empty(), "{}", violations.iter().map(|v| format!("{v}\n")).collect::<String>());
@@ -112,6 +119,58 @@ fn gemm_cluster_multicast() {
     for (m, n, k) in [(300, 264, 200), (128, 256, 64), (8, 8, 8), (257, 8, 136)] {
         agrees(&plan, &module, &[m, n, k], 1);
     }
+}
+
+/// Attention in a work loop: q turns over blocks, the result leaves through its place or through one of its own, and
+/// blocks are longest first in sections of heads.
+#[test]
+fn attention_persistent() {
+    let plan = tile::parse::parse(&text("plans/attention.tile")).unwrap();
+    let base = text("mappings/attention.mapping");
+    let own = base.replace(" reuses q", "");
+    for (order, slots, mapping) in [
+        ("b, h, m persistent longest_first", 2, &base),
+        ("b, h, m persistent longest_first", 3, &own),
+        ("b, h, m persistent group 2 longest_first", 2, &own),
+        ("m, h, b persistent", 1, &own),
+        ("h, m, b group 2", 1, &own),
+    ] {
+        let module = checked_on(&plan, &mapping.replace("b, h, m longest_first", order), slots);
+        agrees(&plan, &module, &[1, 1, 3, 200, 300, 72, 80], 1);
+        agrees(&plan, &module, &[1, 2, 1, 300, 130, 128, 128], 1);
+    }
+    let staged = base
+        .replace("tile q in shared", "tile q in shared stages 2")
+        .replace(" stages 2 swizzle 128 by tma\n        tile v", " stages 1 swizzle 128 by tma\n        tile v");
+    let module = checked_on(&plan, &staged.replace("b, h, m longest_first", "h, m, b persistent"), 2);
+    agrees(&plan, &module, &[1, 1, 3, 200, 300, 72, 80], 1);
+}
+
+#[test]
+fn planted_faults_in_work_loops_are_caught() {
+    let plan = tile::parse::parse(&text("plans/gemm.tile")).unwrap();
+    let module = checked_on(&plan, &text("mappings/gemm_persistent.mapping"), 2);
+    let (n, missed) = survivors(&plan, &module, &[512, 264, 256]);
+    assert!(n > 30);
+    let sound =
+        ["Missing consumer.4.10: bar_sync unit_consumer(unit)", "Missing consumer.4.13: bar_sync unit_consumer(unit)"];
+    assert_eq!(missed, sound);
+}
+
+/// A persistent kernel on devices of few multiprocessors: tasks walk several blocks.
+#[test]
+fn gemm_persistent() {
+    let mapping = text("mappings/gemm_persistent.mapping");
+    let plan = tile::parse::parse(&text("plans/gemm.tile")).unwrap();
+    for (slots, grouped) in [(2, "group 8"), (4, "group 4"), (6, "group 2 longest_first"), (132, "group 8")] {
+        let module = checked_on(&plan, &mapping.replace("group 8", grouped), slots);
+        agrees(&plan, &module, &[1100, 520, 136], 1);
+        agrees(&plan, &module, &[300, 264, 320], 1);
+    }
+    // One unit of work per task, sections of two along m.
+    let module = checked(&plan, &mapping.replace("persistent group 8", "group 2"));
+    agrees(&plan, &module, &[700, 520, 64], 1);
+    assert_eq!(module.kernels[0].cluster, [2]);
 }
 
 #[test]
@@ -275,7 +334,8 @@ fn infeasible_mappings_name_the_constraint() {
         ("gemm", "gemm", "axis k block 64", "axis k block 32", "swizzle: tile a"),
         ("gemm", "gemm", "role consumer by", "role producer by", "roles: tile c in registers is used by c and C_out"),
         ("gemm", "gemm", "        axis k block 64\n", "", "blocks: axis k of kernel gemm has no block"),
-        ("gemm", "gemm", "units 2\n", "units 2\n        work persistent\n", "work loop"),
+        ("gemm", "gemm_persistent", "group 8", "group 3", "work loop: a group of 3 blocks along m cuts clusters of 2"),
+        ("attention", "attention", "reuses q", "reuses k", "reuse: O_out cannot take the place of k"),
         ("gemm", "gemm", "units 2\n", "units 2\n        split k parts 2 merge cluster\n", "split"),
         ("attention", "attention", "a registers skew", "skew", "operand source"),
     ] {
@@ -291,7 +351,7 @@ fn infeasible_mappings_name_the_constraint() {
 
 #[test]
 fn resources_are_those_of_the_papers() {
-    use einfall_ir::analysis::resources::{Limits, resources};
+    use resources::{Limits, resources};
     let of = |plan: &str, mapping: &str, role: &str| {
         let (_, module) = lower(plan, &[], &text(&format!("mappings/{mapping}.mapping")));
         let r = resources(&module.kernels[0], &Limits::h100());

@@ -15,7 +15,7 @@ use crate::target::Gpu;
 /// Registers per thread beyond fragments.
 pub const OVERHEAD: u64 = 32;
 
-/// What a device allows one task.
+/// What a device allows one task, and how many it runs at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Shared memory in bytes.
@@ -28,6 +28,8 @@ pub struct Limits {
     pub threads: u64,
     /// Named barriers, the whole-task one apart.
     pub named_barriers: u64,
+    /// Multiprocessors of the device: tasks of a persistent kernel.
+    pub multiprocessors: u64,
 }
 
 impl Limits {
@@ -39,13 +41,20 @@ impl Limits {
             thread_registers: gpu.thread_registers,
             threads: gpu.threads_per_task,
             named_barriers: gpu.named_barriers,
+            multiprocessors: gpu.multiprocessors,
         }
     }
 
-    /// NVIDIA H100 (CUDA C Programming Guide, compute capability 9.0).
+    /// NVIDIA H100 SXM or H200 (CUDA C Programming Guide, compute capability 9.0).
     pub fn h100() -> Limits {
-        let (shared_bytes, registers) = (227 << 10, 65_536);
-        Limits { shared_bytes, registers, thread_registers: 255, threads: 1024, named_barriers: 15 }
+        Limits {
+            shared_bytes: 227 << 10,
+            registers: 65_536,
+            thread_registers: 255,
+            threads: 1024,
+            named_barriers: 15,
+            multiprocessors: 132,
+        }
     }
 }
 

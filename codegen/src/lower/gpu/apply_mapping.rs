@@ -5,12 +5,13 @@
 
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::{Rank, RankId, Size};
-use einfall_ir::kernel::Engine;
+use einfall_ir::kernel::{Engine, Var, VarId};
 use einfall_ir::mapping::{KernelMapping, OpMapping, RoleMapping, TileMapping, Work};
 use einfall_ir::tile::{AxisId, AxisKind, ExprId, Kernel, Node, Op, Plan, Space, TileId};
 use einfall_ir::{arena::Arena, kernel::Scope};
 
 use super::insert_channels::Channel;
+use super::work_loop::WorkLoop;
 use super::{Step, refuse};
 use einfall_ir::layout::{Distribution, MemLayout};
 
@@ -83,6 +84,10 @@ pub(super) struct Facts<'a> {
     pub roles: Vec<RoleMapping>,
     pub work: Work,
     pub channels: Vec<Channel>,
+    /// How tasks find their blocks; none: from the grid's coordinates.
+    pub work_loop: Option<WorkLoop>,
+    /// Variables of the work loop.
+    pub vars: Arena<VarId, Var>,
 }
 
 /// A constant extent, if its ranks are fixed.
@@ -160,9 +165,6 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
     if m.split.is_some() {
         return refuse("split", "split streams are not lowered for GPUs yet", "leave out `split`");
     }
-    if m.work.persistent || m.work.group > 1 {
-        return refuse("work loop", "persistent and grouped work loops are not lowered yet", "leave out `persistent`");
-    }
     let roles = if m.roles.is_empty() {
         vec![RoleMapping { role: "main".into(), scope: Scope::Warpgroup, units: 1, regs: None, ping_pong: false }]
     } else {
@@ -225,6 +227,8 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
         roles,
         work: m.work.clone(),
         channels: Vec::new(),
+        work_loop: None,
+        vars: Arena::new(),
     };
     for node in &kernel.body {
         let first = facts.ops.len();

@@ -17,7 +17,7 @@ use einfall_ir::tile::{self, AxisId, BufferId, ExprId, Op, Space, TileId};
 
 use super::apply_mapping::Facts;
 use super::assign_layouts::{domain, operands, orient, renamed};
-use super::exprs::{Place, add, size, sub};
+use super::exprs::{Place, add, size, sub, var};
 use super::schedule::{Flow, Group, Iteration};
 use super::split_domains::conjuncts;
 use super::{Step, refuse};
@@ -43,6 +43,10 @@ pub(super) struct Emit<'f, 'a> {
     pub filter: Option<ExprId>,
     /// The stream being emitted.
     pub item: Option<usize>,
+    /// The role being emitted.
+    pub role: usize,
+    /// In a work loop: iterations of each stream in the task's earlier blocks.
+    pub ring: BTreeMap<usize, VarId>,
 }
 
 /// Emits the kernel.
@@ -79,13 +83,8 @@ impl<'f, 'a> Emit<'f, 'a> {
             vars: Arena::new(),
             roles: Vec::new(),
         };
-        let mut grid: Vec<(usize, AxisId)> =
-            f.kernel.axes.ids().filter_map(|a| f.axis(a).grid.map(|g| (g, a))).collect();
-        grid.sort();
-        k.grid = grid.iter().map(|(_, a)| f.blocks(*a)).collect();
-        if f.axes.iter().any(|a| a.cluster > 1) {
-            k.cluster = grid.iter().map(|(_, a)| f.axis(*a).cluster).collect();
-        }
+        (k.grid, k.cluster) = f.launch();
+        k.vars = f.vars.clone();
         let global = f
             .plan
             .buffers
@@ -125,7 +124,7 @@ impl<'f, 'a> Emit<'f, 'a> {
                 Some(k.frags.push(Frag { name: t.name.clone(), dtype: own.dtype, dist }))
             })
             .collect();
-        let cluster: u64 = f.axes.iter().map(|a| a.cluster).product();
+        let cluster = f.cluster_tasks();
         let (mut full, mut empty) = (Vec::new(), Vec::new());
         for c in &f.channels {
             let writers = if c.by_engine { 1 } else { f.roles[c.producer].units };
@@ -152,6 +151,8 @@ impl<'f, 'a> Emit<'f, 'a> {
             skews: vec![0; f.ops.len()],
             filter: None,
             item: None,
+            role: 0,
+            ring: BTreeMap::new(),
         }
     }
 
@@ -227,15 +228,27 @@ impl<'f, 'a> Emit<'f, 'a> {
         t
     }
 
+    /// How often the ring was filled before this iteration.
+    fn turn(&self, channel: usize, at: &Iteration) -> Expr {
+        match (self.f.channels[channel].stream, &self.f.work_loop) {
+            (Some(item), _) => match self.ring.get(&item) {
+                Some(before) => add(var(*before), at.number()),
+                None => at.number(),
+            },
+            (None, Some(w)) if w.persistent => var(w.roles[self.role].round),
+            (None, _) => Expr::Int(0),
+        }
+    }
+
     fn stage(&self, channel: usize, at: &Iteration) -> Option<Expr> {
         let stages = self.f.channels[channel].stages;
-        (stages > 1).then(|| at.number().bin(BinaryOp::Mod, Expr::Int(stages as i64)))
+        (stages > 1).then(|| self.turn(channel, at).bin(BinaryOp::Mod, Expr::Int(stages as i64)))
     }
 
     /// The parity of the phase that ends when the stage is filled for this iteration.
     fn phase(&self, channel: usize, at: &Iteration) -> Expr {
         let stages = Expr::Int(self.f.channels[channel].stages as i64);
-        at.number().bin(BinaryOp::Div, stages).bin(BinaryOp::Mod, Expr::Int(2))
+        self.turn(channel, at).bin(BinaryOp::Div, stages).bin(BinaryOp::Mod, Expr::Int(2))
     }
 
     /// Waits until the stage is filled, unless that is known.
@@ -259,7 +272,7 @@ impl<'f, 'a> Emit<'f, 'a> {
     pub(super) fn release(&self, channel: usize, at: &Iteration, out: &mut Vec<Stmt>) {
         let Some(barrier) = self.empty[channel] else { return };
         let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));
-        let cluster: u64 = self.f.axes.iter().map(|a| a.cluster).product();
+        let cluster = self.f.cluster_tasks();
         let sharers = if self.f.channels[channel].multicast { cluster } else { 1 };
         for rank in 0..sharers {
             let remote = (sharers > 1).then_some(Expr::Int(rank as i64));
@@ -267,7 +280,21 @@ impl<'f, 'a> Emit<'f, 'a> {
         }
     }
 
-    /// Channels filled once that `ops` read.
+    /// Gives a stage back, unless a staging tile takes its place first: then after that has left.
+    pub(super) fn release_block(&self, channel: usize, at: &Iteration, out: &mut Vec<Stmt>) {
+        if self.taken_over(channel).is_none() {
+            self.release(channel, at, out);
+        }
+    }
+
+    /// The staging tile that takes the place of a channel's tile.
+    pub(super) fn taken_over(&self, channel: usize) -> Option<TileId> {
+        let f = self.f;
+        let tiles = &f.channels[channel].tiles;
+        f.kernel.tiles.ids().find(|t| f.home(*t) != *t && tiles.contains(&f.home(*t)))
+    }
+
+    /// Channels filled once per block that `ops` read.
     pub(super) fn stationary(&self, ops: &[usize]) -> Vec<usize> {
         let read = |c: usize| {
             let tiles = &self.f.channels[c].tiles;
@@ -376,8 +403,7 @@ impl<'f, 'a> Emit<'f, 'a> {
                     let tile::Expr::Tile(t) = f.kernel.exprs[*value] else {
                         return refuse("store engine", "the stored value is not staged", "run stage-stores first");
                     };
-                    self.store_engine(i, t, *buffer, position, place, out)?;
-                    flow.bulk = true;
+                    flow.bulk = self.store_engine(i, t, *buffer, position, place, at, out)?;
                 } else {
                     let Some(when) = when else {
                         return self.store_registers(i, *buffer, position, axes, *value, *join, place, at, out);
@@ -402,9 +428,13 @@ impl<'f, 'a> Emit<'f, 'a> {
         // Stages it is the last to read are free, unless a group still reads them.
         if !matches!(op, Op::Contract { .. }) {
             for c in 0..f.channels.len() {
-                if f.channels[c].last_reader == i {
+                // A tile that outlives the stream is released after it.
+                let here = f.channels[c].stream.is_some() || self.item.is_none();
+                if f.channels[c].last_reader == i && here && self.empty[c].is_some() {
                     flow.filled.remove(&(c, at.rel));
-                    self.release(c, at, out);
+                    // One thread arrives for the unit: all of them have read by then.
+                    self.unit_sync(place.role, out);
+                    self.release_block(c, at, out);
                 }
             }
         }
@@ -599,7 +629,8 @@ impl<'f, 'a> Emit<'f, 'a> {
             }
         }
         let freed = (0..f.channels.len())
-            .filter(|c| f.channels[*c].last_reader == i && f.channels[*c].stream.is_some())
+            .filter(|c| f.channels[*c].last_reader == i && self.empty[*c].is_some())
+            .filter(|c| f.channels[*c].stream.is_some() || self.item.is_none())
             .map(|c| (c, at.rel))
             .collect();
         out.push(Stmt::Commit(GroupKind::Wgmma));

@@ -3,6 +3,7 @@
 //! Invariant: an expression without sized axes is uniform over the unit; with sized axes it is elementwise over the
 //! dimensions given.
 
+use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
 use einfall_ir::kernel::{BufId, Expr, VarId};
 use einfall_ir::ops::{BinaryOp, UnaryOp};
@@ -108,9 +109,10 @@ impl Facts<'_> {
         let block = Expr::Int(x.block as i64);
         match (self.kernel.axes[a].kind, &place.block) {
             (AxisKind::Grid, _) => {
-                let at = Expr::Grid(x.grid.expect("grid axes have a dimension"));
-                let backwards = self.work.longest_first && self.masks(a);
-                let at = if backwards { sub(sub(self.blocks(a), Expr::Int(1)), at) } else { at };
+                let at = match &self.work_loop {
+                    None => self.turned(a, Expr::Grid(x.grid.expect("grid axes have a dimension"))),
+                    Some(w) => var(w.roles[place.role].blocks[a.index()].expect("grid axes have a variable")),
+                };
                 mul(at, block)
             }
             (AxisKind::Stream, Some((axis, number))) if *axis == a => mul(number.clone(), block),
@@ -121,6 +123,11 @@ impl Facts<'_> {
     /// The first coordinate of the unit's part.
     pub fn origin(&self, a: AxisId, place: &Place) -> Expr {
         add(self.task_origin(a, place), self.unit_offset(a, place.role))
+    }
+
+    /// The block at place `at` of the walk along a grid axis: from the other end where long blocks go first.
+    pub fn turned(&self, a: AxisId, at: Expr) -> Expr {
+        if self.work.longest_first && self.masks(a) { sub(sub(self.blocks(a), Expr::Int(1)), at) } else { at }
     }
 
     /// Whether a stream's filter depends on the axis: blocks along it differ in length.

@@ -10,7 +10,7 @@ use einfall_ir::arena::Id;
 use einfall_ir::kernel::Engine;
 use einfall_ir::tile::{Op, Space, TileId};
 
-use super::apply_mapping::Facts;
+use super::apply_mapping::{Facts, Item};
 use super::{Step, refuse};
 
 /// A ring buffer between two roles (or the units of one).
@@ -24,8 +24,10 @@ pub(super) struct Channel {
     pub consumer: usize,
     /// Whether TMA fills it; otherwise stores do.
     pub by_engine: bool,
-    /// The stream it turns in; none: filled once.
+    /// The stream it turns in; none: filled once per block of the work loop.
     pub stream: Option<usize>,
+    /// Whether it is filled more than once.
+    pub turns: bool,
     /// Whether the tasks of a cluster fill each other's copy.
     pub multicast: bool,
     /// The operation after which a stage is free.
@@ -39,7 +41,7 @@ impl Channel {
     /// Whether stages are given back by a barrier. Not where a role hands a tile to itself through two stages or more:
     /// a unit fills step i+1 only after its reads of step i, and step i+2 only after every unit has filled step i+1.
     pub fn needs_empty(&self) -> bool {
-        self.stream.is_some() && (self.by_engine || self.producer != self.consumer || self.stages < 2)
+        self.turns && (self.by_engine || self.producer != self.consumer || self.stages < 2)
     }
 }
 
@@ -80,7 +82,8 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         if stream.is_some() && readers.iter().any(|r| f.stream_of(*r) != stream) {
             return refuse("channels", format!("{} is read outside its stream", tile.name), "copy it to registers");
         }
-        if stream.is_none() && m.stages != 1 {
+        let turns = stream.is_some() || f.work_loop.as_ref().is_some_and(|w| w.persistent);
+        if !turns && m.stages != 1 {
             return refuse("channels", format!("{} is filled once but has stages", tile.name), "leave out `stages`");
         }
         let by_engine = match f.ops[*writer].op {
@@ -122,6 +125,7 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
             consumer,
             by_engine,
             stream,
+            turns,
             multicast,
             last_reader,
             first_writer: *writer,
@@ -129,6 +133,16 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         });
     }
     f.channels = channels;
+    for t in f.kernel.tiles.ids().filter(|t| f.home(*t) != *t) {
+        let host = f.channel(f.home(t)).map(|c| &f.channels[c]);
+        let writers = f.ops.iter().filter(|o| o.op.outs().contains(&t));
+        let after = writers.into_iter().all(|o| host.is_some_and(|c| c.consumer == o.role && c.stream.is_none()));
+        if !is_private(&f, t) || !after || !matches!(f.items[f.items.len() - 1], Item::Op(_)) {
+            let (t, host) = (&f.tile(t).name, &f.tile(f.home(t)).name);
+            let message = format!("{t} cannot take the place of {host}");
+            return refuse("reuse", message, "the staging tile of a store may, of a tile its role reads in no ring");
+        }
+    }
     Ok(f)
 }
 

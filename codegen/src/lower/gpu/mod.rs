@@ -1,8 +1,8 @@
 //! GPU lowering: a tile plan with a mapping becomes kernels with roles, channels and schedules.
 //!
 //! The steps, one file each: [`stage_stores`] (stores that leave through shared memory get a staging tile),
-//! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`assign_layouts`]
-//! (swizzled shared layouts; who holds what in registers, from the atoms), [`insert_channels`] (a ring buffer with full
+//! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`work_loop`] (which blocks a task computes, and
+//! in which order), [`assign_layouts`] (swizzled shared layouts; who holds what in registers, from the atoms), [`insert_channels`] (a ring buffer with full
 //! and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks of a stream that need
 //! no mask), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), and [`emit`].
 //! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that
@@ -24,6 +24,7 @@ mod insert_channels;
 mod schedule;
 mod split_domains;
 pub mod stage_stores;
+mod work_loop;
 
 /// The lowering as a pass: tile → kernel by the mapping of the context.
 pub const PASS: Pass = Pass {
@@ -47,11 +48,19 @@ fn refuse<T>(constraint: &str, message: impl std::fmt::Display, help: &str) -> S
     Err(Diagnostic::error("G0101", Span::default(), format!("{constraint}: {message}")).help(help))
 }
 
-/// Lowers every kernel of `plan` by `mapping`.
+/// Lowers every kernel of `plan` by `mapping` for the device that mappings are for so far.
 ///
 /// # Errors
 /// M02xx where the mapping does not fit the plan, G01xx where it is infeasible or not supported.
 pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagnostic>> {
+    lower_for(plan, mapping, &Limits::h100())
+}
+
+/// Lowers every kernel of `plan` by `mapping` for a device with `limits`.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kernel::Module, Vec<Diagnostic>> {
     let (plan, mapping) = stage_stores::run(plan, mapping).map_err(|d| vec![d])?;
     einfall_ir::mapping::verify::verify(&mapping, &plan)?;
     let mut kernels = Vec::new();
@@ -59,11 +68,12 @@ pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagn
         let empty = KernelMapping { kernel: k.name.clone(), ..KernelMapping::default() };
         let m = mapping.kernels.iter().find(|m| m.kernel == k.name).unwrap_or(&empty);
         let lowered = apply_mapping::run(&plan, k, m)
+            .and_then(|f| work_loop::run(f, limits.multiprocessors))
             .and_then(assign_layouts::run)
             .and_then(insert_channels::run)
             .and_then(emit::run)
             .map_err(|d| vec![d])?;
-        let exceeded = resources::check(&lowered, &Limits::h100());
+        let exceeded = resources::check(&lowered, limits);
         if !exceeded.is_empty() {
             let refused = exceeded.iter().filter_map(|x| {
                 let help = "use smaller blocks, fewer stages or other register budgets";

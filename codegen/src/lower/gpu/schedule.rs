@@ -20,6 +20,7 @@ use super::apply_mapping::Item;
 use super::emit::Emit;
 use super::exprs::{Place, add, max, min, sub, var};
 use super::split_domains::domain;
+use super::work_loop::RoleWork;
 use super::{Step, refuse};
 
 /// A committed wgmma group that has not been awaited.
@@ -96,7 +97,6 @@ impl Iteration {
 
 /// How trips of a stream are made.
 struct Plan {
-    item: usize,
     role: usize,
     axis: AxisId,
     filter: Option<ExprId>,
@@ -115,33 +115,70 @@ struct Plan {
 impl Emit<'_, '_> {
     /// The body of a role.
     pub(super) fn role(&mut self, role: usize) -> Step<Vec<Stmt>> {
-        let mut out = Vec::new();
-        let mut flow = Flow::default();
+        let f = self.f;
+        self.role = role;
+        self.ring.clear();
+        let Some(work) = f.work_loop.as_ref().filter(|w| w.persistent) else {
+            let mut out = f.work_prologue(role);
+            let mut flow = Flow::default();
+            self.block(role, &mut flow, &mut out)?;
+            self.leave(&flow, &mut out);
+            return Ok(out);
+        };
+        let mut out = f.work_prologue(role);
+        // Iterations of every stream are counted over all blocks: rings go on where the block before left them.
+        for (item, part) in f.items.iter().enumerate() {
+            if let Item::Stream { axis, ops, .. } = part
+                && ops.clone().any(|i| f.ops[i].role == role)
+            {
+                let before = self.var(&format!("before_{}_{}", f.axis_name(*axis), f.roles[role].role));
+                self.ring.insert(item, before);
+                out.push(Stmt::Let { var: before, value: Expr::Int(0) });
+            }
+        }
+        let RoleWork { round, rounds, .. } = work.roles[role];
+        let mut body = f.work_step(role);
+        // Stores of the block before may be under way.
+        let stores = f.ops.iter().any(|o| o.role == role && o.mapping.engine.is_some());
+        let mut flow = Flow { bulk: stores, ..Flow::default() };
+        self.block(role, &mut flow, &mut body)?;
+        flow.bulk |= stores;
+        out.push(Stmt::For { var: round, lo: Expr::Int(0), hi: var(rounds), step: 1, unroll: false, body });
+        self.leave(&flow, &mut out);
+        Ok(out)
+    }
+
+    /// What must have ended before a role does.
+    fn leave(&self, flow: &Flow, out: &mut Vec<Stmt>) {
+        if flow.bulk {
+            out.push(Stmt::WaitGroup { kind: GroupKind::Bulk, pending: 0 });
+        }
+        if self.f.cluster_tasks() > 1 {
+            out.push(Stmt::ClusterSync);
+        }
+    }
+
+    /// What a role does for one block.
+    fn block(&mut self, role: usize, flow: &mut Flow, out: &mut Vec<Stmt>) -> Step<()> {
         let f = self.f;
         for (item, part) in f.items.iter().enumerate() {
             match part {
                 Item::Op(i) if f.ops[*i].role == role => {
                     let place = Place { role, block: None, checked: true };
                     let at = Iteration { trip: None, rel: 0 };
-                    self.op(*i, &place, &at, &mut flow, &mut out)?;
+                    self.op(*i, &place, &at, flow, out)?;
                 }
                 Item::Op(_) => {}
                 Item::Stream { axis, filter, ops } => {
                     let ops: Vec<usize> = ops.clone().filter(|i| f.ops[*i].role == role).collect();
                     if !ops.is_empty() {
-                        self.stream(item, role, *axis, *filter, ops, &mut flow, &mut out)?;
+                        self.stream(item, role, *axis, *filter, ops, flow, out)?;
                     }
                 }
             }
         }
-        self.settle_all(&mut flow, None, &mut out);
-        if flow.bulk {
-            out.push(Stmt::WaitGroup { kind: GroupKind::Bulk, pending: 0 });
-        }
-        if f.axes.iter().any(|a| a.cluster > 1) {
-            out.push(Stmt::ClusterSync);
-        }
-        Ok(out)
+        self.settle_all(flow, None, out);
+        Ok(())
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -195,12 +232,24 @@ impl Emit<'_, '_> {
         for c in self.stationary(&ops) {
             self.wait_full(c, &Iteration { trip: None, rel: 0 }, &mut Flow::default(), out);
         }
-        let p = Plan { item, role, axis, filter, ops, skew, trip, begin, count, full, masked_before, masked_after };
+        let p = Plan { role, axis, filter, ops, skew, trip, begin, count, full, masked_before, masked_after };
         let attempts = [(skew, false), (skew.max(1), false), (skew, true)];
         for (peel, flush) in attempts {
-            if let Some((body, bulk)) = self.pipeline(&p, peel, flush)? {
+            self.item = Some(item);
+            let made = self.pipeline(&p, peel, flush)?;
+            self.item = None;
+            if let Some((body, bulk)) = made {
                 out.extend(body);
                 *flow = Flow { bulk: flow.bulk || bulk, ..Flow::default() };
+                for c in self.stationary(&p.ops) {
+                    if p.ops.contains(&f.channels[c].last_reader) {
+                        self.release_block(c, &Iteration { trip: None, rel: 0 }, out);
+                    }
+                }
+                if let Some(before) = self.ring.get(&item) {
+                    let value = add(var(*before), var(count));
+                    out.push(Stmt::Let { var: *before, value });
+                }
                 return Ok(());
             }
         }
@@ -373,10 +422,8 @@ impl Emit<'_, '_> {
         let block = add(var(p.begin), at.number());
         let place = Place { role: p.role, block: Some((p.axis, block)), checked };
         self.filter = p.filter;
-        self.item = Some(p.item);
         let done = self.op(i, &place, &at, flow, out);
         self.filter = None;
-        self.item = None;
         done
     }
 
@@ -387,7 +434,7 @@ impl Emit<'_, '_> {
         for g in flow.groups.drain(..=upto) {
             for (channel, rel) in g.releases {
                 flow.filled.remove(&(channel, rel));
-                self.release(channel, &Iteration { trip, rel }, out);
+                self.release_block(channel, &Iteration { trip, rel }, out);
             }
         }
     }

@@ -185,7 +185,9 @@ impl Emit<'_, '_> {
         if private {
             self.settle_all(flow, at.trip, out);
             if flow.bulk {
+                // One thread sends for the unit: the others learn from it that the tile is free.
                 out.push(Stmt::WaitGroup { kind: GroupKind::Bulk, pending: 0 });
+                self.unit_sync(place.role, out);
                 flow.bulk = false;
             }
         } else if let Some(c) = f.channel(t) {
@@ -204,7 +206,7 @@ impl Emit<'_, '_> {
                 None => return refuse("channels", format!("{} lacks an axis", f.ops[i].name), "broadcast it first"),
             }
         }
-        let stage = f.channel(t).and_then(|c| self.stage(c, at));
+        let stage = f.channel(f.home(t)).and_then(|c| self.stage(c, at));
         let dst = View { buf: self.shared(t), stage: stage.clone(), at: origin, walk };
         out.push(Stmt::Store { dst, src, bounds: Vec::new(), join: None });
         out.push(Stmt::Fence(FenceKind::ProxyAsync));
@@ -216,7 +218,9 @@ impl Emit<'_, '_> {
         Ok(())
     }
 
-    /// A unit sends its part of a staging tile.
+    /// A unit sends its part of a staging tile. Whether the store is left under way: a tile whose place another role
+    /// fills again is given back at once.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn store_engine(
         &mut self,
         i: usize,
@@ -224,14 +228,16 @@ impl Emit<'_, '_> {
         buffer: BufferId,
         position: &[ExprId],
         place: &Place,
+        at: &Iteration,
         out: &mut Vec<Stmt>,
-    ) -> Step<()> {
+    ) -> Step<bool> {
         let f = self.f;
         let dims = f.tile(t).dims.clone();
         let Some(dst) = self.window(buffer, position, &dims, place) else {
             let message = format!("{} is not a box of the array", f.ops[i].name);
             return refuse("store engine", message, "store from registers");
         };
+        let stage = f.channel(f.home(t)).and_then(|c| self.stage(c, at));
         let part: Vec<u64> = dims.iter().map(|a| f.held(*a, place.role)).collect();
         for (first, extents) in self.boxes(t, &part) {
             let mut to = dst.clone();
@@ -241,13 +247,18 @@ impl Emit<'_, '_> {
                 }
             }
             let origin = dims.iter().zip(&first);
-            let at = origin.map(|(a, x)| add(f.unit_offset(*a, place.role), Expr::Int(*x as i64))).collect();
+            let from = origin.map(|(a, x)| add(f.unit_offset(*a, place.role), Expr::Int(*x as i64))).collect();
             let walk = (0..dims.len()).map(|d| Some((d, 1))).collect();
-            let src = View { buf: self.shared(t), stage: None, at, walk };
+            let src = View { buf: self.shared(t), stage: stage.clone(), at: from, walk };
             out.push(Stmt::Copy { engine: Engine::Tma, src, dst: to, extents, signal: None, multicast: None });
         }
         out.push(Stmt::Commit(GroupKind::Bulk));
-        Ok(())
+        let lent = f.channel(f.home(t)).filter(|c| self.taken_over(*c).is_some() && f.channels[*c].turns);
+        if let Some(c) = lent {
+            out.push(Stmt::WaitGroup { kind: GroupKind::Bulk, pending: 0 });
+            self.release(c, at, out);
+        }
+        Ok(lent.is_none())
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -1,0 +1,245 @@
+//! The work loop: which blocks a task computes, and in which order.
+//!
+//! Blocks of the grid axes are taken in the mapping's order, the last axis fastest. Tasks of a cluster walk neighbouring
+//! blocks together, so the unit of work is a cluster. With `group G` the two fastest axes are walked in sections: G
+//! blocks of the second-fastest axis for each block of the fastest, so that a section's operands stay in the L2 cache
+//! (Triton's grouped order; FlashAttention-3's sections of heads). `longest_first` turns axes that a stream's filter
+//! cuts around. A `persistent` kernel has as many tasks as the device holds at once, one per multiprocessor of the
+//! data sheet: that number is a constant of the grid's expression, which stays an expression over extents. A task then
+//! takes every `tasks`-th unit of work; with `longest_first` every other round goes backwards, so that a task with a
+//! long block in one round has a short one in the next.
+//! Invariant: every block is computed by exactly one task.
+
+use einfall_ir::arena::{Arena, Id};
+use einfall_ir::kernel::{Expr, Stmt, Var, VarId};
+use einfall_ir::ops::BinaryOp;
+use einfall_ir::tile::AxisId;
+
+use super::apply_mapping::Facts;
+use super::exprs::{add, ceil_div, min, mul, sub, var};
+use super::{Step, refuse};
+
+/// Variables of one role's work loop.
+#[derive(Clone, Debug)]
+pub(super) struct RoleWork {
+    /// Block number of each grid axis.
+    pub blocks: Vec<Option<VarId>>,
+    /// The unit of work.
+    pub tile: VarId,
+    /// How many the task has computed before: its counter.
+    pub round: VarId,
+    /// How many the task computes.
+    pub rounds: VarId,
+    /// How many there are.
+    units: VarId,
+    /// How many are computed at once.
+    step: VarId,
+}
+
+/// How blocks are found: none if they are the grid's coordinates.
+#[derive(Clone, Debug)]
+pub(super) struct WorkLoop {
+    /// Whether tasks loop.
+    pub persistent: bool,
+    /// Tasks that the device holds at once.
+    pub slots: u64,
+    /// Per role.
+    pub roles: Vec<RoleWork>,
+}
+
+fn div(a: Expr, b: Expr) -> Expr {
+    a.bin(BinaryOp::Div, b)
+}
+
+fn rem(a: Expr, b: Expr) -> Expr {
+    if b == Expr::Int(1) { Expr::Int(0) } else { a.bin(BinaryOp::Mod, b) }
+}
+
+/// Decides how tasks find their blocks.
+///
+/// # Errors
+/// A group without a second axis, or that clusters do not divide.
+pub(super) fn run(mut f: Facts<'_>, multiprocessors: u64) -> Step<Facts<'_>> {
+    let axes = f.grid_axes();
+    let group = f.work.group;
+    if group > 1 {
+        let Some(second) = axes.len().checked_sub(2) else {
+            return refuse("work loop", "a group needs two grid axes", "leave out `group`");
+        };
+        let cluster = f.axis(axes[second]).cluster;
+        if !group.is_multiple_of(cluster) {
+            let message =
+                format!("a group of {group} blocks along {} cuts clusters of {cluster}", { f.axis_name(axes[second]) });
+            return refuse("work loop", message, "make the group a multiple of the cluster");
+        }
+    }
+    let persistent = f.work.persistent;
+    if axes.is_empty() || !(persistent || group > 1) {
+        return Ok(f);
+    }
+    let mut vars = Arena::new();
+    let mut roles = Vec::new();
+    for r in &f.roles {
+        let mut new = |name: &str| vars.push(Var { name: format!("{name}_{}", r.role) });
+        let (units, step) = (new("units"), new("step"));
+        let (tile, round, rounds) = (new("tile"), new("round"), new("rounds"));
+        let mut blocks = vec![None; f.axes.len()];
+        for a in &axes {
+            blocks[a.index()] = Some(new(&format!("block_{}", f.kernel.axes[*a].name)));
+        }
+        roles.push(RoleWork { blocks, tile, round, rounds, units, step });
+    }
+    f.vars = vars;
+    let slots = (multiprocessors / f.cluster_tasks()).max(1);
+    f.work_loop = Some(WorkLoop { persistent, slots, roles });
+    Ok(f)
+}
+
+impl Facts<'_> {
+    /// Grid axes, slowest first.
+    pub fn grid_axes(&self) -> Vec<AxisId> {
+        let mut grid: Vec<(usize, AxisId)> =
+            self.kernel.axes.ids().filter_map(|a| self.axis(a).grid.map(|g| (g, a))).collect();
+        grid.sort();
+        grid.into_iter().map(|(_, a)| a).collect()
+    }
+
+    /// Tasks of a cluster.
+    pub fn cluster_tasks(&self) -> u64 {
+        self.axes.iter().map(|a| a.cluster).product()
+    }
+
+    /// The task's position in its cluster along an axis: ranks count the last grid axis fastest.
+    pub fn cluster_position(&self, a: AxisId) -> Expr {
+        let axes = self.grid_axes();
+        let at = axes.iter().position(|x| *x == a);
+        let inner: u64 = axes.iter().skip(at.map_or(0, |i| i + 1)).map(|x| self.axis(*x).cluster).product();
+        let outer: u64 = axes.iter().take(at.unwrap_or(0)).map(|x| self.axis(*x).cluster).product();
+        let own = self.axis(a).cluster;
+        if own == 1 {
+            return Expr::Int(0);
+        }
+        let rank = div(Expr::ClusterRank, Expr::Int(inner as i64));
+        if outer == 1 { rank } else { rem(rank, Expr::Int(own as i64)) }
+    }
+
+    /// Clusters along a grid axis.
+    fn clusters(&self, a: AxisId) -> Expr {
+        let x = self.axis(a);
+        ceil_div(self.extent(a), x.block * x.cluster)
+    }
+
+    /// Units of work.
+    fn work_units(&self) -> Expr {
+        self.grid_axes().into_iter().fold(Expr::Int(1), |n, a| mul(n, self.clusters(a)))
+    }
+
+    /// The grid and the cluster.
+    pub fn launch(&self) -> (Vec<Expr>, Vec<u64>) {
+        let tasks = self.cluster_tasks();
+        match &self.work_loop {
+            None => {
+                let axes = self.grid_axes();
+                let cluster = axes.iter().map(|a| self.axis(*a).cluster).collect();
+                (axes.iter().map(|a| self.blocks(*a)).collect(), if tasks > 1 { cluster } else { Vec::new() })
+            }
+            Some(w) => {
+                let grid = mul(self.units_at_once(w), Expr::Int(tasks as i64));
+                (vec![grid], if tasks > 1 { vec![tasks] } else { Vec::new() })
+            }
+        }
+    }
+
+    fn units_at_once(&self, w: &WorkLoop) -> Expr {
+        let units = self.work_units();
+        if w.persistent { min(units, Expr::Int(w.slots as i64)) } else { units }
+    }
+
+    /// Before the loop: how many units of work the task has. Without a loop the first one's blocks.
+    pub fn work_prologue(&self, role: usize) -> Vec<Stmt> {
+        let Some(w) = &self.work_loop else { return Vec::new() };
+        let r = &w.roles[role];
+        let first = div(Expr::Grid(0), Expr::Int(self.cluster_tasks() as i64));
+        let lets = |var, value| Stmt::Let { var, value };
+        if !w.persistent {
+            let mut out = vec![lets(r.tile, first)];
+            out.extend(self.work_blocks(role));
+            return out;
+        }
+        let slots = Expr::Int(w.slots as i64);
+        let mut out = vec![lets(r.units, self.work_units()), lets(r.step, min(var(r.units), slots))];
+        let (units, step) = (var(r.units), var(r.step));
+        let whole = div(units.clone(), step.clone());
+        let last = if self.snakes() { self.snake(first, whole.clone(), step.clone()) } else { first };
+        let more = last.bin(BinaryOp::Lt, rem(units, step));
+        let rounds = Expr::Select(Box::new(more), Box::new(add(whole.clone(), Expr::Int(1))), Box::new(whole));
+        out.push(lets(r.rounds, rounds));
+        out
+    }
+
+    /// The blocks of the unit of work in the variable `tile`; at the start of a round first that unit.
+    pub fn work_step(&self, role: usize) -> Vec<Stmt> {
+        let Some(w) = &self.work_loop else { return Vec::new() };
+        let r = &w.roles[role];
+        let first = div(Expr::Grid(0), Expr::Int(self.cluster_tasks() as i64));
+        let step = var(r.step);
+        let within = if self.snakes() { self.snake(first, var(r.round), step.clone()) } else { first };
+        let mut out = vec![Stmt::Let { var: r.tile, value: add(mul(var(r.round), step), within) }];
+        out.extend(self.work_blocks(role));
+        out
+    }
+
+    /// Whether rounds alternate in direction.
+    fn snakes(&self) -> bool {
+        self.work.longest_first
+    }
+
+    /// The place in round `round` of the task that is `first` in round 0.
+    fn snake(&self, first: Expr, round: Expr, step: Expr) -> Expr {
+        let odd = rem(round, Expr::Int(2)).bin(BinaryOp::Eq, Expr::Int(1));
+        let back = sub(sub(step, Expr::Int(1)), first.clone());
+        Expr::Select(Box::new(odd), Box::new(back), Box::new(first))
+    }
+
+    fn work_blocks(&self, role: usize) -> Vec<Stmt> {
+        let Some(w) = &self.work_loop else { return Vec::new() };
+        let r = &w.roles[role];
+        let axes = self.grid_axes();
+        let mut out = Vec::new();
+        let mut rest = var(r.tile);
+        let mut left: &[AxisId] = &axes;
+        let mut set = |a: AxisId, cluster: Expr| {
+            let x = self.axis(a);
+            let block = add(mul(cluster, Expr::Int(x.cluster as i64)), self.cluster_position(a));
+            let turned = self.turned(a, block);
+            out.push(Stmt::Let { var: r.blocks[a.index()].expect("grid axes have a variable"), value: turned });
+        };
+        if self.work.group > 1
+            && let [outer @ .., second, fastest] = left
+        {
+            let group = (self.work.group / self.axis(*second).cluster) as i64;
+            let (along, across) = (self.clusters(*fastest), self.clusters(*second));
+            // A plane of the two axes, cut into sections of `group` of the second one; the last may be smaller.
+            let plane = mul(along.clone(), across.clone());
+            let within = if outer.is_empty() { rest.clone() } else { rem(rest.clone(), plane.clone()) };
+            let section = mul(along, Expr::Int(group));
+            let start = mul(div(within.clone(), section.clone()), Expr::Int(group));
+            let width = min(sub(across, start.clone()), Expr::Int(group));
+            let place = rem(within, section);
+            set(*second, add(start, rem(place.clone(), width.clone())));
+            set(*fastest, div(place, width));
+            rest = div(rest, plane);
+            left = outer;
+        }
+        for (i, a) in left.iter().enumerate().rev() {
+            let n = self.clusters(*a);
+            if i == 0 {
+                set(*a, rest.clone());
+            } else {
+                set(*a, rem(rest.clone(), n.clone()));
+                rest = div(rest, n);
+            }
+        }
+        out
+    }
+}

@@ -18,5 +18,6 @@ pub mod resources;
 mod samples;
 pub mod separation;
 pub mod symbolic;
+pub mod traffic;
 #[cfg(test)]
 mod variants;

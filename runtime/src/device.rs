@@ -11,18 +11,27 @@ use std::fmt;
 pub enum Device {
     /// This machine's processor.
     Cpu(Cpu),
+    /// An NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::Gpu),
 }
 
 impl Device {
     /// Every device found.
     pub fn all() -> Vec<Device> {
-        vec![Device::Cpu(Cpu::detect())]
+        #[allow(unused_mut)]
+        let mut list = vec![Device::Cpu(Cpu::detect())];
+        #[cfg(feature = "cuda")]
+        list.extend(crate::cuda::gpus().unwrap_or_default().into_iter().map(Device::Cuda));
+        list
     }
 
-    /// The name it is asked for by: `cpu`.
+    /// The name it is asked for by: `cpu`, `cuda`.
     pub fn kind(&self) -> &'static str {
         match self {
             Device::Cpu(_) => "cpu",
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => "cuda",
         }
     }
 }

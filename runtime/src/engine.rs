@@ -5,7 +5,8 @@
 
 use crate::cache::{Cache, Key};
 use crate::error::Error;
-use crate::executable::{self, Executable};
+use crate::executable::Executable;
+use crate::program;
 use einfall_ir::artifact::{self, Artifact, Code};
 use einfall_llvm::{Host, Llvm, LoadOptions, Object, Passes, TargetOptions};
 use std::path::PathBuf;
@@ -103,7 +104,7 @@ impl Engine {
     /// what another reads or writes. Code generation makes such artifacts.
     pub unsafe fn load(&self, artifact: Artifact) -> Result<Arc<Executable>, Error> {
         let _span = tracing::debug_span!("load", cascade = artifact.name).entered();
-        executable::check(&artifact)?;
+        program::check(&artifact)?;
         let mut artifact = artifact;
         let executable = match std::mem::replace(&mut artifact.code, Code::Object(Vec::new())) {
             // SAFETY: the caller vouches for the code.

@@ -17,6 +17,10 @@ pub enum Error {
     /// An array cannot be made.
     #[error(transparent)]
     Array(#[from] ArrayError),
+    /// The CUDA driver, or what is asked of it.
+    #[error(transparent)]
+    #[cfg(feature = "cuda")]
+    Cuda(#[from] crate::cuda::CudaError),
     /// The threads cannot be started.
     #[error("worker threads cannot be started: {reason}")]
     Threads {

@@ -4,9 +4,11 @@
 //! its tasks in contiguous ranges on the pool. Invariant: a task's result depends on nothing but its number, so the
 //! split over threads does not show in the results.
 
+use crate::arguments::{Named, Place, places};
 use crate::array::{ALIGN_BYTES, HostArray, View, ViewMut};
 use crate::error::Error;
-use crate::executable::{Bound, Step, is_scalar};
+use crate::executable::Bound;
+use crate::program::Step;
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::Slot;
 use einfall_ir::dtype::DType;
@@ -67,15 +69,6 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// Where one buffer is.
-#[derive(Clone, Debug)]
-struct Place {
-    base: usize,
-    strides: Vec<i64>,
-    /// Slot bits of a scalar.
-    scalar: u64,
-}
-
 impl Bound {
     /// Runs every kernel in order and returns the time of each. Returns when the results are in the outputs.
     ///
@@ -86,25 +79,30 @@ impl Bound {
     pub fn launch(&self, mut arguments: Arguments) -> Result<Vec<Duration>, Error> {
         let _span = tracing::debug_span!("launch", cascade = self.executable.name()).entered();
         let given = arguments.workspace.take();
-        let mut places = self.place_arguments(&arguments)?;
+        let inputs: Vec<Named> = arguments.inputs.iter().map(|(n, v)| (*n, v)).collect();
+        let outputs: Vec<Named> = arguments.outputs.iter().map(|(n, v)| (*n, v.as_view())).collect();
+        let program = &self.executable.program;
+        let mut places = places(program, &self.sizes, &inputs, &outputs, &arguments.scalars, read_scalar)?;
         let mut own = match &given {
             Some(memory) => {
                 let (found, address) = (memory.len() as u64, memory.as_ptr() as usize);
-                if found < self.workspace_bytes || !address.is_multiple_of(ALIGN_BYTES) && self.workspace_bytes > 0 {
-                    return Err(Error::Workspace { needed: self.workspace_bytes, found, address });
+                if found < self.sizes.workspace_bytes
+                    || !address.is_multiple_of(ALIGN_BYTES) && self.sizes.workspace_bytes > 0
+                {
+                    return Err(Error::Workspace { needed: self.sizes.workspace_bytes, found, address });
                 }
                 None
             }
-            None => Some(self.scratch.take(self.workspace_bytes)?),
+            None => Some(self.scratch.take(self.sizes.workspace_bytes)?),
         };
         let base = match (given, &mut own) {
             (Some(memory), _) => memory.as_mut_ptr(),
             (None, Some(block)) => block.bytes_mut().as_mut_ptr(),
             (None, None) => std::ptr::null_mut(),
         };
-        for ((id, _), offset) in self.executable.artifact.buffers.iter().zip(&self.offsets) {
+        for ((id, _), offset) in program.artifact.buffers.iter().zip(&self.sizes.offsets) {
             if let Some(offset) = offset {
-                let strides = einfall_ir::array::strides(&self.shapes[id.index()]);
+                let strides = einfall_ir::array::strides(&self.sizes.shapes[id.index()]);
                 let base = base as usize + *offset as usize;
                 places[id.index()] = Some(Place { base, strides, scalar: 0 });
             }
@@ -115,12 +113,12 @@ impl Bound {
                 self.run(index, step, &places)?;
                 Ok(start.elapsed())
             };
-            self.steps.iter().enumerate().map(timed).collect::<Result<Vec<Duration>, Error>>()
+            self.sizes.steps.iter().enumerate().map(timed).collect::<Result<Vec<Duration>, Error>>()
         };
         // The pool is entered once for all kernels, as entering it costs two thread switches.
         let pool = &self.executable.pool;
         let threads = pool.current_num_threads();
-        let times = if self.steps.iter().any(|s| s.is_shared(threads)) { pool.install(all)? } else { all()? };
+        let times = if self.sizes.steps.iter().any(|s| s.is_shared(threads)) { pool.install(all)? } else { all()? };
         if let Some(block) = own {
             self.scratch.give(block);
         }
@@ -168,87 +166,14 @@ impl Bound {
         Ok(outputs)
     }
 
-    /// Checks the arguments; where each buffer is, `None` for workspace.
-    fn place_arguments(&self, arguments: &Arguments) -> Result<Vec<Option<Place>>, Error> {
-        let exe = &*self.executable;
-        let buffers = &exe.artifact.buffers;
-        let mut places: Vec<Option<Place>> = vec![None; buffers.len()];
-        let mut put = |id: BufferId, place: Place| match places[id.index()].replace(place) {
-            Some(_) => Err(Error::Twice { array: buffers[id].name.clone() }),
-            None => Ok(()),
-        };
-        for (name, value) in &arguments.scalars {
-            let (id, buffer) = exe.find(name, "scalar", is_scalar)?;
-            let scalar = Slot::scalar_bits(buffer.dtype, buffer.dtype.round(*value));
-            put(id, Place { base: 0, strides: Vec::new(), scalar })?;
-        }
-        for (name, view) in &arguments.inputs {
-            let (id, buffer) = exe.find(name, "input", |b| b.kind == BufferKind::Input)?;
-            self.check_view(id, view)?;
-            let mut scalar = 0;
-            if is_scalar(buffer) {
-                let bytes = buffer.dtype.bytes(1) as usize;
-                // SAFETY: the view covers one element.
-                let bytes = unsafe { std::slice::from_raw_parts(view.base(), bytes) };
-                let value = crate::element::decode(buffer.dtype, bytes)?[0];
-                scalar = match buffer.dtype {
-                    // Exact beyond 2⁵³ too.
-                    DType::I64 => u64::from_le_bytes(bytes.try_into().unwrap_or_default()),
-                    _ => Slot::scalar_bits(buffer.dtype, value),
-                };
-            }
-            put(id, Place { base: view.base() as usize, strides: view.strides().to_vec(), scalar })?;
-        }
-        for (name, view) in &arguments.outputs {
-            let writable = |k: BufferKind| matches!(k, BufferKind::Output | BufferKind::InOut);
-            let (id, _) = exe.find(name, "output", |b| writable(b.kind))?;
-            self.check_view(id, view.as_view())?;
-            put(id, Place { base: view.base() as usize, strides: view.as_view().strides().to_vec(), scalar: 0 })?;
-        }
-        for (i, (name, view)) in arguments.outputs.iter().enumerate() {
-            let inputs = arguments.inputs.iter().map(|(n, v)| (n, v));
-            let outputs = arguments.outputs[..i].iter().map(|(n, v)| (n, v.as_view()));
-            if let Some((other, _)) = inputs.chain(outputs).find(|(_, v)| view.as_view().overlaps(v)) {
-                return Err(Error::Overlap { written: name.to_string(), other: other.to_string() });
-            }
-        }
-        for (id, buffer) in buffers.iter() {
-            if places[id.index()].is_none() && buffer.kind != BufferKind::Workspace {
-                let (array, shape) = (buffer.name.clone(), self.shapes[id.index()].clone());
-                return Err(Error::MissingArray { array, dtype: buffer.dtype, shape });
-            }
-        }
-        Ok(places)
-    }
-
-    /// Type, shape and strides of one array.
-    fn check_view(&self, id: BufferId, view: &View) -> Result<(), Error> {
-        let buffer = &self.executable.artifact.buffers[id];
-        let array = buffer.name.clone();
-        if view.dtype() != buffer.dtype {
-            return Err(Error::DType { array, expected: buffer.dtype, found: view.dtype() });
-        }
-        let expected = &self.shapes[id.index()];
-        if view.shape() != expected {
-            return Err(Error::Shape { array, expected: expected.clone(), found: view.shape().to_vec() });
-        }
-        let must = &self.executable.dense[id.index()];
-        match (0..must.len()).find(|d| must[*d] && !view.is_empty() && !view.is_dense_in(*d)) {
-            None => Ok(()),
-            Some(dim) => {
-                Err(Error::Strides { array, dim, strides: view.strides().to_vec(), shape: view.shape().to_vec() })
-            }
-        }
-    }
-
     /// Runs one kernel's tasks; on a thread of the pool where they are shared.
     fn run(&self, index: usize, step: &Step, places: &[Option<Place>]) -> Result<(), Error> {
         let exe = &*self.executable;
-        let launch = &exe.artifact.launches[index];
+        let launch = &exe.program.artifact.launches[index];
         let place = |b: BufferId| {
             places[b.index()].as_ref().ok_or_else(|| Error::Artifact {
-                name: exe.artifact.name.clone(),
-                reason: format!("`{}` is not placed", exe.artifact.buffers[b].name),
+                name: exe.program.artifact.name.clone(),
+                reason: format!("`{}` is not placed", exe.program.artifact.buffers[b].name),
             })
         };
         let mut slots = Vec::with_capacity(launch.slots.len());
@@ -257,7 +182,7 @@ impl Bound {
                 Slot::Base(b) => place(b)?.base as u64,
                 Slot::Stride(b, d) => place(b)?.strides[d] as u64,
                 Slot::Scalar(b) => place(b)?.scalar,
-                Slot::Extent(r) => self.extents[r.index()],
+                Slot::Extent(r) => self.sizes.extents[r.index()],
             });
         }
         let function = exe.functions[index];
@@ -281,6 +206,19 @@ impl Bound {
         let bound = |i: usize| (i as u128 * u128::from(step.tasks) / u128::from(ranges)) as u64;
         (0..ranges as usize).into_par_iter().with_max_len(1).try_for_each(|i| call(bound(i), bound(i + 1)))
     }
+}
+
+/// The slot bits of a scalar given as an array of one element in host memory.
+fn read_scalar(dtype: DType, view: &View) -> Result<u64, Error> {
+    let bytes = dtype.bytes(1) as usize;
+    // SAFETY: the view covers one element.
+    let bytes = unsafe { std::slice::from_raw_parts(view.base(), bytes) };
+    let value = crate::element::decode(dtype, bytes)?[0];
+    Ok(match dtype {
+        // Exact beyond 2⁵³ too.
+        DType::I64 => u64::from_le_bytes(bytes.try_into().unwrap_or_default()),
+        _ => Slot::scalar_bits(dtype, value),
+    })
 }
 
 impl Step {

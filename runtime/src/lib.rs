@@ -5,11 +5,15 @@
 //! this crate reads no environment variable; a cache is never trusted (see [`cache`]); what a launch computes does
 //! not depend on the number of threads.
 
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+mod arguments;
 pub mod array;
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "cuda"))]
 pub mod cache;
 #[cfg(feature = "cpu")]
 mod calibrate;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod device;
 mod element;
 #[cfg(feature = "cpu")]
@@ -19,6 +23,8 @@ mod error;
 mod executable;
 #[cfg(feature = "cpu")]
 mod launch;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+mod program;
 #[cfg(feature = "cpu")]
 mod scratch;
 
@@ -30,6 +36,8 @@ pub use einfall_llvm as llvm;
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
 #[cfg(feature = "cpu")]
-pub use executable::{ArraySpec, Bound, Executable, KernelSpec};
+pub use executable::{Bound, Executable};
 #[cfg(feature = "cpu")]
 pub use launch::Arguments;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
+pub use program::{ArraySpec, KernelSpec};

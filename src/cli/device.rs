@@ -4,8 +4,9 @@ use einfall::{Engine, Options};
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::tolerance::inputs::{Variant, random};
+use einfall_runtime::Cpu;
 use einfall_runtime::cache::Cache;
-use einfall_runtime::{Cpu, Device};
+use einfall_runtime::cuda::{Gpu, gpus};
 
 use super::{Failure, compare};
 
@@ -13,13 +14,11 @@ fn options() -> Result<Options, Failure> {
     Options::from_env().map_err(Failure::Usage)
 }
 
-/// Lists devices and what they compile with.
+/// Lists devices and what they compile with. A machine without LLVM or without a CUDA driver is described all the same.
 pub fn devices() -> Result<(), Failure> {
-    for device in Device::all() {
-        println!("{}", device.kind());
-    }
     let cpu = Cpu::detect();
     let isa: Vec<&str> = cpu.isa.iter().map(|i| i.name()).collect();
+    println!("cpu");
     println!("  {} ({}), {} threads, vectors of {} bits", cpu.name, cpu.arch, cpu.threads, cpu.vector_bits());
     println!("  extensions: {}", isa.join(" "));
     for level in &cpu.data_sheet().levels {
@@ -29,10 +28,37 @@ pub fn devices() -> Result<(), Failure> {
         Ok(engine) => {
             let (major, minor, patch) = engine.runtime().llvm().version();
             println!("  LLVM {major}.{minor}.{patch}: {}", engine.runtime().llvm().path().display());
-            Ok(())
         }
-        Err(e) => Err(Failure::machine(e)),
+        Err(e) => println!("  no kernels are compiled for it: {e}"),
     }
+    let gpus = match gpus() {
+        Ok(gpus) => gpus,
+        Err(e) => {
+            println!("cuda\n  {e}");
+            return Ok(());
+        }
+    };
+    for gpu in &gpus {
+        println!("cuda:{}", gpu.index);
+        let (major, minor) = gpu.capability;
+        println!("  {}, sm_{major}{minor}, {} multiprocessors, driver for CUDA {}", gpu.name, gpu.sms, version(gpu));
+        println!("  memory {} bytes at {:.2} TB/s by its clock", gpu.memory_bytes, gpu.bandwidth() / 1e12);
+        println!("  L2 {} bytes, shared memory {} bytes a task", gpu.l2_bytes, gpu.shared_bytes);
+        print!("  clocks up to {} and {} MHz", gpu.clock_khz / 1000, gpu.memory_clock_khz / 1000);
+        match gpu.clocks() {
+            Some(now) => println!("; {} and {} MHz now", now.sm_mhz, now.memory_mhz),
+            None => println!(),
+        }
+    }
+    if gpus.is_empty() {
+        println!("cuda\n  the driver knows no device");
+    }
+    Ok(())
+}
+
+/// The CUDA version of a device's driver: `13.0`.
+fn version(gpu: &Gpu) -> String {
+    format!("{}.{}", gpu.driver / 1000, gpu.driver % 1000 / 10)
 }
 
 /// Subcommands of `cache`.

@@ -1,0 +1,162 @@
+//! PTX to device code by the driver's own assembler, with its log.
+//!
+//! Invariant: what is cached under [`key`] is a function of what the key names: the PTX, the architecture, the device's
+//! capability, the driver's version and this crate's version. Source: CUDA driver API, `cuLink*`.
+
+use super::driver::{Context, call};
+use super::error::CudaError;
+use super::gpu::Gpu;
+use crate::cache::Key;
+use cudarc::driver::sys::{self, CUjit_option as Opt, CUresult};
+use einfall_ir::artifact;
+use std::ffi::c_void;
+use std::ptr;
+
+/// Bytes of each of the assembler's logs that are kept.
+const LOG_BYTES: usize = 1 << 16;
+
+/// Assembled code and what the assembler said.
+#[derive(Clone, Debug)]
+pub(super) struct Assembled {
+    pub(super) image: Vec<u8>,
+    pub(super) log: String,
+}
+
+/// Everything that decides the code of a PTX text on a device.
+pub(super) fn key(text: &str, arch: &str, gpu: &Gpu) -> Key {
+    let versions = format!("{} {}", env!("CARGO_PKG_VERSION"), artifact::VERSION);
+    let device = format!("cuda {} sm_{}{}", gpu.driver, gpu.capability.0, gpu.capability.1);
+    Key::of(&[versions.as_bytes(), device.as_bytes(), arch.as_bytes(), text.as_bytes()])
+}
+
+/// The version a PTX text asks for.
+pub(super) fn ptx_version(text: &str) -> &str {
+    let line = text.lines().find_map(|l| l.trim_start().strip_prefix(".version"));
+    line.map_or("", |l| l.split_whitespace().next().unwrap_or(""))
+}
+
+/// The two logs of the assembler as the driver wants them: buffers, and option values that hold their addresses.
+struct Logs {
+    info: Vec<u8>,
+    error: Vec<u8>,
+}
+
+impl Logs {
+    fn text(&self) -> String {
+        let read = |b: &[u8]| {
+            let end = b.iter().position(|b| *b == 0).unwrap_or(b.len());
+            String::from_utf8_lossy(&b[..end]).trim().to_owned()
+        };
+        [read(&self.error), read(&self.info)].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Assembles PTX for the context's device.
+pub(super) fn assemble(
+    context: &Context,
+    gpu: &Gpu,
+    name: &str,
+    text: &str,
+    arch: &str,
+) -> Result<Assembled, CudaError> {
+    if !gpu.runs(arch) {
+        let (arch, device) = (arch.to_owned(), gpu.name.clone());
+        return Err(CudaError::Arch { arch, device, capability: gpu.capability });
+    }
+    context.enter()?;
+    let mut logs = Logs { info: vec![0; LOG_BYTES], error: vec![0; LOG_BYTES] };
+    let mut options = [
+        Opt::CU_JIT_INFO_LOG_BUFFER,
+        Opt::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+        Opt::CU_JIT_ERROR_LOG_BUFFER,
+        Opt::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        Opt::CU_JIT_LOG_VERBOSE,
+    ];
+    // The driver takes numbers in the place of the pointers.
+    let mut values: [*mut c_void; 5] = [
+        logs.info.as_mut_ptr().cast(),
+        ptr::without_provenance_mut(LOG_BYTES),
+        logs.error.as_mut_ptr().cast(),
+        ptr::without_provenance_mut(LOG_BYTES),
+        ptr::without_provenance_mut(1),
+    ];
+    let mut source = text.as_bytes().to_vec();
+    source.push(0);
+    let mut state = ptr::null_mut();
+    let mut image = Vec::new();
+    // SAFETY: the logs, options and values outlive the linker's state, which is destroyed below; the source ends with a
+    // zero byte, which its length counts; the image belongs to the state and is copied before that goes.
+    let result = unsafe {
+        let n = options.len() as u32;
+        let mut result = sys::cuLinkCreate_v2(n, options.as_mut_ptr(), values.as_mut_ptr(), &mut state);
+        if result == CUresult::CUDA_SUCCESS {
+            result = sys::cuLinkAddData_v2(
+                state,
+                sys::CUjitInputType::CU_JIT_INPUT_PTX,
+                source.as_mut_ptr().cast(),
+                source.len(),
+                c"kernels.ptx".as_ptr(),
+                0,
+                ptr::null_mut(),
+                ptr::null_mut(),
+            );
+        }
+        let (mut data, mut bytes) = (ptr::null_mut(), 0);
+        if result == CUresult::CUDA_SUCCESS {
+            result = sys::cuLinkComplete(state, &mut data, &mut bytes);
+        }
+        if result == CUresult::CUDA_SUCCESS {
+            image = std::slice::from_raw_parts(data.cast::<u8>(), bytes).to_vec();
+        }
+        if !state.is_null() {
+            let _ = sys::cuLinkDestroy(state);
+        }
+        result
+    };
+    let log = logs.text();
+    match result {
+        CUresult::CUDA_SUCCESS => Ok(Assembled { image, log }),
+        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+            Err(CudaError::OldAssembler { driver: gpu.driver, ptx: ptx_version(text).to_owned() })
+        }
+        result => {
+            // An old assembler says so in its log where the code does not.
+            if log.contains("Unsupported .version") {
+                return Err(CudaError::OldAssembler { driver: gpu.driver, ptx: ptx_version(text).to_owned() });
+            }
+            let what = || format!("assembling `{name}`");
+            match call(result, what) {
+                Err(CudaError::Call { name: error, text, .. }) => {
+                    Err(CudaError::Assemble { name: name.to_owned(), error: format!("{error} ({text})"), log })
+                }
+                Err(other) => Err(other),
+                Ok(()) => Ok(Assembled { image, log }),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::gpu::tests::h200;
+
+    #[test]
+    fn the_key_depends_on_everything_that_decides_the_code() {
+        let gpu = h200();
+        let of = |text: &str, arch: &str, gpu: &Gpu| key(text, arch, gpu);
+        let base = of("text", "sm_90a", &gpu);
+        assert_eq!(base, of("text", "sm_90a", &gpu));
+        assert_ne!(base, of("texu", "sm_90a", &gpu));
+        assert_ne!(base, of("text", "sm_90", &gpu));
+        assert_ne!(base, of("text", "sm_90a", &Gpu { driver: 12080, ..gpu.clone() }));
+        assert_ne!(base, of("text", "sm_90a", &Gpu { capability: (10, 0), ..gpu.clone() }));
+        assert_eq!(base, of("text", "sm_90a", &Gpu { index: 1, ..gpu }), "two cards of one kind share");
+    }
+
+    #[test]
+    fn the_version_is_read_from_the_text() {
+        assert_eq!(ptx_version("// a comment\n.version 8.0\n.target sm_90a\n"), "8.0");
+        assert_eq!(ptx_version("nothing"), "");
+    }
+}

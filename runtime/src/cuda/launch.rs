@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::program::{ArraySpec, KernelSpec, Program, Sizes, is_scalar};
 use cudarc::driver::sys;
 use einfall_ir::arena::Id;
-use einfall_ir::artifact::{GpuLaunch, Launch, Slot, TensorMap};
+use einfall_ir::artifact::{Condition, GpuLaunch, Launch, Slot, TensorMap};
 use einfall_ir::dtype::DType;
 use einfall_ir::tile::{BufferId, BufferKind};
 use std::ffi::c_void;
@@ -73,21 +73,6 @@ pub struct Bound {
 impl Bound {
     pub(super) fn new(executable: Arc<Executable>, sizes: Sizes) -> Result<Bound, Error> {
         check_sizes(&executable.program, &sizes)?;
-        for ((launch, step), (function, _)) in
-            executable.program.artifact.launches.iter().zip(&sizes.steps).zip(&executable.functions)
-        {
-            let Some(gpu) = launch.gpu.as_ref().filter(|g| g.cooperative && step.tasks > 0) else { continue };
-            let context = &executable.shared.context;
-            context.enter()?;
-            let resident = resident_tasks(context, function.0, gpu, executable.gpu().sms)?;
-            if step.tasks > resident {
-                let reason = format!(
-                    "its {} tasks wait for each other and the device holds {resident} at once; give it fewer tasks",
-                    step.tasks
-                );
-                return Err(CudaError::Launch { kernel: launch.symbol.clone(), reason }.into());
-            }
-        }
         Ok(Bound { executable, sizes })
     }
 
@@ -158,11 +143,17 @@ impl Bound {
             }
         }
         let mut steps = Vec::new();
-        for (index, launch) in program.artifact.launches.iter().enumerate() {
+        let mut names = Vec::new();
+        for index in choose(program, &self.sizes, &places)? {
+            let launch = &program.artifact.launches[index];
             let Some(gpu) = &launch.gpu else { continue };
             let tasks = self.sizes.steps[index].tasks;
             if tasks == 0 {
                 continue;
+            }
+            let function = executable.functions[index].0.0;
+            if gpu.cooperative {
+                check_resident(&shared.context, function, launch, gpu, tasks, shared.gpu.sms)?;
             }
             let map = |m: &TensorMap| -> Result<[u64; 16], Error> {
                 let buffer = &program.artifact.buffers[m.buffer];
@@ -185,7 +176,7 @@ impl Bound {
             };
             let maps = gpu.maps.iter().map(map).collect::<Result<Vec<_>, Error>>()?;
             let parameters = parameters(program, launch, &maps, &places, &self.sizes.extents)?;
-            let function = executable.functions[index].0.0;
+            names.push(launch.symbol.clone());
             steps.push(Step {
                 function,
                 tasks: tasks as u32,
@@ -197,8 +188,7 @@ impl Bound {
             });
         }
         keep.push(Kept::Memory(Arc::new(workspace)));
-        let names = program.artifact.launches.iter().map(|l| l.symbol.clone()).collect();
-        Ok(Prepared { steps, keep, names, context: Arc::clone(&shared.context) })
+        Ok(Prepared { steps, keep, names: names.into(), context: Arc::clone(&shared.context) })
     }
 
     /// Copies the inputs to the device, runs, and returns the outputs in the cascade's order. Arrays updated in place
@@ -270,6 +260,10 @@ fn check_sizes(program: &Program, sizes: &Sizes) -> Result<(), CudaError> {
         }
     }
     for (launch, step) in program.artifact.launches.iter().zip(&sizes.steps) {
+        let fits = |c: &Condition| holds(c, program, sizes, |_| true);
+        if !launch.gpu.as_ref().is_none_or(|g| g.assumes.iter().all(fits)) {
+            continue;
+        }
         let refuse = |reason: String| CudaError::Launch { kernel: launch.symbol.clone(), reason };
         if step.tasks > MAX_GRID {
             return Err(refuse(format!("it has {} tasks; a grid has {MAX_GRID} at most", step.tasks)));
@@ -286,6 +280,72 @@ fn check_sizes(program: &Program, sizes: &Sizes) -> Result<(), CudaError> {
         }
     }
     Ok(())
+}
+
+/// Whether an assumption holds at these sizes; `aligned` judges arrays.
+fn holds(condition: &Condition, program: &Program, sizes: &Sizes, aligned: impl Fn(&Condition) -> bool) -> bool {
+    debug_assert_eq!(program.artifact.buffers.len(), sizes.shapes.len());
+    match condition {
+        Condition::AtMost(size, n) => size.eval(&sizes.extents).is_ok_and(|v| v <= *n),
+        Condition::Multiple(size, n) => size.eval(&sizes.extents).is_ok_and(|v| v.is_multiple_of(*n)),
+        Condition::Aligned(..) => aligned(condition),
+    }
+}
+
+/// The launches to make, in order: of the variants of a kernel, the first whose assumptions all hold.
+fn choose(program: &Program, sizes: &Sizes, places: &[Option<Place>]) -> Result<Vec<usize>, CudaError> {
+    let aligned = |condition: &Condition| {
+        let Condition::Aligned(b, bytes) = condition else { return true };
+        let (bits, shape) = (u64::from(program.artifact.buffers[*b].dtype.bits()), &sizes.shapes[b.index()]);
+        // An array without elements is not read.
+        shape.contains(&0)
+            || places[b.index()].as_ref().is_some_and(|p| {
+                let outer = shape.len().saturating_sub(1);
+                let whole = |d: usize| shape[d] <= 1 || (p.strides[d].unsigned_abs() * bits / 8).is_multiple_of(*bytes);
+                (p.base as u64).is_multiple_of(*bytes)
+                    && (0..outer).all(whole)
+                    && (outer..shape.len()).all(|d| shape[d] <= 1 || p.strides[d] == 1)
+            })
+    };
+    let launches = &program.artifact.launches;
+    let (mut chosen, mut index) = (Vec::new(), 0);
+    while index < launches.len() {
+        let kernel = |i: usize| launches[i].gpu.as_ref().and_then(|g| g.variant_of.as_ref());
+        let same = |i: usize| kernel(i).is_some() && kernel(i) == kernel(index);
+        let end = (index + 1..launches.len()).find(|i| !same(*i)).unwrap_or(launches.len());
+        let fits = |i: &usize| {
+            let assumes = launches[*i].gpu.as_ref().map_or(&[][..], |g| &g.assumes);
+            assumes.iter().all(|c| holds(c, program, sizes, aligned))
+        };
+        match (index..end).find(fits) {
+            Some(i) => chosen.push(i),
+            None => {
+                let kernel = kernel(index).unwrap_or(&launches[index].symbol).clone();
+                let reason = "none of its variants fits the sizes and arrays given".to_owned();
+                return Err(CudaError::Launch { kernel, reason });
+            }
+        }
+        index = end;
+    }
+    Ok(chosen)
+}
+
+/// Refuses a kernel whose tasks wait for each other and are more than the device holds.
+fn check_resident(
+    context: &Context,
+    function: sys::CUfunction,
+    launch: &Launch,
+    gpu: &GpuLaunch,
+    tasks: u64,
+    sms: u32,
+) -> Result<(), CudaError> {
+    let resident = resident_tasks(context, function, gpu, sms)?;
+    if tasks <= resident {
+        return Ok(());
+    }
+    let reason =
+        format!("its {tasks} tasks wait for each other and the device holds {resident} at once; give it fewer tasks");
+    Err(CudaError::Launch { kernel: launch.symbol.clone(), reason })
 }
 
 /// Refuses arrays that kernels of this device may not use.
@@ -487,9 +547,10 @@ impl Prepared {
         Ok(graph)
     }
 
-    /// How many kernels a launch puts on its stream; those without tasks are left out.
-    pub fn n_launches(&self) -> usize {
-        self.steps.len()
+    /// The kernels that a launch puts on its stream, in order: of the variants of a kernel the one that fits, and none
+    /// that has no tasks.
+    pub fn symbols(&self) -> &[String] {
+        &self.names
     }
 }
 
@@ -539,6 +600,8 @@ mod tests {
             cooperative: false,
             dependent: false,
             maps: vec![map],
+            variant_of: None,
+            assumes: vec![],
         }
     }
 
@@ -586,6 +649,40 @@ mod tests {
         assert!(check(clusters.clone(), 128, 1).is_ok());
         let error = check(clusters, 129, 1).unwrap_err();
         assert!(error.to_string().contains("a grid of 3 tasks is not divided by its clusters of 2"), "{error}");
+    }
+
+    #[test]
+    fn the_first_variant_that_fits_is_launched() {
+        let p = program(gpu());
+        let (m, x) = (p.artifact.ranks.iter().next().unwrap().0, BufferId::new(0));
+        let mut artifact = p.artifact;
+        let base = artifact.launches[0].clone();
+        let variant = |symbol: &str, assumes: Vec<Condition>| {
+            let gpu = GpuLaunch { variant_of: Some("f".into()), assumes, ..gpu() };
+            Launch { symbol: symbol.into(), gpu: Some(gpu), ..base.clone() }
+        };
+        artifact.launches = vec![
+            base.clone(),
+            variant("small", vec![Condition::AtMost(Size::Rank(m), 64), Condition::Aligned(x, 16)]),
+            variant("even", vec![Condition::Multiple(Size::Rank(m), 2), Condition::Aligned(x, 4)]),
+            variant("any", vec![]),
+            base.clone(),
+        ];
+        let p = Program::new(artifact);
+        let chosen = |p: &Program, m: u64, base: usize, stride: i64| {
+            let sizes = p.bind(&[("M", m), ("N", 8)]).unwrap();
+            let x = Place { base, strides: vec![stride, 1], scalar: 0 };
+            choose(p, &sizes, &[Some(x), None, None])
+        };
+        assert_eq!(chosen(&p, 64, 0x1000, 8), Ok(vec![0, 1, 4]));
+        assert_eq!(chosen(&p, 65, 0x1000, 8), Ok(vec![0, 3, 4]), "too large, and odd");
+        assert_eq!(chosen(&p, 64, 0x1008, 8), Ok(vec![0, 2, 4]), "the base is not aligned");
+        assert_eq!(chosen(&p, 64, 0x1000, 9), Ok(vec![0, 3, 4]), "the rows are not aligned");
+        assert_eq!(chosen(&p, 1, 0x1000, 9), Ok(vec![0, 1, 4]), "there is one row");
+        let mut last = p.artifact;
+        last.launches.remove(3);
+        let error = chosen(&Program::new(last), 65, 0x1000, 8).unwrap_err();
+        assert!(error.to_string().contains("none of its variants fits"), "{error}");
     }
 
     #[test]

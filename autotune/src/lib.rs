@@ -2,3 +2,4 @@
 
 pub mod csp;
 pub mod model_cpu;
+pub mod model_gpu;

@@ -1,0 +1,243 @@
+//! The mapping model for GPUs: every kernel of a plan gets the cheapest mapping that a data sheet admits.
+//!
+//! A kernel's [`facts`] lead to its [`structure`]s (cuts, orientations, places of tiles, roles, schedules); each
+//! structure has an integer CSP ([`space`]) over blocks, units, clusters, instructions, stages, swizzles, register
+//! budgets and orders; [`cost`] prices assignments and [`search`] finds the cheapest; [`write`] turns assignments into
+//! mappings and back. Kernels without contractions go to [`elementwise`]. Invariant: nothing asks for a kernel's name;
+//! what is returned for a kernel that the model has a structure for satisfies every constraint of its CSP.
+
+use std::ops::ControlFlow;
+
+use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping};
+use einfall_ir::target::{DataSheet, Gpu};
+use einfall_ir::tile::{AxisKind, Kernel, Op, Plan};
+
+use crate::csp::{Solver, VarId};
+
+pub mod cost;
+pub mod elementwise;
+pub mod facts;
+pub mod live;
+pub mod sample;
+pub mod search;
+pub mod space;
+pub mod structure;
+pub mod write;
+
+pub use cost::Cost;
+use facts::Facts;
+pub use facts::Unsupported;
+pub use sample::sample;
+use search::search;
+use space::Space;
+use structure::structures;
+use write::Normal;
+
+/// Whether a kernel contracts.
+fn contracts(kernel: &Kernel) -> bool {
+    let mut found = false;
+    kernel.for_each_op(&mut |op, _| found |= matches!(op, Op::Contract { .. }));
+    found
+}
+
+/// The wgmma device of a sheet, or why the model has no mappings for it.
+fn device(sheet: &DataSheet) -> Result<&Gpu, Unsupported> {
+    match &sheet.gpu {
+        None => facts::unsupported("device", format!("{} is not a GPU", sheet.name)),
+        Some(g) if !g.atoms.iter().any(|a| a == "wgmma") || !g.copy_engines.iter().any(|e| e == "tma") => {
+            facts::unsupported(
+                "atoms",
+                format!("{} has no wgmma fed by TMA, which contractions are mapped to", sheet.name),
+            )
+        }
+        Some(g) => Ok(g),
+    }
+}
+
+/// The best `k` mappings of one kernel with contractions, cheapest first.
+///
+/// # Errors
+/// Why there is none.
+pub fn kernel_candidates(
+    plan: &Plan,
+    kernel: &Kernel,
+    sheet: &DataSheet,
+    sizes: Option<&[u64]>,
+    k: usize,
+) -> Result<Vec<(KernelMapping, Cost)>, Unsupported> {
+    let gpu = device(sheet)?;
+    let facts = Facts::new(plan, kernel, sizes)?;
+    let all = structures(&facts)?;
+    let found = search(&facts, &all, sheet, gpu, k);
+    if found.is_empty() {
+        return facts::unsupported("resources", format!("no blocks of {} fit {}", kernel.name, sheet.name));
+    }
+    Ok(found.into_iter().map(|f| (f.mapping, f.cost)).collect())
+}
+
+/// What is left where the model has no structure: blocks alone, so that the lowering says what it lacks.
+fn fallback(kernel: &Kernel) -> KernelMapping {
+    let axes = kernel.axes.iter().filter(|(_, a)| a.kind != AxisKind::Inner).map(|(_, a)| {
+        let block = if a.kind == AxisKind::Stream { 64 } else { 1 };
+        AxisMapping::new(&a.name, a.block.unwrap_or(block))
+    });
+    KernelMapping { kernel: kernel.name.clone(), axes: axes.collect(), ..KernelMapping::default() }
+}
+
+/// The mapping of every kernel of `plan` for the device of `sheet`. `sizes`: one value per rank of the plan, the sizes
+/// to be fast at; inner axes are mapped for just these (or smaller) extents. Never fails: a kernel outside the model
+/// gets blocks alone.
+pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping {
+    let kernels = plan.kernels.iter().map(|kernel| {
+        if !contracts(kernel) {
+            return elementwise::choose(kernel, plan, sheet);
+        }
+        let found = kernel_candidates(plan, kernel, sheet, sizes, 1).ok();
+        found.and_then(|c| c.into_iter().next()).map_or_else(|| fallback(kernel), |(m, _)| m)
+    });
+    Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels: kernels.collect() }
+}
+
+/// The best `k` mappings of the plan that differ in structure or several numbers, cheapest first, with the cost of all
+/// kernels that contract. The i-th candidate has every kernel's i-th best mapping, or its last.
+pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usize) -> Vec<(Mapping, Cost)> {
+    let per_kernel: Vec<Vec<(KernelMapping, Option<Cost>)>> = plan
+        .kernels
+        .iter()
+        .map(|kernel| {
+            if !contracts(kernel) {
+                return vec![(elementwise::choose(kernel, plan, sheet), None)];
+            }
+            match kernel_candidates(plan, kernel, sheet, sizes, k) {
+                Ok(found) => found.into_iter().map(|(m, c)| (m, Some(c))).collect(),
+                Err(_) => vec![(fallback(kernel), None)],
+            }
+        })
+        .collect();
+    let most = per_kernel.iter().map(Vec::len).max().unwrap_or(0).min(k);
+    (0..most)
+        .map(|i| {
+            let chosen: Vec<_> = per_kernel.iter().filter_map(|list| list.get(i).or(list.last())).cloned().collect();
+            let cost = Cost::total(chosen.iter().filter_map(|c| c.1.as_ref()));
+            let kernels = chosen.into_iter().map(|c| c.0).collect();
+            (Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }, cost)
+        })
+        .collect()
+}
+
+/// Why the model does not admit a mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The kernel.
+    pub kernel: String,
+    /// The constraint, or the aspect of the mapping that no structure has.
+    pub constraint: String,
+    /// What breaks it.
+    pub message: String,
+}
+
+impl std::fmt::Display for Rejected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "kernel {}: {}: {}", self.kernel, self.constraint, self.message)
+    }
+}
+
+/// The constraint that rejects `mapping`; none if it is admitted. Kernels without contractions are not judged.
+pub fn why_not(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, mapping: &Mapping) -> Option<Rejected> {
+    for kernel in plan.kernels.iter().filter(|k| contracts(k)) {
+        let empty = KernelMapping { kernel: kernel.name.clone(), ..KernelMapping::default() };
+        let m = mapping.kernels.iter().find(|m| m.kernel == kernel.name).unwrap_or(&empty);
+        if let Err(e) = admitted(plan, kernel, sheet, sizes, m) {
+            return Some(e);
+        }
+    }
+    None
+}
+
+/// What an admitted mapping of one kernel costs.
+///
+/// # Errors
+/// The constraint that rejects it.
+pub fn admitted(
+    plan: &Plan,
+    kernel: &Kernel,
+    sheet: &DataSheet,
+    sizes: Option<&[u64]>,
+    m: &KernelMapping,
+) -> Result<Cost, Rejected> {
+    let reject = |constraint: String, message: String| Rejected { kernel: kernel.name.clone(), constraint, message };
+    let outside = |u: Unsupported| reject(u.constraint, u.message);
+    let gpu = device(sheet).map_err(outside)?;
+    // Without sizes an inner axis is as long as the mapping's block.
+    let facts = Facts::new(plan, kernel, sizes).map_err(outside)?.with_inner(m);
+    let all = structures(&facts).map_err(outside)?;
+    let given = Normal::of(&facts, m);
+    let mut best: Option<(usize, Rejected)> = None;
+    for s in &all {
+        let space = Space::new(&facts, s, gpu);
+        let values = write::read(&space, m);
+        let orders = space.vars.order.is_some_and(|o| values[o.idx()] < 0);
+        let mut differs = if orders { vec!["work order".to_string()] } else { Vec::new() };
+        if !orders {
+            differs = given.differences(&Normal::of(&facts, &write::write(&space, &values)));
+        }
+        let found = match (differs.first(), space.model.check(&values)) {
+            (None, Ok(())) => return Ok(cost::cost(&space, &cost::Work::of(&facts, s), sheet, gpu, &values)),
+            (None, Err(broken)) => {
+                let message = describe(&space, &values, &broken.name);
+                (0, reject(broken.name, message))
+            }
+            (Some(first), _) => {
+                let message = format!("no structure has it; nearest ones differ in {}", differs.join(", "));
+                (differs.len(), reject(first.clone(), message))
+            }
+        };
+        if best.as_ref().is_none_or(|b| found.0 < b.0) {
+            best = Some(found);
+        }
+    }
+    Err(best.map_or_else(|| reject("structure".into(), "the kernel has none".into()), |b| b.1))
+}
+
+/// The values of the variables of a constraint.
+fn describe(space: &Space<'_, '_>, values: &[i64], name: &str) -> String {
+    let mut vars: Vec<VarId> = space.model.find(name).into_iter().collect();
+    if let Some(c) = space.model.constraints().iter().find(|c| c.name == name) {
+        c.pred.for_each_var(&mut |v| {
+            if !vars.contains(&v) {
+                vars.push(v);
+            }
+        });
+    }
+    let list: Vec<String> = vars.iter().map(|v| format!("{} = {}", space.model.name(*v), values[v.idx()])).collect();
+    format!("does not hold for {}", list.join(", "))
+}
+
+/// How many mappings of a kernel the model admits, up to `limit`: assignments of every structure's CSP.
+///
+/// # Errors
+/// Why there is none.
+pub fn count(
+    plan: &Plan,
+    kernel: &Kernel,
+    sheet: &DataSheet,
+    sizes: Option<&[u64]>,
+    limit: u64,
+) -> Result<u64, Unsupported> {
+    let gpu = device(sheet)?;
+    let facts = Facts::new(plan, kernel, sizes)?;
+    let mut total = 0;
+    for s in &structures(&facts)? {
+        let space = Space::new(&facts, s, gpu);
+        let mut visit = |_: &[i64]| {
+            total += 1;
+            if total >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        // A structure that cannot be enumerated adds nothing to the count.
+        let _ = Solver::new(&space.model).for_each(&[], &mut visit);
+        if total >= limit {
+            break;
+        }
+    }
+    Ok(total)
+}

@@ -1,0 +1,285 @@
+//! The search: leading numbers of every structure by enumeration, the rest completed greedily, the best by cost.
+//!
+//! Leading variables are blocks, units, clusters, tasks per multiprocessor and the grid's order; given those, more
+//! stages, wider swizzles and instructions and larger register budgets never cost more, so they are set to the most
+//! that fits. Invariant: every assignment returned has passed [`crate::csp::Model::check`]; results depend on kernel,
+//! sheet and sizes alone.
+
+use einfall_ir::arena::Id;
+use einfall_ir::mapping::KernelMapping;
+use einfall_ir::target::{DataSheet, Gpu, TASK_SHARED_BYTES};
+use einfall_ir::tile::{AxisId, AxisKind};
+
+use super::cost::{Cost, Work, cost};
+use super::facts::Facts;
+use super::space::{STAGES, Space};
+use super::structure::{Place, Schedule, Structure};
+use super::write::write;
+use crate::csp::{Domain, VarId};
+
+/// A mapping with its price.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Which structure.
+    pub structure: usize,
+    /// The assignment of its CSP.
+    pub values: Vec<i64>,
+    /// Its price.
+    pub cost: Cost,
+    /// The mapping.
+    pub mapping: KernelMapping,
+}
+
+/// Columns of blocks that the search tries; the CSP admits every multiple of 8.
+const COLUMNS: [i64; 19] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256, 512];
+/// Depths of blocks along summed axes.
+const DEPTHS: [i64; 5] = [16, 32, 64, 128, 256];
+
+fn contains(d: &Domain, v: i64) -> bool {
+    match d {
+        Domain::Range { lo, hi, step } => v >= *lo && v <= *hi && (v - lo) % step == 0,
+        Domain::Values(list) => list.contains(&v),
+        Domain::Divisors(n) => v > 0 && n % v == 0,
+    }
+}
+
+/// Values of a variable's domain.
+pub(super) fn values_of(d: &Domain) -> Vec<i64> {
+    match d {
+        Domain::Range { lo, hi, step } => (*lo..=*hi).step_by(*step as usize).collect(),
+        Domain::Values(list) => list.clone(),
+        Domain::Divisors(n) => crate::csp::divisors(*n).unwrap_or_default(),
+    }
+}
+
+/// Blocks of an axis worth trying.
+fn tried(space: &Space<'_, '_>, a: AxisId) -> Vec<i64> {
+    let (f, s) = (space.facts, space.structure);
+    let Some(var) = space.vars.block[a.index()] else { return vec![1] };
+    let domain = &space.model.vars()[var.idx()].domain;
+    let all = values_of(domain);
+    if f.axis(a).kind == AxisKind::Inner {
+        // Whole, for each swizzle.
+        let mut out = vec![all[0]];
+        for n in [32, 64, 128, 256] {
+            let next = (all[0] as u64).next_multiple_of(n) as i64;
+            if contains(domain, next) && !out.contains(&next) {
+                out.push(next);
+            }
+        }
+        return out;
+    }
+    let columns = s.contractions.iter().any(|c| c.n == a);
+    let rows = s.contractions.iter().any(|c| c.m == a);
+    let list: Vec<i64> = match (rows, columns) {
+        (true, _) => all,
+        (false, true) => all.into_iter().filter(|v| COLUMNS.contains(v)).collect(),
+        (false, false) => all.into_iter().filter(|v| DEPTHS.contains(v)).collect(),
+    };
+    // Blocks far beyond the extent only add padding.
+    match f.axis(a).extent {
+        Some(n) => {
+            let enough = list.iter().copied().find(|v| *v as u64 >= n);
+            list.into_iter().filter(|v| enough.is_none_or(|e| *v <= e)).collect()
+        }
+        None => list,
+    }
+}
+
+/// Register budgets (producer, consumers) that leave room for so many tasks per multiprocessor.
+fn budgets(gpu: &Gpu, units: i64, tasks: i64) -> (i64, i64) {
+    let per_task = gpu.registers as i64 / tasks / 128;
+    for producer in [56, 40, 32, 24] {
+        let consumer = ((per_task - producer) / units / 8 * 8).min(256);
+        if consumer >= 232.min(per_task / units - 16) || producer == 24 {
+            return (producer, consumer.max(24));
+        }
+    }
+    (24, 24)
+}
+
+struct Completer<'p, 's, 'a> {
+    space: &'p Space<'s, 'a>,
+    gpu: &'p Gpu,
+}
+
+impl Completer<'_, '_, '_> {
+    fn get(&self, values: &[i64], v: Option<VarId>) -> i64 {
+        v.map_or(1, |v| values[v.idx()])
+    }
+
+    /// Fills what follows from the leading values, for `tasks` tasks per multiprocessor; none if that does not fit.
+    fn complete(&self, mut values: Vec<i64>, tasks: i64) -> Option<Vec<i64>> {
+        let (f, s, v) = (self.space.facts, self.space.structure, &self.space.vars);
+        let units = self.get(&values, v.units);
+        let block = |values: &[i64], a: AxisId| self.get(values, v.block[a.index()]);
+        for (i, place) in s.places.iter().enumerate() {
+            let (Some(inner), Some(w)) = (place.shared(), v.swizzle[i]) else { continue };
+            let bytes = f.kernel.tiles[einfall_ir::tile::TileId::new(i)].dtype.bytes(1) as i64;
+            let row = block(&values, inner) * bytes;
+            values[w.idx()] = [128, 64, 32].into_iter().find(|x| row % x == 0)?;
+        }
+        for (i, c) in s.contractions.iter().enumerate() {
+            let cut = if s.cut == Some(c.n) { units } else { 1 };
+            let n = block(&values, c.n);
+            if n % cut != 0 {
+                return None;
+            }
+            let per_unit = n / cut;
+            let panel = match (s.places[c.b.index()].shared() == Some(c.n), v.swizzle[c.b.index()]) {
+                (true, Some(w)) => values[w.idx()] / c.operand.bytes(1) as i64,
+                _ => 8,
+            };
+            values[v.atom[i].idx()] = (8..=256).rev().step_by(8).find(|n| per_unit % n == 0 && n % panel == 0)?;
+        }
+        if let [p, c] = v.regs[..] {
+            (values[p.idx()], values[c.idx()]) = budgets(self.gpu, units, tasks);
+        }
+        let elementwise = f.ops.iter().any(|o| {
+            o.stream.is_some() && !o.op.outs().is_empty() && {
+                matches!(o.op, einfall_ir::tile::Op::Reduce { .. } | einfall_ir::tile::Op::Map { .. })
+            }
+        });
+        if let Some(p) = v.ping_pong {
+            values[p.idx()] = i64::from(elementwise && s.producer);
+        }
+        if let Some(l) = v.longest {
+            values[l.idx()] = 1;
+        }
+        for (i, l) in s.stores.iter().enumerate() {
+            if let Some(x) = v.staged[i] {
+                values[x.idx()] = 1;
+            }
+            if let Some(x) = v.reuses[i] {
+                let like = l.reuses.zip(l.staged).is_some_and(|(t, [_, y])| {
+                    let own = s.sized_of(f.tile_axes(t));
+                    let wide = v.swizzle[t.index()].is_some_and(|w| values[w.idx()] == 128);
+                    wide && block(&values, own[1]) == block(&values, y)
+                });
+                values[x.idx()] = i64::from(like);
+            }
+        }
+        let room = (self.gpu.shared_per_multiprocessor as i64 / tasks - TASK_SHARED_BYTES as i64)
+            .min(self.gpu.shared_per_task as i64);
+        let fits = |values: &[i64]| self.space.shared_bytes().eval(values).is_some_and(|b| b <= i128::from(room));
+        // Direct stores where staging leaves too little for the ring buffers.
+        for staged in [true, false] {
+            if !staged {
+                for x in v.staged.iter().chain(&v.reuses).flatten() {
+                    values[x.idx()] = 0;
+                }
+            }
+            let least = match (s.producer, s.schedule) {
+                (false, Schedule::Prefetched(n)) => n as i64 + 1,
+                (false, Schedule::Overlapped) => 3,
+                (false, Schedule::Plain) => 2,
+                (true, _) => 2,
+            };
+            for stages in (least..=STAGES as i64).rev().chain(if s.producer { Some(1) } else { None }) {
+                for (i, x) in v.stages.iter().enumerate() {
+                    if let Some(x) = x {
+                        let written = matches!(s.places[i], Place::Written(_));
+                        values[x.idx()] = if written { stages.min(2) } else { stages };
+                    }
+                }
+                if fits(&values) {
+                    return self.space.model.check(&values).is_ok().then_some(values);
+                }
+                if v.stages.iter().all(Option::is_none) {
+                    break;
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The best `k` mappings of a kernel, any two of which differ in structure or at least two leading numbers.
+pub fn search(facts: &Facts<'_>, all: &[Structure], sheet: &DataSheet, gpu: &Gpu, k: usize) -> Vec<Found> {
+    let mut found: Vec<(f64, usize, Vec<i64>)> = Vec::new();
+    let spaces: Vec<Space<'_, '_>> = all.iter().map(|s| Space::new(facts, s, gpu)).collect();
+    let works: Vec<Work> = all.iter().map(|s| Work::of(facts, s)).collect();
+    for (at, space) in spaces.iter().enumerate() {
+        let completer = Completer { space, gpu };
+        for leading in leading(space) {
+            for tasks in [1, 2] {
+                let Some(values) = completer.complete(leading.clone(), tasks) else { continue };
+                let c = cost(space, &works[at], sheet, gpu, &values);
+                found.push((c.seconds, at, values));
+            }
+        }
+    }
+    found.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| (x.1, &x.2).cmp(&(y.1, &y.2))));
+    let mut out: Vec<Found> = Vec::new();
+    for (_, at, values) in found {
+        if out.len() >= k {
+            break;
+        }
+        let space = &spaces[at];
+        let apart = |o: &Found| o.structure != at || distance(space, &o.values, &values) >= 2;
+        if out.iter().all(apart) {
+            let cost = cost(space, &works[at], sheet, gpu, &values);
+            let mapping = write(space, &values);
+            out.push(Found { structure: at, values, cost, mapping });
+        }
+    }
+    out
+}
+
+fn leading_vars(space: &Space<'_, '_>) -> Vec<VarId> {
+    let v = &space.vars;
+    v.block.iter().chain(&v.cluster).flatten().copied().chain(v.units).chain(v.order).collect()
+}
+
+fn distance(space: &Space<'_, '_>, x: &[i64], y: &[i64]) -> usize {
+    leading_vars(space).into_iter().filter(|v| x[v.idx()] != y[v.idx()]).count()
+}
+
+/// Every combination of leading values worth trying, the others 0.
+fn leading(space: &Space<'_, '_>) -> Vec<Vec<i64>> {
+    let v = &space.vars;
+    let mut lists: Vec<(VarId, Vec<i64>)> = Vec::new();
+    for (i, b) in v.block.iter().enumerate() {
+        if let Some(b) = b {
+            lists.push((*b, tried(space, AxisId::new(i))));
+        }
+    }
+    for x in v.cluster.iter().flatten().chain(&v.units).chain(&v.order) {
+        lists.push((*x, values_of(&space.model.vars()[x.idx()].domain)));
+    }
+    let mut out = vec![vec![0; space.model.vars().len()]];
+    for (var, list) in lists {
+        let mut next = Vec::with_capacity(out.len() * list.len());
+        for base in out {
+            for value in &list {
+                let mut values = base.clone();
+                values[var.idx()] = *value;
+                if plausible(space, &values, var) {
+                    next.push(values);
+                }
+            }
+        }
+        out = next;
+    }
+    out
+}
+
+/// Cheap tests as soon as their variables have values: one cluster axis, whole instructions per unit.
+fn plausible(space: &Space<'_, '_>, values: &[i64], last: VarId) -> bool {
+    let (s, v) = (space.structure, &space.vars);
+    let clusters: i64 = v.cluster.iter().flatten().map(|c| values[c.idx()].max(1)).product();
+    if clusters > 2 {
+        return false;
+    }
+    if v.units != Some(last) {
+        return true;
+    }
+    let units = values[last.idx()];
+    s.contractions.iter().all(|c| {
+        let rows = |a: AxisId| v.block[a.index()].map_or(1, |b| values[b.idx()]);
+        let part = |a: AxisId| if s.cut == Some(a) { units } else { 1 };
+        // An accumulator beyond 256 registers per thread never fits.
+        let whole = rows(c.m) % (64 * part(c.m)) == 0 && rows(c.n) % (8 * part(c.n)) == 0;
+        whole && rows(c.m) / part(c.m) * rows(c.n) / part(c.n) <= 256 * 128
+    })
+}

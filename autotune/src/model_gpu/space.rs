@@ -1,0 +1,388 @@
+//! The integer CSP of one structure: blocks, units, clusters, atoms, stages, swizzles, register budgets, order.
+//!
+//! Variables are named as the mapping's lines are (`block m`, `stages k`, `atom s`, `regs consumer`), constraints as
+//! the lowering names its refusals. Invariant: an assignment that passes [`crate::csp::Model::check`] becomes a mapping
+//! that lowers, verifies and fits the device; the resource formulas are those of `einfall_ir::analysis::resources` and
+//! PTX's rules of boxes, swizzles and instruction shapes.
+
+use einfall_ir::arena::Id;
+use einfall_ir::target::Gpu;
+use einfall_ir::tile::{AxisId, AxisKind, Op, TileId};
+
+use super::facts::Facts;
+use super::live::{Fragment, live_sets};
+use super::structure::{Held, Place, Schedule, Structure};
+use crate::csp::{Domain, Expr, Model, Pred, VarId};
+use einfall_ir::analysis::resources::OVERHEAD;
+
+/// Most coordinates of a block.
+pub const LARGEST: u64 = 512;
+/// Most copies of a tile in flight.
+pub const STAGES: u64 = 8;
+/// Most units of the consumers.
+pub const UNITS: i64 = 4;
+/// Elements of a box per dimension (CUDA driver API, `cuTensorMapEncodeTiled`).
+const BOX: i64 = 256;
+/// The pattern of the widest swizzle repeats after so many bytes; stages start there.
+const REPEAT: i64 = 1024;
+
+/// Variables of a structure.
+#[derive(Clone, Debug, Default)]
+pub struct Vars {
+    /// Coordinates per block of each sized axis.
+    pub block: Vec<Option<VarId>>,
+    /// Tasks of a cluster along each sized grid axis.
+    pub cluster: Vec<Option<VarId>>,
+    /// Consumer units.
+    pub units: Option<VarId>,
+    /// Columns of each contraction's instruction.
+    pub atom: Vec<VarId>,
+    /// Copies of each shared tile filled in a stream.
+    pub stages: Vec<Option<VarId>>,
+    /// Swizzle span of each shared tile.
+    pub swizzle: Vec<Option<VarId>>,
+    /// Per store: through shared memory or not, and whether that memory is another tile's.
+    pub staged: Vec<Option<VarId>>,
+    /// See `staged`.
+    pub reuses: Vec<Option<VarId>>,
+    /// Registers per thread of the producer and the consumers; 0: shared out evenly.
+    pub regs: Vec<VarId>,
+    /// Whether consumers take turns.
+    pub ping_pong: Option<VarId>,
+    /// Whether long blocks go first.
+    pub longest: Option<VarId>,
+    /// Which of the orders of the grid.
+    pub order: Option<VarId>,
+}
+
+/// A structure with its CSP.
+#[derive(Clone, Debug)]
+pub struct Space<'s, 'a> {
+    /// The kernel.
+    pub facts: &'s Facts<'a>,
+    /// The structure.
+    pub structure: &'s Structure,
+    /// The CSP.
+    pub model: Model,
+    /// Its variables.
+    pub vars: Vars,
+    /// Orders of the grid axes.
+    pub orders: Vec<Vec<AxisId>>,
+}
+
+/// The smallest step of blocks along an axis that instructions ask for.
+fn step(s: &Structure, a: AxisId) -> u64 {
+    let mut step = 8;
+    for c in &s.contractions {
+        if c.m == a {
+            step = step.max(64);
+        }
+        if c.k == a {
+            step = step.max(16);
+        }
+    }
+    step
+}
+
+impl<'s, 'a> Space<'s, 'a> {
+    /// The CSP of `structure` on a device.
+    pub fn new(facts: &'s Facts<'a>, structure: &'s Structure, gpu: &Gpu) -> Space<'s, 'a> {
+        let orders = orders(facts, structure);
+        let mut space = Space { facts, structure, model: Model::new(), vars: Vars::default(), orders };
+        space.variables();
+        space.shapes();
+        space.shared_tiles();
+        space.clusters(gpu);
+        space.resources(gpu);
+        space
+    }
+
+    /// Coordinates per block of an axis.
+    pub fn block(&self, a: AxisId) -> Expr {
+        self.vars.block[a.index()].map_or(Expr::Const(1), Expr::Var)
+    }
+
+    fn units(&self) -> Expr {
+        self.vars.units.map_or(Expr::Const(1), Expr::Var)
+    }
+
+    /// Units that share the blocks of an axis.
+    fn cut(&self, a: AxisId) -> Expr {
+        if self.structure.cut == Some(a) { self.units() } else { Expr::Const(1) }
+    }
+
+    fn tile_name(&self, t: TileId) -> &'a str {
+        &self.facts.kernel.tiles[t].name
+    }
+
+    fn variables(&mut self) {
+        let (f, s) = (self.facts, self.structure);
+        let flag = Domain::range(0, 1);
+        for (i, a) in f.axes.iter().enumerate() {
+            let id = AxisId::new(i);
+            let mut block = None;
+            let mut cluster = None;
+            if s.is_sized(id) {
+                let step = step(s, id);
+                let (lo, hi) = match (a.kind, a.extent) {
+                    (AxisKind::Inner, extent) => {
+                        let extent = extent.unwrap_or(a.nominal(true)).max(1);
+                        (extent.next_multiple_of(step), extent.next_multiple_of(256))
+                    }
+                    (AxisKind::Grid | AxisKind::Stream, _) => (step, LARGEST),
+                };
+                let domain = Domain::Range { lo: lo as i64, hi: hi as i64, step: step as i64 };
+                block = Some(self.model.var(format!("block {}", a.name), domain));
+                if a.kind == AxisKind::Grid {
+                    cluster = Some(self.model.var(format!("cluster {}", a.name), Domain::range(1, 2)));
+                }
+            }
+            self.vars.block.push(block);
+            self.vars.cluster.push(cluster);
+        }
+        let most = if s.cut.is_some() { UNITS } else { 1 };
+        let least = if s.cut.is_some() { 2 } else { 1 };
+        self.vars.units = Some(self.model.var("units", Domain::range(least, most)));
+        for c in &s.contractions {
+            let name = format!("atom {}", f.ops[c.op].name);
+            self.vars.atom.push(self.model.var(name, Domain::Range { lo: 8, hi: 256, step: 8 }));
+        }
+        for (i, place) in s.places.iter().enumerate() {
+            let t = TileId::new(i);
+            let name = self.tile_name(t);
+            let streamed = f.writers(t).first().is_some_and(|w| f.ops[*w].stream.is_some());
+            let stages = match place {
+                Place::Fetched(_) => STAGES as i64,
+                Place::Written(_) => 2,
+                Place::Registers | Place::Unused => 0,
+            };
+            let stages =
+                (stages > 0 && streamed).then(|| self.model.var(format!("stages {name}"), Domain::range(1, stages)));
+            let swizzle =
+                place.shared().map(|_| self.model.var(format!("swizzle {name}"), Domain::Values(vec![32, 64, 128])));
+            self.vars.stages.push(stages);
+            self.vars.swizzle.push(swizzle);
+        }
+        for l in &s.stores {
+            let name = &f.ops[l.op].name;
+            let staged = l.staged.map(|_| self.model.var(format!("staged {name}"), flag.clone()));
+            let reuses = l.reuses.map(|_| self.model.var(format!("reuses {name}"), flag.clone()));
+            self.vars.staged.push(staged);
+            self.vars.reuses.push(reuses);
+        }
+        if s.producer {
+            let own = |least: i64| Domain::Values(std::iter::once(0).chain((least..=256).step_by(8)).collect());
+            let producer = Domain::Values(vec![0, 24, 32, 40, 48, 56]);
+            self.vars.regs = vec![self.model.var("regs producer", producer), self.model.var("regs consumer", own(24))];
+        }
+        if s.cut.is_some() {
+            self.vars.ping_pong = Some(self.model.var("ping_pong", flag.clone()));
+        }
+        if f.streams.iter().any(|x| x.filtered.iter().any(|a| f.axis(*a).kind == AxisKind::Grid)) {
+            self.vars.longest = Some(self.model.var("longest_first", flag));
+        }
+        if self.orders.len() > 1 {
+            self.vars.order = Some(self.model.var("order", Domain::range(0, self.orders.len() as i64 - 1)));
+        }
+    }
+
+    /// Instruction shapes.
+    fn shapes(&mut self) {
+        let (f, s) = (self.facts, self.structure);
+        for (i, c) in s.contractions.iter().enumerate() {
+            let name = &f.ops[c.op].name;
+            let atom = Expr::Var(self.vars.atom[i]);
+            let rows = self.block(c.m).multiple_of(Expr::Const(64) * self.cut(c.m));
+            self.model.constrain(format!("atom rows of {name}"), rows);
+            let columns = self.block(c.n).multiple_of(atom.clone() * self.cut(c.n));
+            self.model.constrain(format!("atom columns of {name}"), columns);
+            self.model.constrain(format!("atom depth of {name}"), self.block(c.k).multiple_of(16));
+            // Contiguous along the columns: every instruction starts a panel of the swizzle.
+            if s.places[c.b.index()].shared() == Some(c.n)
+                && let Some(swizzle) = self.vars.swizzle[c.b.index()]
+            {
+                let bytes = c.operand.bytes(1) as i64;
+                self.model.constrain(format!("panels of {name}"), (atom * bytes).multiple_of(swizzle));
+            }
+        }
+    }
+
+    /// Swizzles and boxes.
+    fn shared_tiles(&mut self) {
+        let (f, s) = (self.facts, self.structure);
+        for (i, place) in s.places.iter().enumerate() {
+            let (Some(inner), Some(swizzle)) = (place.shared(), self.vars.swizzle[i]) else { continue };
+            let t = TileId::new(i);
+            let name = self.tile_name(t);
+            let bytes = f.kernel.tiles[t].dtype.bytes(1) as i64;
+            self.model.constrain(format!("swizzle of {name}"), (self.block(inner) * bytes).multiple_of(swizzle));
+            let own = s.sized_of(f.tile_axes(t));
+            let Some(&outer) = own.iter().find(|a| **a != inner) else { continue };
+            if matches!(place, Place::Fetched(_)) {
+                self.model.constrain(format!("box of {name}"), self.block(outer).at_most(BOX));
+                self.least_stages(t, name);
+            }
+        }
+        for (i, l) in s.stores.iter().enumerate() {
+            let (Some([x, y]), Some(staged)) = (l.staged, self.vars.staged[i]) else { continue };
+            let name = &f.ops[l.op].name;
+            let Op::Store { buffer, .. } = f.ops[l.op].op else { continue };
+            let bytes = f.plan.buffers[*buffer].dtype.bytes(1) as i64;
+            let on = Expr::Var(staged).equals(1);
+            // Each unit sends its own part: whole panels, if it cuts the contiguous axis.
+            let part = (self.block(y) * bytes).multiple_of(self.cut(y) * 128);
+            self.model.constrain(format!("swizzle of {name}"), on.clone().implies(part));
+            let rows = self.block(x).at_most(self.cut(x) * BOX);
+            self.model.constrain(format!("box of {name}"), on.clone().implies(rows));
+            if let (Some(t), Some(reuses)) = (l.reuses, self.vars.reuses[i]) {
+                let own = s.sized_of(f.tile_axes(t));
+                let same = Pred::And(vec![
+                    on,
+                    self.block(own[1]).equals(self.block(y)),
+                    self.vars.swizzle[t.index()].map_or(Pred::Bool(false), |w| Expr::Var(w).equals(128)),
+                ]);
+                let taken = Expr::Var(reuses).equals(1);
+                self.model.constrain(format!("memory that {name} reuses"), taken.implies(same));
+            }
+        }
+    }
+
+    /// Copies that a role needs to run ahead of itself.
+    fn least_stages(&mut self, t: TileId, name: &str) {
+        let s = self.structure;
+        let Some(stages) = self.vars.stages[t.index()] else { return };
+        let least = match (s.producer, s.schedule) {
+            (true, _) => 1,
+            (false, Schedule::Plain | Schedule::Overlapped) => 2,
+            (false, Schedule::Prefetched(ahead)) => ahead as i64 + 1,
+        };
+        let extra = i64::from(!s.producer && s.schedule == Schedule::Overlapped);
+        if least + extra > 1 {
+            self.model.constrain(format!("stages of {name}"), Expr::Const(least + extra).at_most(stages));
+        }
+    }
+
+    fn clusters(&mut self, gpu: &Gpu) {
+        let (f, s) = (self.facts, self.structure);
+        let all: Vec<(AxisId, VarId)> =
+            f.kernel.axes.ids().filter_map(|a| self.vars.cluster[a.index()].map(|v| (a, v))).collect();
+        if all.is_empty() {
+            return;
+        }
+        let product = Expr::Product(all.iter().map(|(_, v)| Expr::Var(*v)).collect());
+        self.model.constrain("cluster", product.at_most(2.min(gpu.max_cluster as i64)));
+        for (a, v) in all {
+            let on = Expr::Var(v).equals(2);
+            let name = &f.axis(a).name;
+            // Tasks that share copies make the same trips, and something must be shared.
+            let differs = f.streams.iter().any(|x| x.filtered.contains(&a));
+            let shared: Vec<TileId> = s.fetched().filter(|t| !f.tile_axes(*t).contains(&a)).collect();
+            if differs || shared.is_empty() {
+                self.model.constrain(format!("cluster along {name}"), on.negate());
+                continue;
+            }
+            for t in shared {
+                let inner = s.places[t.index()].shared();
+                let own = s.sized_of(f.tile_axes(t));
+                let Some(&outer) = own.iter().find(|x| Some(**x) != inner) else { continue };
+                let label = format!("multicast of {}", self.tile_name(t));
+                self.model.constrain(label, on.clone().implies(self.block(outer).multiple_of(16)));
+            }
+        }
+    }
+
+    /// Registers per thread of a fragment.
+    fn registers(&self, x: &Fragment) -> Expr {
+        let bits = i64::from(x.dtype.bits());
+        match x.held {
+            Held::Scalar => Expr::Const((bits + 31) / 32),
+            Held::Rows(a) => (self.block(a) * bits).ceil_div(self.cut(a) * 1024),
+            Held::Columns(a) => (self.block(a) * bits).ceil_div(self.cut(a) * 128),
+            Held::Whole(a, b) => Expr::Product(vec![self.block(a), self.block(b), Expr::Const(bits)])
+                .ceil_div(Expr::Product(vec![self.cut(a), self.cut(b), Expr::Const(4096)])),
+        }
+    }
+
+    /// Shared memory in bytes.
+    pub fn shared_bytes(&self) -> Expr {
+        let (f, s) = (self.facts, self.structure);
+        let mut terms = Vec::new();
+        for (i, place) in s.places.iter().enumerate() {
+            if place.shared().is_none() {
+                continue;
+            }
+            let t = TileId::new(i);
+            let mut size: Vec<Expr> = s.sized_of(f.tile_axes(t)).into_iter().map(|a| self.block(a)).collect();
+            size.push(Expr::Const(f.kernel.tiles[t].dtype.bytes(1) as i64));
+            let stages = self.vars.stages[i].map_or(Expr::Const(1), Expr::Var);
+            terms.push(Expr::Product(vec![Expr::Product(size).ceil_div(REPEAT), Expr::Const(REPEAT), stages.clone()]));
+            // A full and an empty barrier per stage.
+            terms.push(stages * 16);
+        }
+        for (i, l) in s.stores.iter().enumerate() {
+            let (Some([x, y]), Some(staged)) = (l.staged, self.vars.staged[i]) else { continue };
+            let Op::Store { buffer, .. } = f.ops[l.op].op else { continue };
+            let bytes = f.plan.buffers[*buffer].dtype.bytes(1) as i64;
+            let size = Expr::Product(vec![self.block(x), self.block(y), Expr::Const(bytes)]).ceil_div(REPEAT) * REPEAT;
+            let own = self.vars.reuses[i].map_or(Expr::Const(1), |r| Expr::Const(1) - r);
+            terms.push(Expr::Product(vec![size, Expr::Var(staged), own]));
+        }
+        Expr::Sum(terms)
+    }
+
+    fn resources(&mut self, gpu: &Gpu) {
+        let (f, s) = (self.facts, self.structure);
+        self.model.constrain("shared memory", self.shared_bytes().at_most(gpu.shared_per_task as i64));
+        let own = i64::from(s.producer) * 32;
+        let threads = self.units() * 128 + own;
+        self.model.constrain("threads", threads.clone().at_most(gpu.threads_per_task as i64));
+        // Budgets: set for both roles, or shared out evenly by eights.
+        let even = (Expr::Const(gpu.registers as i64) / (threads * 8)) * 8;
+        let mut budget = Expr::Min(vec![even, Expr::Const(gpu.thread_registers as i64)]);
+        if let [producer, consumer] = self.vars.regs[..] {
+            let (p, c) = (Expr::Var(producer), Expr::Var(consumer));
+            let both = Pred::Iff(Box::new(p.clone().equals(0)), Box::new(c.clone().equals(0)));
+            self.model.constrain("register budgets", both);
+            let all = p * 128 + self.units() * 128 * c.clone();
+            self.model.constrain("registers of the task", all.at_most(gpu.registers as i64));
+            let set = Expr::Min(vec![c.clone(), Expr::Const(gpu.thread_registers as i64)]);
+            // A budget of 0 stands for the even share.
+            let unset = Expr::Const(1) - Expr::Min(vec![c, Expr::Const(1)]);
+            budget = set + unset * budget;
+        }
+        let staged: Vec<usize> = s.stores.iter().filter(|l| l.staged.is_some()).map(|l| l.op).collect();
+        let mut sets = live_sets(f, s, &staged);
+        sets.sort_by_key(|x| std::cmp::Reverse(x.len()));
+        let mut needs: Vec<Expr> = Vec::new();
+        for set in sets {
+            let sum = Expr::Sum(set.iter().map(|x| self.registers(x)).collect());
+            if !needs.contains(&sum) {
+                needs.push(sum);
+            }
+        }
+        let need = if needs.is_empty() { Expr::Const(0) } else { Expr::Max(needs) };
+        self.model.constrain("registers of the consumers", (need + OVERHEAD as i64).at_most(budget));
+        // One barrier per unit where units hand over shared memory, one where they take turns.
+        let hands = s.written().next().is_some() || s.stores.iter().any(|l| l.staged.is_some());
+        let mut barriers = if hands { self.units() } else { Expr::Const(0) };
+        if let Some(p) = self.vars.ping_pong {
+            barriers = barriers + self.units() * p;
+        }
+        self.model.constrain("named barriers", barriers.at_most(gpu.named_barriers as i64));
+    }
+}
+
+/// Orders of the grid axes worth having: as in the kernel, and with the sized ones exchanged or first.
+fn orders(f: &Facts<'_>, s: &Structure) -> Vec<Vec<AxisId>> {
+    let grid: Vec<AxisId> = f.kernel.axes.ids().filter(|a| f.axis(*a).kind == AxisKind::Grid).collect();
+    let (sized, rest): (Vec<AxisId>, Vec<AxisId>) = grid.iter().copied().partition(|a| s.is_sized(*a));
+    let reversed: Vec<AxisId> = sized.iter().rev().copied().collect();
+    let join = |x: &[AxisId], y: &[AxisId]| x.iter().chain(y).copied().collect::<Vec<_>>();
+    let mut out = vec![grid];
+    for order in [join(&rest, &sized), join(&rest, &reversed), join(&sized, &rest), join(&reversed, &rest)] {
+        if !out.contains(&order) {
+            out.push(order);
+        }
+    }
+    out
+}

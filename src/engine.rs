@@ -144,7 +144,7 @@ impl Engine {
         let plan = plan(&cascade)?;
         let mapping =
             options.mapping.clone().unwrap_or_else(|| einfall_autotune::model_cpu::choose(&plan, &self.sheet));
-        let context = Context { mapping: Some(mapping.clone()), isa: Some(self.isa) };
+        let context = Context { mapping: Some(mapping.clone()), ..self.context(None) };
         let (mapped, module) = lower(&plan, &context)?;
         let artifact = llvm::print(&mapped, &module, &self.isa, "cpu").map_err(|e| Error::Refused {
             pass: "print-llvm",
@@ -157,7 +157,7 @@ impl Engine {
 
     /// The context passes run in for this processor.
     pub fn context(&self, mapping: Option<Mapping>) -> Context {
-        Context { mapping, isa: Some(self.isa) }
+        Context { mapping, isa: Some(self.isa), ..Context::default() }
     }
 }
 

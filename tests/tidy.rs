@@ -27,7 +27,7 @@ const LOWERING: &[(&str, &str)] = &[
 ];
 
 /// Files of `codegen/src/passes` that are no pass.
-const NO_PASS: &[&str] = &["mod.rs", "rewrite.rs"];
+const NO_PASS: &[&str] = &["mod.rs", "rewrite.rs", "rewrite_tiles.rs"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use einfall_ir::cascade::Cascade;
 use einfall_ir::diag::Diagnostic;
+use einfall_ir::kernel::atoms::Atom;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::{kernel, tile};
 
@@ -63,6 +64,9 @@ impl Program {
 /// What passes may read besides the program.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Context {
+    /// The contraction instructions of the device that the program is lowered for; none where contractions are made of
+    /// scalar operations.
+    pub atoms: Vec<Atom>,
     /// The mapping, once there is one.
     pub mapping: Option<Mapping>,
     /// Vector facts of the core, when lowering to a CPU.

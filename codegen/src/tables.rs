@@ -10,7 +10,9 @@ use einfall_ir::kernel::verify::Limits;
 use einfall_ir::{kernel, tile};
 
 use crate::lower;
-use crate::passes::{extract_reductions, fix_extents, propagate_support, split_constant_dims};
+use crate::passes::{
+    extract_reductions, fix_extents, fold_exponents, propagate_support, round_operands, split_constant_dims,
+};
 use crate::pipeline::{Forms, Level, Pass, Program};
 
 /// From a cascade to a plan of kernels over tiles.
@@ -47,6 +49,18 @@ pub const TO_TILE: &[Pass] = &[
         level: Level::Cascade,
         step: |p, _| Ok(Program::Tile(lower::form::form_kernels(&cascade(p)).map_err(|e| vec![e.diagnostic()])?)),
         why: "groups statements that share a stream and derives one-pass forms of what would need several",
+    },
+    Pass {
+        name: "fold-exponents",
+        level: Level::Tile,
+        step: |p, _| Ok(Program::Tile(fold_exponents::fold_exponents(plan(p)))),
+        why: "after one-pass forms, whose anchors it reads; before operands are copied",
+    },
+    Pass {
+        name: "round-operands",
+        level: Level::Tile,
+        step: |p, context| Ok(Program::Tile(round_operands::round_operands(plan(p), &context.atoms))),
+        why: "after everything that decides what feeds a contraction; before the mapping, which names the tiles",
     },
 ];
 

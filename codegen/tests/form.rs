@@ -6,14 +6,31 @@ use einfall_codegen::passes::Unsupported;
 use einfall_codegen::passes::extract_reductions::extract_reductions;
 use einfall_codegen::passes::propagate_support::propagate_support;
 use einfall_codegen::passes::split_constant_dims::split_constant_dims;
+use einfall_codegen::pipeline::{Context, Level, Program};
+use einfall_codegen::tables;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, eval, parse};
 use einfall_ir::dtype::DType;
+use einfall_ir::kernel::atoms;
 use einfall_ir::tile;
 
+/// The plan as it is formed, and as the passes for a device with contraction instructions leave it.
 fn plan(cascade: Cascade) -> Result<tile::Plan, Unsupported> {
     form_kernels(&extract_reductions(split_constant_dims(propagate_support(cascade)?)))
+}
+
+fn with_atoms(mut program: Program) -> tile::Plan {
+    let context = Context { atoms: atoms::all().collect(), ..Context::default() };
+    for pass in tables::TO_TILE.iter().filter(|p| p.level == Level::Tile) {
+        program = (pass.step)(program, &context).unwrap_or_else(|d| panic!("{}: {d:?}", pass.name));
+        let faults = (tables::FORMS.verify)(&program);
+        assert!(faults.is_empty(), "{}: {faults:?}\n{}", pass.name, (tables::FORMS.print)(&program));
+    }
+    match program {
+        Program::Tile(plan) => plan,
+        Program::Cascade(_) | Program::Kernel(_) => unreachable!("passes on plans leave plans"),
+    }
 }
 
 /// A small deterministic generator (xorshift64*).
@@ -90,8 +107,13 @@ fn library_plans_compute_their_cascades() {
                     let text = p.to_string();
                     let again = tile::parse::parse(&text).unwrap_or_else(|d| panic!("{file}: {d}\n{text}"));
                     assert_eq!(again.to_string(), text, "{file} prints as it parses");
+                    let narrow = with_atoms(Program::Tile(p.clone()));
+                    let text = narrow.to_string();
+                    let again = tile::parse::parse(&text).unwrap_or_else(|d| panic!("{file}: {d}\n{text}"));
+                    assert_eq!(again.to_string(), text, "{file} prints as it parses");
                     for _ in 0..4 {
                         check(file, &c, &p, &mut rng);
+                        check(file, &c, &narrow, &mut rng);
                     }
                 }
                 Err(e) => refused.push((file.to_string(), e.what)),

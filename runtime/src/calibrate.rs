@@ -97,7 +97,9 @@ fn artifact(code: &str, symbol: &str, lanes: u64, x_dims: &[u64]) -> Artifact {
     let mut rank = |name: &str| ranks.push(Rank { name: name.into(), fixed: None, span: Span::default() });
     let (t, n, r) = (rank("T"), rank("N"), rank("R"));
     let mut buffers: Arena<BufferId, Buffer> = Arena::new();
-    let mut buffer = |name: &str, dims, kind| buffers.push(Buffer { name: name.into(), dtype: DType::F32, dims, kind });
+    let mut buffer = |name: &str, dims, kind| {
+        buffers.push(Buffer { name: name.into(), dtype: DType::F32, dims, kind, positive: false })
+    };
     let x = buffer("x", x_dims.iter().map(|d| Size::Const(*d)).collect(), BufferKind::Input);
     let out = buffer("out", vec![Size::Rank(t), Size::Const(lanes)], BufferKind::Output);
     let launch = Launch {

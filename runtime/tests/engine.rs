@@ -111,7 +111,8 @@ fn artifact() -> Artifact {
     let mut ranks: Arena<RankId, Rank> = Arena::new();
     let n = ranks.push(Rank { name: "N".into(), fixed: None, span: Span::default() });
     let mut buffers: Arena<BufferId, Buffer> = Arena::new();
-    let mut buffer = |name: &str, dtype, dims, kind| buffers.push(Buffer { name: name.into(), dtype, dims, kind });
+    let mut buffer =
+        |name: &str, dtype, dims, kind| buffers.push(Buffer { name: name.into(), dtype, dims, kind, positive: false });
     let x = buffer("x", DType::F32, vec![Size::Rank(n)], BufferKind::Input);
     let y = buffer("y", DType::F32, vec![Size::Rank(n)], BufferKind::Input);
     let s = buffer("s", DType::F32, vec![], BufferKind::Input);
@@ -236,7 +237,7 @@ fn composite_extents_are_solved() {
     let rank = |name: &str| Rank { name: name.into(), fixed: None, span: Span::default() };
     let (g, r) = (a.ranks.push(rank("G")), a.ranks.push(rank("R")));
     let mut dims = |name: &str, dims| {
-        a.buffers.push(Buffer { name: name.into(), dtype: DType::F32, dims, kind: BufferKind::Input })
+        a.buffers.push(Buffer { name: name.into(), dtype: DType::F32, dims, kind: BufferKind::Input, positive: false })
     };
     let two = |a: Size, b: Size, f: fn(Box<Size>, Box<Size>) -> Size| f(Box::new(a), Box::new(b));
     dims("q", vec![two(Size::Rank(g), Size::Rank(r), Size::Mul)]);

@@ -9,6 +9,7 @@ use einfall_codegen::tables;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::Given;
 use einfall_ir::cascade::{Cascade, eval};
+use einfall_ir::kernel::atoms;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::tile;
 use einfall_ir::tolerance::inputs::{Variant, random};
@@ -89,6 +90,11 @@ fn records(
         Lowering::Cpu => tables::CPU,
         Lowering::Gpu => tables::GPU,
     };
+    let atoms = match target {
+        Lowering::Cpu => Vec::new(),
+        Lowering::Gpu => atoms::all().collect(),
+    };
+    let to_tile = Context { atoms, ..Context::default() };
     let first = stop_after.filter(|n| tables::TO_TILE.iter().any(|p| p.name == *n));
     let second = stop_after.filter(|n| lower.iter().any(|p| p.name == *n));
     if let (Some(name), None, None) = (stop_after, first, second) {
@@ -97,7 +103,7 @@ fn records(
     let mut all = Vec::new();
     let plan = match program {
         Program::Cascade(_) => {
-            let made = trace(tables::TO_TILE, program, &Context::default(), first);
+            let made = trace(tables::TO_TILE, program, &to_tile, first);
             all = made.map_err(|(_, stop)| stop_failure(source, stop))?;
             if first.is_some() {
                 return Ok(all);
@@ -115,7 +121,7 @@ fn records(
         (None, Lowering::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
         (None, Lowering::Gpu) => None,
     };
-    let context = Context { mapping, isa: Some(isa(&cpu)) };
+    let context = Context { mapping, isa: Some(isa(&cpu)), ..to_tile };
     let made = trace(lower, Program::Tile(plan), &context, second);
     all.extend(made.map_err(|(_, stop)| stop_failure(source, stop))?);
     Ok(all)

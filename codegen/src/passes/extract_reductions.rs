@@ -109,11 +109,13 @@ fn move_out(c: &mut Cascade, root: ExprId, order: &[IndexId], before: &mut Moved
         let mut dims: Vec<Size> = Vec::new();
         let mut outer_at = Vec::new();
         for &i in &used {
+            dims.push(c.indices[i].extent.clone());
+            let outer = c.push_expr(Expr::Index(i), span);
+            outer_at.push(outer);
             if c.indices[i].kind == IndexKind::Iterated {
+                at.push(outer);
                 continue;
             }
-            dims.push(c.indices[i].extent.clone());
-            outer_at.push(c.push_expr(Expr::Index(i), span));
             let (j, expr) = fresh(c, i, IndexKind::Free);
             free.push(j);
             at.push(expr);

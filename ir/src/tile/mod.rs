@@ -37,6 +37,8 @@ define_ids! {
 pub struct Plan {
     /// The cascade's name.
     pub name: String,
+    /// Whether default rounding points are forbidden (`@exact` before the cascade).
+    pub exact: bool,
     /// Its ranks, bound at launch.
     pub ranks: Arena<RankId, Rank>,
     /// Arrays in device memory: inputs, outputs, workspace.
@@ -69,6 +71,8 @@ pub struct Buffer {
     pub dims: Vec<Size>,
     /// What it is for.
     pub kind: BufferKind,
+    /// Whether every element is known to be above 0: a fact of the cascade, checked before launch.
+    pub positive: bool,
 }
 
 /// One kernel: `body` runs once per point of the grid of blocks of its grid axes.

@@ -1,9 +1,9 @@
 //! Reads the text of the tile IR (the printer's format; blanks and `//` comments are free).
 //!
 //! ```text
-//! plan    = "plan" NAME "[" rank {"," rank} "]" "{" {buffer} {kernel} "}"
+//! plan    = ["@exact"] "plan" NAME "[" rank {"," rank} "]" "{" {buffer} {kernel} "}"
 //! rank    = NAME ["=" INT]
-//! buffer  = ("input" | "inout" | "output" | "workspace") NAME ":" dtype ["[" size {"," size} "]"]
+//! buffer  = ("input" | "inout" | "output" | "workspace") NAME ":" dtype ["[" size {"," size} "]"] [">" "0"]
 //! kernel  = "kernel" NAME "{" {axis} {tile} {node} "}"
 //! axis    = ("grid" | "stream" | "inner") NAME "in" size ["block" INT]
 //! tile    = "tile" NAME ":" dtype ["[" AXIS {"," AXIS} "]"] ["in" space]
@@ -44,7 +44,13 @@ const MAX_DEPTH: usize = 200;
 pub fn parse(text: &str) -> Result<Plan, Diagnostic> {
     let mut p = Parser {
         c: Cursor::new(text, "T0101")?,
-        plan: Plan { name: String::new(), ranks: Arena::new(), buffers: Arena::new(), kernels: Vec::new() },
+        plan: Plan {
+            name: String::new(),
+            exact: false,
+            ranks: Arena::new(),
+            buffers: Arena::new(),
+            kernels: Vec::new(),
+        },
         depth: 0,
     };
     p.plan()?;
@@ -78,6 +84,11 @@ type Parsed<T> = Result<T, Diagnostic>;
 impl Parser {
     fn plan(&mut self) -> Parsed<()> {
         self.c.skip_lines();
+        if self.c.eat_sym("@") {
+            self.c.word("exact")?;
+            self.c.skip_lines();
+            self.plan.exact = true;
+        }
         self.c.word("plan")?;
         self.plan.name = self.c.ident("a plan name")?.0;
         self.c.sym("[")?;
@@ -128,7 +139,11 @@ impl Parser {
         if self.c.eat_sym("[") {
             dims = self.list("]", |p| p.size(0))?;
         }
-        self.plan.buffers.push(Buffer { name, dtype, dims, kind });
+        let positive = self.c.eat_sym(">");
+        if positive && self.c.count("0")? != 0 {
+            return Err(self.c.expected("0: facts of arrays say that they are positive"));
+        }
+        self.plan.buffers.push(Buffer { name, dtype, dims, kind, positive });
         Ok(())
     }
 

@@ -67,6 +67,7 @@ pub(super) fn precedence(op: BinaryOp) -> u8 {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.exact { "@exact\n" } else { "" })?;
         write!(f, "plan {}[", self.name)?;
         for (i, (_, r)) in self.ranks.iter().enumerate() {
             f.write_str(if i == 0 { "" } else { ", " })?;
@@ -99,7 +100,7 @@ fn buffer(f: &mut fmt::Formatter<'_>, b: &Buffer, ranks: &Arena<RankId, Rank>) -
         }
         f.write_char(']')?;
     }
-    Ok(())
+    f.write_str(if b.positive { " > 0" } else { "" })
 }
 
 /// An extent as text, in parentheses where an operator of strength `around` asks for them.

@@ -16,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 
 use einfall_ir::arena::Arena;
 use einfall_ir::cascade::{Cascade, Expr, Iter, OutputSource, Stmt, TensorId, TensorKind};
+use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{Buffer, BufferId, BufferKind, Plan};
 
 use self::emit::PlanTypes;
@@ -59,7 +60,13 @@ struct Former<'a> {
 
 impl<'a> Former<'a> {
     fn new(c: &'a Cascade) -> Result<Former<'a>, Unsupported> {
-        let plan = Plan { name: c.name.clone(), ranks: c.ranks.clone(), buffers: Arena::new(), kernels: Vec::new() };
+        let plan = Plan {
+            name: c.name.clone(),
+            exact: c.exact,
+            ranks: c.ranks.clone(),
+            buffers: Arena::new(),
+            kernels: Vec::new(),
+        };
         let mut f = Former {
             c,
             plan,
@@ -87,6 +94,7 @@ impl<'a> Former<'a> {
                 dtype: output.dtype,
                 dims: output.dims.clone(),
                 kind: BufferKind::Output,
+                positive: false,
             });
             f.types.dtypes.insert(buffer, output.dtype);
             f.types.names.insert(buffer, output.name.clone());
@@ -136,6 +144,7 @@ impl<'a> Former<'a> {
             dtype: tensor.dtype,
             dims: tensor.dims.clone(),
             kind,
+            positive: self.c.requires.iter().any(|e| says_positive(self.c, *e, t)),
         });
         self.buffers.insert(t, buffer);
         self.types.dtypes.insert(buffer, tensor.dtype);
@@ -215,5 +224,23 @@ impl<'a> Former<'a> {
     /// The array of the k-th output: outputs follow the parameters.
     fn output_buffer(&self, k: usize) -> BufferId {
         einfall_ir::arena::Id::new(self.c.params.len() + k)
+    }
+}
+
+/// Whether the fact says that the scalar parameter `t` is above 0.
+fn says_positive(c: &Cascade, fact: einfall_ir::cascade::ExprId, t: TensorId) -> bool {
+    let is_t = |e| matches!(&c.exprs[e], Expr::Read { tensor, at } if *tensor == t && at.is_empty());
+    let at_least = |e| match c.exprs[e] {
+        Expr::Int(n) => Some(n as f64),
+        Expr::Float(x) => Some(x),
+        _ => None,
+    };
+    match c.exprs[fact] {
+        Expr::Binary(BinaryOp::And, a, b) => says_positive(c, a, t) || says_positive(c, b, t),
+        Expr::Binary(BinaryOp::Gt, a, b) if is_t(a) => at_least(b).is_some_and(|x| x >= 0.0),
+        Expr::Binary(BinaryOp::Ge, a, b) if is_t(a) => at_least(b).is_some_and(|x| x > 0.0),
+        Expr::Binary(BinaryOp::Lt, a, b) if is_t(b) => at_least(a).is_some_and(|x| x >= 0.0),
+        Expr::Binary(BinaryOp::Le, a, b) if is_t(b) => at_least(a).is_some_and(|x| x > 0.0),
+        _ => false,
     }
 }

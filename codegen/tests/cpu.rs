@@ -4,17 +4,20 @@
 mod common;
 
 use common::{Split, compile, isas, run};
-use einfall_codegen::lower::form::form_kernels;
-use einfall_codegen::passes::extract_reductions::extract_reductions;
-use einfall_codegen::passes::propagate_support::propagate_support;
-use einfall_codegen::passes::split_constant_dims::split_constant_dims;
+use einfall_codegen::pipeline::{Context, Program};
+use einfall_codegen::tables;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, eval, parse};
 use einfall_ir::tile::{AxisKind, Plan};
 use einfall_ir::tolerance::{self, inputs};
 
 fn plan(c: Cascade) -> Option<Plan> {
-    form_kernels(&extract_reductions(split_constant_dims(propagate_support(c).ok()?))).ok()
+    let context = Context::default();
+    let made = tables::TO_TILE.iter().try_fold(Program::Cascade(c), |p, pass| (pass.step)(p, &context));
+    match made.ok()? {
+        Program::Tile(plan) => Some(plan),
+        Program::Cascade(_) | Program::Kernel(_) => None,
+    }
 }
 
 /// A small deterministic generator (xorshift64*).

@@ -396,7 +396,7 @@ mod tests {
         let mut buffers: Arena<BufferId, Buffer> = Arena::new();
         for i in 0..n_workspaces {
             let name = format!("t{i}");
-            buffers.push(Buffer { name, dtype: DType::U8, dims: vec![], kind: BufferKind::Workspace });
+            buffers.push(Buffer { name, dtype: DType::U8, dims: vec![], kind: BufferKind::Workspace, positive: false });
         }
         let ids = |list: &[usize]| list.iter().map(|i| BufferId::new(*i)).collect();
         let zero = || Size::Const(0);

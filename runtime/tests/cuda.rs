@@ -54,7 +54,9 @@ fn artifact(text: &str) -> Artifact {
     let mut ranks: Arena<RankId, Rank> = Arena::new();
     let n = ranks.push(Rank { name: "N".into(), fixed: None, span: Span::default() });
     let mut buffers: Arena<BufferId, Buffer> = Arena::new();
-    let mut buffer = |name: &str, dims, kind| buffers.push(Buffer { name: name.into(), dtype: DType::F32, dims, kind });
+    let mut buffer = |name: &str, dims, kind| {
+        buffers.push(Buffer { name: name.into(), dtype: DType::F32, dims, kind, positive: false })
+    };
     let x = buffer("x", vec![Size::Rank(n)], BufferKind::Input);
     let y0 = buffer("y0", vec![Size::Rank(n)], BufferKind::Input);
     let a = buffer("a", vec![], BufferKind::Input);

@@ -569,7 +569,9 @@ mod tests {
         let rank = |name: &str| Rank { name: name.into(), fixed: None, span: Span::default() };
         let (m, n) = (ranks.push(rank("M")), ranks.push(rank("N")));
         let mut buffers: Arena<BufferId, Buffer> = Arena::new();
-        let mut buffer = |name: &str, dtype, dims, kind| buffers.push(Buffer { name: name.into(), dtype, dims, kind });
+        let mut buffer = |name: &str, dtype, dims, kind| {
+            buffers.push(Buffer { name: name.into(), dtype, dims, kind, positive: false })
+        };
         let dims = || vec![Size::Rank(m), Size::Rank(n)];
         let x = buffer("x", DType::BF16, dims(), BufferKind::Input);
         let a = buffer("a", DType::F32, vec![], BufferKind::Input);

@@ -10,7 +10,9 @@ use einfall_ir::mapping::{KernelMapping, OpMapping, RoleMapping, TileMapping, Wo
 use einfall_ir::tile::{AxisId, AxisKind, ExprId, Kernel, Node, Op, Plan, Space, TileId};
 use einfall_ir::{arena::Arena, kernel::Scope};
 
+use super::hold_rows::axes_of;
 use super::insert_channels::Channel;
+use super::spread::Spread;
 use super::work_loop::WorkLoop;
 use super::{Step, refuse};
 use einfall_ir::layout::{Distribution, MemLayout};
@@ -25,14 +27,16 @@ pub(super) struct AxisFacts {
     pub cluster: u64,
     /// Whether blocks never reach past the extent.
     pub exact: bool,
+    /// Coordinates of one wide access where no atom says (0: a default).
+    pub register: u64,
     /// The grid dimension, for grid axes.
     pub grid: Option<usize>,
 }
 
 impl AxisFacts {
-    /// Whether it is a dimension of fragments and shared tiles; otherwise its coordinate is uniform.
+    /// Whether it is a dimension of fragments and shared tiles; otherwise its coordinate is uniform over a unit.
     pub fn sized(&self) -> bool {
-        self.block > 1
+        self.per_unit() > 1
     }
 
     /// Coordinates of one unit.
@@ -84,6 +88,8 @@ pub(super) struct Facts<'a> {
     pub roles: Vec<RoleMapping>,
     pub work: Work,
     pub channels: Vec<Channel>,
+    /// By role: how tiles that no atom constrains are held.
+    pub spreads: Vec<Spread>,
     /// How tasks find their blocks; none: from the grid's coordinates.
     pub work_loop: Option<WorkLoop>,
     /// Variables of the work loop.
@@ -166,7 +172,10 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
         return refuse("split", "split streams are not lowered for GPUs yet", "leave out `split`");
     }
     let roles = if m.roles.is_empty() {
-        vec![RoleMapping { role: "main".into(), scope: Scope::Warpgroup, units: 1, regs: None, ping_pong: false }]
+        let atoms = m.ops.iter().any(|o| o.atom.is_some());
+        let scope = if atoms { Scope::Warpgroup } else { Scope::Warp };
+        let units = m.axes.iter().map(|a| a.units).max().unwrap_or(1);
+        vec![RoleMapping { role: "main".into(), scope, units, regs: None, ping_pong: false }]
     } else {
         m.roles.clone()
     };
@@ -182,12 +191,19 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
     });
     let sequential: Vec<&str> = steps.collect();
     let mut axes = Vec::new();
-    for (_, a) in kernel.axes.iter() {
+    let mut used = Vec::new();
+    kernel.for_each_op(&mut |op, around| {
+        used.extend(axes_of(kernel, op));
+        used.extend(around);
+    });
+    for (id, a) in kernel.axes.iter() {
         let extent = fixed(&a.extent, &plan.ranks);
         let mapped = m.axis(&a.name);
         let whole = if a.kind == AxisKind::Inner { extent } else { None };
         let step = sequential.contains(&a.name.as_str()).then_some(1);
-        let Some(block) = step.or(mapped.map(|m| m.block)).or(a.block).or(whole) else {
+        // An axis that an earlier step folded into another is in no operation.
+        let named = m.axes.is_empty() || used.contains(&id);
+        let Some(block) = step.or(mapped.map(|m| m.block)).or(a.block).or(whole).or((!named).then_some(1)) else {
             let message = format!("axis {} of kernel {} has no block", a.name, kernel.name);
             return refuse("blocks", message, "add an `axis` line, or fix the rank's extent");
         };
@@ -197,6 +213,7 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
             units,
             cluster,
             exact: block == 1 || extent.is_some_and(|n| n % block == 0),
+            register: mapped.map_or(0, |m| m.register),
             grid: grid.iter().position(|g| *g == a.name),
         });
     }
@@ -227,6 +244,7 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
         roles,
         work: m.work.clone(),
         channels: Vec::new(),
+        spreads: Vec::new(),
         work_loop: None,
         vars: Arena::new(),
     };
@@ -256,9 +274,15 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
             }
         }
     }
-    let cut: Vec<_> = facts.axes.iter().filter(|a| a.units > 1).map(|a| a.units).collect();
-    if cut.len() > 1 || cut.iter().any(|u| !facts.roles.iter().any(|r| r.units == *u)) {
-        return refuse("units", "at most one axis is cut over units, as many as a role has", "check `units`");
+    let cut: Vec<_> = kernel.axes.ids().filter(|a| facts.axis(*a).units > 1).collect();
+    let several = |op: &Op| axes_of(kernel, op).iter().filter(|a| cut.contains(a)).count() > 1;
+    let fits = |a: &AxisId| facts.roles.iter().any(|r| r.units == facts.axis(*a).units);
+    if facts.ops.iter().any(|o| several(o.op)) || !cut.iter().all(fits) {
+        let message = "an operation has at most one axis cut over units, over as many as a role has";
+        return refuse("units", message, "check `units`");
+    }
+    if cut.is_empty() && facts.roles.len() == 1 && facts.roles[0].units > 1 {
+        return refuse("units", "several units would do the same work", "cut an axis over them by `units`");
     }
     if facts.axes.iter().filter(|a| a.cluster > 1).count() > 1 {
         return refuse("cluster", "clusters along several axes are not lowered yet", "keep `cluster` on one axis");

@@ -3,7 +3,8 @@
 //! Contractions seed the distributions: an accumulator is held as its atom says (PTX ISA, "wgmma.mma_async": register
 //! fragments), repeated over the tile. Elementwise operations and reductions carry them on: an operand is held like
 //! the result, projected to its dimensions. Where the distribution a tile has by its producer is the one an atom asks of
-//! an operand, nothing moves (softmax's P from accumulator to A operand). Invariant: after this step every register
+//! an operand, nothing moves (softmax's P from accumulator to A operand). Tiles that no atom reaches are held as
+//! [`super::spread`] says. Invariant: after this step every register
 //! tile has a distribution that every user agrees with; a disagreement is refused.
 
 use einfall_ir::arena::Id;
@@ -14,6 +15,7 @@ use einfall_ir::mapping::Source;
 use einfall_ir::tile::{AxisId, Expr, Op, Space, TileId};
 
 use super::apply_mapping::Facts;
+use super::spread::Spread;
 use super::{Step, refuse};
 
 /// A contraction seen by its instruction.
@@ -101,6 +103,10 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
     for (id, t) in f.kernel.tiles.iter() {
         let dims = f.sized(&t.axes);
         if f.tile(id).space == Space::Shared {
+            if t.axes.iter().any(|a| f.axis(*a).block > 1 && !f.axis(*a).sized()) {
+                let message = format!("shared tile {} has one coordinate per unit", t.name);
+                return refuse("units", message, "cut the axis over fewer units");
+            }
             let layout = shared(&f, id, &dims)?;
             f.tiles[id.index()].layout = Some(layout);
         }
@@ -135,22 +141,26 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         }
     }
     propagate(&f, &mut known)?;
+    f.spreads = (0..f.roles.len()).map(|role| Spread::of(&f, role)).collect();
     for (i, k) in known.into_iter().enumerate() {
         let id = TileId::new(i);
         if f.tile(id).space != Space::Registers {
             continue;
         }
-        let used = f.ops.iter().any(|o| o.op.outs().contains(&id));
         match k {
             Some((dims, dist)) => {
                 f.tiles[i].dims = dims;
                 f.tiles[i].dist = Some(dist);
             }
-            None if used => {
-                let message = format!("nothing says how tile {} is distributed", f.tiles[i].name);
-                return refuse("distribution", message, "only kernels with contractions are lowered for GPUs yet");
+            None => {
+                let Some(writer) = f.ops.iter().find(|o| o.op.outs().contains(&id)) else { continue };
+                let dims = f.tiles[i].dims.clone();
+                let Some(dist) = f.spreads[writer.role].over(&dims) else {
+                    let message = format!("nothing says how tile {} is distributed", f.tiles[i].name);
+                    return refuse("distribution", message, "block all but a few of its axes to 1");
+                };
+                f.tiles[i].dist = Some(dist);
             }
-            None => {}
         }
     }
     for at in 0..f.ops.len() {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{
-    Barrier, BarrierId, BarrierKind, Bound, Buf, BufId, BufSpace, Engine, Expr, FenceKind, Frag, FragId, GroupKind,
-    Kernel, Operand, Role, Stmt, Var, VarId, View,
+    Barrier, BarrierId, BarrierKind, Buf, BufId, BufSpace, Engine, Expr, FenceKind, Frag, FragId, GroupKind, Kernel,
+    Operand, Role, Stmt, Var, VarId, View,
 };
 use einfall_ir::layout::Distribution;
 use einfall_ir::ops::BinaryOp;
@@ -22,7 +22,9 @@ use super::schedule::{Flow, Group, Iteration};
 use super::split_domains::conjuncts;
 use super::{Step, refuse};
 
+mod accesses;
 mod copies;
+mod reductions;
 
 /// The kernel being made.
 pub(super) struct Emit<'f, 'a> {
@@ -37,6 +39,10 @@ pub(super) struct Emit<'f, 'a> {
     empty: Vec<Option<BarrierId>>,
     syncs: BTreeMap<usize, BarrierId>,
     turns: BTreeMap<usize, BarrierId>,
+    /// Array elements the present operation has read, by their text.
+    reads: BTreeMap<String, Expr>,
+    /// Shared tiles where units leave parts of reductions.
+    meetings: BTreeMap<String, BufId>,
     /// Skew of each operation within its role.
     pub skews: Vec<i64>,
     /// The filter of the stream being emitted.
@@ -148,6 +154,8 @@ impl<'f, 'a> Emit<'f, 'a> {
             empty,
             syncs: BTreeMap::new(),
             turns: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            meetings: BTreeMap::new(),
             skews: vec![0; f.ops.len()],
             filter: None,
             item: None,
@@ -334,6 +342,7 @@ impl<'f, 'a> Emit<'f, 'a> {
     ) -> Step<()> {
         let f = self.f;
         let op = f.ops[i].op;
+        self.reads.clear();
         // Stages it reads have been filled.
         for c in 0..f.channels.len() {
             let ch = &f.channels[c];
@@ -370,33 +379,7 @@ impl<'f, 'a> Emit<'f, 'a> {
                 let value = self.masked(i, *t, *value, &frame, place, at, out)?;
                 out.push(Stmt::Map { out: self.frag(*t), value });
             }
-            Op::Reduce { out: outs, op, value, over, carry } => {
-                if outs.len() != 1 || op.selects_argument() {
-                    return refuse("reductions", "argument selections are not lowered for GPUs yet", "reduce values");
-                }
-                let frame = self.frame(i)?;
-                let src = match &f.kernel.exprs[*value] {
-                    tile::Expr::Tile(t) if f.tile(*t).space == Space::Registers && f.tile(*t).dims == frame.dims => {
-                        self.frag(*t)
-                    }
-                    _ => {
-                        let value = self.value(i, *value, &frame, place, at, out)?;
-                        let dtype = f.kernel.tiles[outs[0]].dtype;
-                        let t = self.temp(&format!("{}_in", f.ops[i].name), dtype, &frame.dist);
-                        out.push(Stmt::Map { out: t, value });
-                        t
-                    }
-                };
-                let dims = |a: &AxisId| frame.dims.iter().position(|d| d == a);
-                let bounds = over
-                    .iter()
-                    .filter(|a| !f.axis(**a).exact && (place.checked || !is_walked(place, **a)))
-                    .filter_map(|a| dims(a).map(|dim| Bound { dim, limit: sub(f.extent(*a), f.origin(*a, place)) }))
-                    .collect();
-                let over = over.iter().filter_map(dims).collect();
-                let frags = vec![self.frag(outs[0])];
-                out.push(Stmt::Reduce { out: frags, op: *op, src, over, base: None, bounds, carry: *carry });
-            }
+            Op::Reduce { .. } => self.reduce(i, place, at, out)?,
             Op::Contract { .. } => self.contract(i, place, at, flow, out)?,
             Op::Store { buffer, at: position, axes, value, join, when } => {
                 if f.ops[i].mapping.engine == Some(Engine::Tma) {
@@ -405,25 +388,10 @@ impl<'f, 'a> Emit<'f, 'a> {
                     };
                     flow.bulk = self.store_engine(i, t, *buffer, position, place, at, out)?;
                 } else {
-                    let Some(when) = when else {
-                        return self.store_registers(i, *buffer, position, axes, *value, *join, place, at, out);
-                    };
-                    let cond = {
-                        let buf = |b: BufferId| self.global(b);
-                        f.uniform(*when, place, &buf)
-                    };
-                    let Some(cond) = cond else {
-                        let message = format!("{} has a condition that differs between elements", f.ops[i].name);
-                        return refuse("stores", message, "only conditions that hold for whole tiles are lowered yet");
-                    };
-                    let mut then = Vec::new();
-                    self.store_registers(i, *buffer, position, axes, *value, *join, place, at, &mut then)?;
-                    out.push(Stmt::If { cond, then, otherwise: Vec::new() });
+                    self.store_registers(i, *buffer, position, axes, *value, *join, *when, place, at, out)?;
                 }
             }
-            Op::Scan { .. } => {
-                return refuse("scans", "scans are not lowered for GPUs yet", "use a sequential stream");
-            }
+            Op::Scan { .. } => self.scan(i, place, at, out)?,
         }
         // Stages it is the last to read are free, unless a group still reads them.
         if !matches!(op, Op::Contract { .. }) {
@@ -454,8 +422,12 @@ impl<'f, 'a> Emit<'f, 'a> {
                 return Ok(Frame { dims: facts.dims.clone(), dist: dist.clone() });
             }
         }
+        let spread = f.spreads.get(f.ops[i].role).and_then(|s| s.over(&want));
+        if let Some(dist) = spread {
+            return Ok(Frame { dims: want, dist });
+        }
         let message = format!("nothing says how the elements of {} are distributed", f.ops[i].name);
-        refuse("distribution", message, "only kernels with contractions are lowered for GPUs yet")
+        refuse("distribution", message, "block all but a few of its axes to 1")
     }
 
     /// The value of a tile; 0 beyond the extents that a contraction sums it over.
@@ -518,25 +490,7 @@ impl<'f, 'a> Emit<'f, 'a> {
                 self.tile_value(i, *t, frame, place, at, out)?
             }
             tile::Expr::Read { buffer, at: position } if position.is_empty() => Expr::Scalar(self.global(*buffer)),
-            tile::Expr::Read { buffer, at: position } => {
-                let global = self.global.clone();
-                let buf = |b: BufferId| global[b.index()].expect("arrays in use have a buffer");
-                let fixed: Option<Vec<Expr>> = position.iter().map(|p| f.uniform(*p, place, &buf)).collect();
-                match fixed {
-                    Some(at) => Expr::Fetch { buf: self.global(*buffer), at },
-                    None => {
-                        let indices = position
-                            .iter()
-                            .map(|p| self.value(i, *p, frame, place, at, out))
-                            .collect::<Step<Vec<_>>>()?;
-                        let dtype = f.plan.buffers[*buffer].dtype;
-                        let t = self.temp(&format!("{}_read{}", f.ops[i].name, e.index()), dtype, &frame.dist);
-                        let buf = self.global(*buffer);
-                        out.push(Stmt::Gather { out: t, buf, at: indices, bounds: Vec::new() });
-                        Expr::Frag { frag: t, dims: (0..frame.dims.len()).collect() }
-                    }
-                }
-            }
+            tile::Expr::Read { buffer, at: position } => self.read(i, *buffer, position, frame, place, at, out)?,
             tile::Expr::Unary(op, a) => Expr::Unary(*op, boxed(self.value(i, *a, frame, place, at, out)?)),
             tile::Expr::Binary(op, a, b) => {
                 let a = self.value(i, *a, frame, place, at, out)?;

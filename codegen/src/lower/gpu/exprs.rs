@@ -7,7 +7,7 @@ use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
 use einfall_ir::kernel::{BufId, Expr, VarId};
 use einfall_ir::ops::{BinaryOp, UnaryOp};
-use einfall_ir::tile::{self, AxisId, AxisKind, ExprId};
+use einfall_ir::tile::{self, AxisId, AxisKind, ExprId, Plan};
 
 use super::apply_mapping::Facts;
 
@@ -59,17 +59,22 @@ pub(super) fn var(v: VarId) -> Expr {
 
 /// The value of an extent.
 pub(super) fn size(f: &Facts<'_>, s: &Size) -> Expr {
-    let two = |a: &Size, b: &Size, op| size(f, a).bin(op, size(f, b));
+    size_of(f.plan, s)
+}
+
+/// The value of an extent over the ranks of `plan`.
+pub(super) fn size_of(plan: &Plan, s: &Size) -> Expr {
+    let two = |a: &Size, b: &Size, op| size_of(plan, a).bin(op, size_of(plan, b));
     match s {
         Size::Const(n) => Expr::Int(*n as i64),
-        Size::Rank(r) => f.plan.ranks[*r].fixed.map_or(Expr::Extent(*r), |n| Expr::Int(n as i64)),
+        Size::Rank(r) => plan.ranks[*r].fixed.map_or(Expr::Extent(*r), |n| Expr::Int(n as i64)),
         Size::Add(a, b) => two(a, b, BinaryOp::Add),
         Size::Sub(a, b) => two(a, b, BinaryOp::Sub),
         Size::Mul(a, b) => two(a, b, BinaryOp::Mul),
         Size::Div(a, b) => two(a, b, BinaryOp::Div),
         Size::CeilDiv(a, b) => {
-            let b = size(f, b);
-            sub(add(size(f, a), b.clone()), Expr::Int(1)).bin(BinaryOp::Div, b)
+            let b = size_of(plan, b);
+            sub(add(size_of(plan, a), b.clone()), Expr::Int(1)).bin(BinaryOp::Div, b)
         }
         Size::Min(a, b) => two(a, b, BinaryOp::Min),
         Size::Max(a, b) => two(a, b, BinaryOp::Max),

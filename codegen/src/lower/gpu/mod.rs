@@ -1,10 +1,11 @@
 //! GPU lowering: a tile plan with a mapping becomes kernels with roles, channels and schedules.
 //!
 //! The steps, one file each: [`stage_stores`] (stores that leave through shared memory get a staging tile),
+//! [`hold_rows`], [`walk_inner`] and [`share_reads`] (which axes are whole in a block, and what is read once then),
 //! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`work_loop`] (which blocks a task computes, and
-//! in which order), [`assign_layouts`] (swizzled shared layouts; who holds what in registers, from the atoms), [`insert_channels`] (a ring buffer with full
+//! in which order), [`assign_layouts`] (swizzled shared layouts; who holds what in registers, from the atoms or as [`spread`] says), [`insert_channels`] (a ring buffer with full
 //! and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks of a stream that need
-//! no mask), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), and [`emit`].
+//! no mask), [`variants`] (what a launch must check before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), and [`emit`].
 //! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that
 //! cannot be done is refused with the constraint's name (codes G01xx), an expected answer.
 
@@ -12,7 +13,7 @@ use einfall_ir::analysis::resources::{self, Limits};
 use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::kernel;
 use einfall_ir::mapping::{KernelMapping, Mapping};
-use einfall_ir::tile::Plan;
+use einfall_ir::tile::{self, Plan};
 
 use crate::pipeline::{Level, Pass, Program};
 
@@ -20,10 +21,15 @@ mod apply_mapping;
 mod assign_layouts;
 mod emit;
 mod exprs;
+mod hold_rows;
 mod insert_channels;
 mod schedule;
+mod share_reads;
 mod split_domains;
+mod spread;
 pub mod stage_stores;
+mod variants;
+mod walk_inner;
 mod work_loop;
 
 /// The lowering as a pass: tile → kernel by the mapping of the context.
@@ -56,6 +62,21 @@ pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagn
     lower_for(plan, mapping, &Limits::h100())
 }
 
+/// One kernel by one entry of its mapping; none if its extents never fit.
+fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) -> Step<Option<kernel::Kernel>> {
+    let Some(assumes) = variants::assumptions(plan, k, m) else { return Ok(None) };
+    let mut k = walk_inner::run(plan, &hold_rows::run(k, m)?, m);
+    if m.ops.iter().all(|o| o.atom.is_none()) {
+        k = share_reads::run(plan, &k);
+    }
+    let lowered = apply_mapping::run(plan, &k, m)
+        .and_then(|f| work_loop::run(f, limits.multiprocessors))
+        .and_then(assign_layouts::run)
+        .and_then(insert_channels::run)
+        .and_then(emit::run)?;
+    Ok(Some(kernel::Kernel { assumes, ..lowered }))
+}
+
 /// Lowers every kernel of `plan` by `mapping` for a device with `limits`.
 ///
 /// # Errors
@@ -66,22 +87,24 @@ pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kern
     let mut kernels = Vec::new();
     for k in &plan.kernels {
         let empty = KernelMapping { kernel: k.name.clone(), ..KernelMapping::default() };
-        let m = mapping.kernels.iter().find(|m| m.kernel == k.name).unwrap_or(&empty);
-        let lowered = apply_mapping::run(&plan, k, m)
-            .and_then(|f| work_loop::run(f, limits.multiprocessors))
-            .and_then(assign_layouts::run)
-            .and_then(insert_channels::run)
-            .and_then(emit::run)
-            .map_err(|d| vec![d])?;
-        let exceeded = resources::check(&lowered, limits);
-        if !exceeded.is_empty() {
-            let refused = exceeded.iter().filter_map(|x| {
-                let help = "use smaller blocks, fewer stages or other register budgets";
-                refuse::<()>("resources", format!("kernel {}: {x}", k.name), help).err()
-            });
-            return Err(refused.collect());
+        let mut entries: Vec<&KernelMapping> = mapping.kernels.iter().filter(|m| m.kernel == k.name).collect();
+        if entries.is_empty() {
+            entries.push(&empty);
         }
-        kernels.push(lowered);
+        let mut all = Vec::new();
+        for m in entries {
+            let Some(lowered) = variant(&plan, k, m, limits).map_err(|d| vec![d])? else { continue };
+            let exceeded = resources::check(&lowered, limits);
+            if !exceeded.is_empty() {
+                let refused = exceeded.iter().filter_map(|x| {
+                    let help = "use smaller blocks, fewer stages or other register budgets";
+                    refuse::<()>("resources", format!("kernel {}: {x}", k.name), help).err()
+                });
+                return Err(refused.collect());
+            }
+            all.push(lowered);
+        }
+        kernels.extend(variants::run(&plan, &k.name, all).map_err(|d| vec![d])?);
     }
     Ok(kernel::Module { name: plan.name.clone(), ranks: plan.ranks.clone(), kernels })
 }

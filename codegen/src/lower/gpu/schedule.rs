@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use einfall_ir::arena::Id;
 use einfall_ir::kernel::{Expr, FragId, GroupKind, Stmt, VarId};
 use einfall_ir::ops::BinaryOp;
-use einfall_ir::tile::{AxisId, ExprId, Op, Space};
+use einfall_ir::tile::{AxisId, AxisKind, ExprId, Op, Space};
 
 use super::apply_mapping::Item;
 use super::emit::Emit;
@@ -161,24 +161,44 @@ impl Emit<'_, '_> {
     /// What a role does for one block.
     fn block(&mut self, role: usize, flow: &mut Flow, out: &mut Vec<Stmt>) -> Step<()> {
         let f = self.f;
+        let mut body = Vec::new();
         for (item, part) in f.items.iter().enumerate() {
             match part {
                 Item::Op(i) if f.ops[*i].role == role => {
                     let place = Place { role, block: None, checked: true };
                     let at = Iteration { trip: None, rel: 0 };
-                    self.op(*i, &place, &at, flow, out)?;
+                    self.op(*i, &place, &at, flow, &mut body)?;
                 }
                 Item::Op(_) => {}
                 Item::Stream { axis, filter, ops } => {
                     let ops: Vec<usize> = ops.clone().filter(|i| f.ops[*i].role == role).collect();
                     if !ops.is_empty() {
-                        self.stream(item, role, *axis, *filter, ops, flow, out)?;
+                        self.stream(item, role, *axis, *filter, ops, flow, &mut body)?;
                     }
                 }
             }
         }
-        self.settle_all(flow, None, out);
+        self.settle_all(flow, None, &mut body);
+        out.extend(self.present(role, body)?);
         Ok(())
+    }
+
+    /// The body for units whose part of the grid exists: where each unit has one coordinate of a grid axis, the last
+    /// task may have too many units.
+    fn present(&self, role: usize, body: Vec<Stmt>) -> Step<Vec<Stmt>> {
+        let f = self.f;
+        let place = Place { role, block: None, checked: true };
+        let partial = |a: &AxisId| {
+            let (x, kind) = (f.axis(*a), f.kernel.axes[*a].kind);
+            kind == AxisKind::Grid && !x.sized() && !x.exact && f.cut(*a, role)
+        };
+        let conds = f.kernel.axes.ids().filter(partial).map(|a| f.origin(a, &place).bin(BinaryOp::Lt, f.extent(a)));
+        let Some(cond) = conds.reduce(|a, b| a.bin(BinaryOp::And, b)) else { return Ok(body) };
+        if !f.channels.is_empty() {
+            let message = "units beyond the end of a grid axis would leave barriers waiting";
+            return refuse("units", message, "give each unit two coordinates or more");
+        }
+        Ok(vec![Stmt::If { cond, then: body, otherwise: Vec::new() }])
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -233,6 +253,8 @@ impl Emit<'_, '_> {
             self.wait_full(c, &Iteration { trip: None, rel: 0 }, &mut Flow::default(), out);
         }
         let p = Plan { role, axis, filter, ops, skew, trip, begin, count, full, masked_before, masked_after };
+        let late: Vec<usize> = p.ops.iter().copied().filter(|i| self.deferred(*i)).collect();
+        late.iter().for_each(|i| self.start(*i, out));
         let attempts = [(skew, false), (skew.max(1), false), (skew, true)];
         for (peel, flush) in attempts {
             self.item = Some(item);
@@ -241,6 +263,9 @@ impl Emit<'_, '_> {
             if let Some((body, bulk)) = made {
                 out.extend(body);
                 *flow = Flow { bulk: flow.bulk || bulk, ..Flow::default() };
+                if !late.is_empty() {
+                    self.merge(&late, 1, None, role, out);
+                }
                 for c in self.stationary(&p.ops) {
                     if p.ops.contains(&f.channels[c].last_reader) {
                         self.release_block(c, &Iteration { trip: None, rel: 0 }, out);

@@ -4,15 +4,14 @@
 //! zero-filled on the way in and clipped on the way out.
 
 use einfall_ir::kernel::{Bound, Engine, Expr, FenceKind, GroupKind, Stmt, View};
-use einfall_ir::ops::ReduceOp;
-use einfall_ir::tile::{self, AxisId, BufferId, ExprId, Space, TileId};
+use einfall_ir::tile::{AxisId, BufferId, ExprId, TileId};
 
 use super::super::assign_layouts::renamed;
 use super::super::exprs::{Place, add, mul, sub};
 use super::super::insert_channels::is_private;
 use super::super::schedule::{Flow, Iteration};
 use super::super::{Step, refuse};
-use super::{Emit, Frame};
+use super::Emit;
 
 impl Emit<'_, '_> {
     /// The window that array positions `position` walk over fragment dimensions `dims`; none if they are not linear
@@ -43,30 +42,6 @@ impl Emit<'_, '_> {
         let f = self.f;
         let partial = dims.iter().enumerate().filter(|(_, a)| !f.axis(**a).exact);
         partial.map(|(dim, a)| Bound { dim, limit: sub(f.extent(*a), f.origin(*a, place)) }).collect()
-    }
-
-    pub(super) fn load_registers(
-        &mut self,
-        i: usize,
-        t: TileId,
-        buffer: BufferId,
-        position: &[ExprId],
-        place: &Place,
-        out: &mut Vec<Stmt>,
-    ) -> Step<()> {
-        let dims = self.f.tile(t).dims.clone();
-        let bounds = self.bounds(&dims, place);
-        match self.window(buffer, position, &dims, place) {
-            Some(src) => out.push(Stmt::Load { out: self.frag(t), src, bounds }),
-            None => {
-                let frame = Frame { dist: self.f.tile(t).dist.clone().expect("assigned"), dims };
-                let none = Iteration { trip: None, rel: 0 };
-                let at =
-                    position.iter().map(|p| self.value(i, *p, &frame, place, &none, out)).collect::<Step<Vec<_>>>()?;
-                out.push(Stmt::Gather { out: self.frag(t), buf: self.global(buffer), at, bounds });
-            }
-        }
-        Ok(())
     }
 
     /// Boxes of a shared tile: per box the first coordinate per dimension (and what a unit adds), and its extents.
@@ -259,45 +234,5 @@ impl Emit<'_, '_> {
             self.release(c, at, out);
         }
         Ok(lent.is_none())
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn store_registers(
-        &mut self,
-        i: usize,
-        buffer: BufferId,
-        position: &[ExprId],
-        axes: &[AxisId],
-        value: ExprId,
-        join: Option<ReduceOp>,
-        place: &Place,
-        at: &Iteration,
-        out: &mut Vec<Stmt>,
-    ) -> Step<()> {
-        let f = self.f;
-        let frame = self.frame(i)?;
-        debug_assert_eq!(f.sized(axes).len(), frame.dims.len());
-        let src = match &f.kernel.exprs[value] {
-            tile::Expr::Tile(t) if f.tile(*t).dims == frame.dims && f.tile(*t).space == Space::Registers => {
-                self.frag(*t)
-            }
-            _ => {
-                let v = self.value(i, value, &frame, place, at, out)?;
-                let dtype = f.plan.buffers[buffer].dtype;
-                let src = self.temp(&format!("{}_part", f.ops[i].name), dtype, &frame.dist);
-                out.push(Stmt::Map { out: src, value: v });
-                src
-            }
-        };
-        let bounds = self.bounds(&frame.dims, place);
-        match self.window(buffer, position, &frame.dims, place) {
-            Some(dst) => out.push(Stmt::Store { dst, src, bounds, join }),
-            None => {
-                let at =
-                    position.iter().map(|p| self.value(i, *p, &frame, place, at, out)).collect::<Step<Vec<_>>>()?;
-                out.push(Stmt::Scatter { buf: self.global(buffer), at, src, bounds, join });
-            }
-        }
-        Ok(())
     }
 }

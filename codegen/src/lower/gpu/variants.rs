@@ -1,0 +1,169 @@
+//! variants: what a launch must check before it runs a kernel, and the kernels it chooses among.
+//!
+//! A mapping's `whole` blocks must hold their extents. Wide loads and stores need aligned arrays and rows of whole
+//! vectors: a kernel whose fragments hold vectors of an array comes twice, first for such arrays, then for any.
+//! Invariant: the variants of one kernel compute the same where their assumptions hold, and the last one of the list
+//! assumes nothing, or the mapping covers no longer extents (then a launch that fits none is refused).
+
+use einfall_ir::arena::Id;
+use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Expr, FragId, Kernel, Stmt, View};
+use einfall_ir::mapping::KernelMapping;
+use einfall_ir::ops::BinaryOp;
+use einfall_ir::tile::{self, Plan};
+
+use super::apply_mapping::fixed;
+use super::exprs::size_of;
+use super::{Step, refuse};
+
+/// What the whole blocks of an entry take for granted; none if an extent is known not to fit.
+pub(super) fn assumptions(plan: &Plan, k: &tile::Kernel, m: &KernelMapping) -> Option<Vec<Assumption>> {
+    let mut out = Vec::new();
+    for (_, a) in k.axes.iter() {
+        let Some(x) = m.axis(&a.name).filter(|x| x.whole) else { continue };
+        match fixed(&a.extent, &plan.ranks) {
+            Some(n) if n > x.block => return None,
+            Some(_) => {}
+            None => {
+                let assumption = Assumption::AtMost(size_of(plan, &a.extent), x.block);
+                if !out.contains(&assumption) {
+                    out.push(assumption);
+                }
+            }
+        }
+    }
+    Some(out)
+}
+
+/// The variants of kernel `name` in the order a launch tries them, from one kernel per entry of its mapping.
+///
+/// # Errors
+/// No entry fits, or more variants than a launch chooses among.
+pub(super) fn run(plan: &Plan, name: &str, entries: Vec<Kernel>) -> Step<Vec<Kernel>> {
+    let mut all = Vec::new();
+    for k in entries {
+        let wide = vectors(plan, &k);
+        if !wide.is_empty() {
+            let assumes = k.assumes.iter().cloned().chain(wide).collect();
+            all.push(Kernel { assumes, ..k.clone() });
+        }
+        let last = k.assumes.is_empty();
+        all.push(k);
+        if last {
+            break;
+        }
+    }
+    if all.is_empty() {
+        let message = format!("no entry for {name} holds its extents");
+        return refuse("whole blocks", message, "add an entry without `whole` after the others");
+    }
+    if all.len() > 1 {
+        for (i, k) in all.iter_mut().enumerate() {
+            k.variant_of = Some(name.to_string());
+            k.name = format!("{name}_v{i}");
+        }
+    }
+    Ok(all)
+}
+
+/// What must hold for every vector that fragments hold along the last dimension of an array to be one access.
+fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
+    let mut out = Vec::new();
+    let mut add = |frag: FragId, view: &View, bounds: &[Bound]| {
+        for a in vector(plan, k, frag, view, bounds).into_iter().flatten() {
+            if !out.contains(&a) {
+                out.push(a);
+            }
+        }
+    };
+    let mut stack: Vec<&[Stmt]> = k.roles.iter().map(|r| r.body.as_slice()).collect();
+    while let Some(body) = stack.pop() {
+        for s in body {
+            match s {
+                Stmt::For { body, .. } => stack.push(body),
+                Stmt::If { then, otherwise, .. } => stack.extend([then.as_slice(), otherwise.as_slice()]),
+                Stmt::Load { out, src, bounds } => add(*out, src, bounds),
+                Stmt::Store { dst, src, bounds, join: None } => add(*src, dst, bounds),
+                Stmt::Store { join: Some(_), .. }
+                | Stmt::Let { .. }
+                | Stmt::Map { .. }
+                | Stmt::Reduce { .. }
+                | Stmt::Scan { .. }
+                | Stmt::Gather { .. }
+                | Stmt::Scatter { .. }
+                | Stmt::Atom { .. }
+                | Stmt::Copy { .. }
+                | Stmt::Arrive { .. }
+                | Stmt::Wait { .. }
+                | Stmt::NamedSync { .. }
+                | Stmt::NamedArrive { .. }
+                | Stmt::Fence(_)
+                | Stmt::Commit(_)
+                | Stmt::WaitGroup { .. }
+                | Stmt::TaskSync
+                | Stmt::ClusterSync
+                | Stmt::GridSync => {}
+            }
+        }
+    }
+    // Alignment first, extents after, each once: the text is for readers.
+    out.sort_by_key(|a| match a {
+        Assumption::Aligned(b, _) => (0, b.index()),
+        Assumption::AtMost(..) | Assumption::Multiple(..) => (1, 0),
+    });
+    let mut merged: Vec<Assumption> = Vec::new();
+    for a in out {
+        match (merged.last_mut(), a) {
+            (Some(Assumption::Aligned(b, n)), Assumption::Aligned(c, m)) if *b == c => *n = (*n).max(m),
+            (_, a) => merged.push(a),
+        }
+    }
+    merged
+}
+
+/// Bytes of the widest access.
+const WIDEST: u64 = 16;
+/// Narrower vectors are not worth a kernel of their own.
+const NARROWEST: u64 = 16;
+
+/// What one load or store needs to go in vectors; none if it cannot, or gains little.
+fn vector(plan: &Plan, k: &Kernel, frag: FragId, view: &View, bounds: &[Bound]) -> Option<[Assumption; 2]> {
+    let array: BufId = view.buf;
+    let BufSpace::Global { .. } = k.bufs[array].space else { return None };
+    let run = k.frags[frag].dist.regs.first().filter(|g| g.stride == 1)?;
+    let last = k.bufs[array].dims.len().checked_sub(1)?;
+    if view.walk[run.dim] != Some((last, 1)) {
+        return None;
+    }
+    let bytes = k.bufs[array].dtype.bytes(run.extent).min(WIDEST);
+    let elems = (bytes * 8 / u64::from(k.bufs[array].dtype.bits())).max(1);
+    if bytes < NARROWEST || !divides(elems, &view.at[last]) {
+        return None;
+    }
+    let extent = k.bufs[array].dims[last].clone();
+    // A tail that ends inside a vector would need its elements one by one.
+    if let Some(n) = constant(plan, &extent)
+        && n % elems as i64 != 0
+        && bounds.iter().any(|b| b.dim == run.dim)
+    {
+        return None;
+    }
+    Some([Assumption::Aligned(array, bytes), Assumption::Multiple(extent, run.extent)])
+}
+
+fn constant(plan: &Plan, e: &Expr) -> Option<i64> {
+    match e {
+        Expr::Int(n) => Some(*n),
+        Expr::Extent(r) => plan.ranks[*r].fixed.and_then(|n| i64::try_from(n).ok()),
+        _ => None,
+    }
+}
+
+/// Whether `n` divides the expression by its form.
+fn divides(n: u64, e: &Expr) -> bool {
+    match e {
+        Expr::Int(v) => v.unsigned_abs() % n == 0,
+        Expr::Binary(BinaryOp::Add | BinaryOp::Sub, a, b) => divides(n, a) && divides(n, b),
+        Expr::Binary(BinaryOp::Mul, a, b) => divides(n, a) || divides(n, b),
+        _ => false,
+    }
+}

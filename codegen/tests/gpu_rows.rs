@@ -1,0 +1,160 @@
+//! Library cascades without contractions, lowered for a GPU by small mappings and evaluated under every adversarial
+//! schedule: they give what the tile plans mean, at sizes around every block's edge, and lost barriers are caught.
+
+use einfall_codegen::lower::form::form_kernels;
+use einfall_codegen::lower::gpu;
+use einfall_codegen::passes::extract_reductions::extract_reductions;
+use einfall_codegen::passes::propagate_support::propagate_support;
+use einfall_ir::array::Array;
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::Module;
+use einfall_ir::kernel::eval::{GlobalBuffer, KernelError, Options, Schedule, run};
+use einfall_ir::kernel::variants::{ArrayFacts, choose};
+use einfall_ir::tile::{self, BufferKind, Plan};
+
+/// A library cascade as formation makes it.
+fn formed(name: &str) -> Plan {
+    let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
+    let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
+    form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap()
+}
+
+/// The plan's kernels by `entries` of a mapping; they verify, and print as they parse.
+fn lowered(plan: &Plan, entries: &str) -> Module {
+    let text = format!("mapping {} on h100 {{\n{entries}}}\n", plan.name);
+    let mapping = einfall_ir::mapping::parse::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let module = gpu::lower(plan, &mapping).unwrap_or_else(|e| panic!("{}: {e:?}", plan.name));
+    let violations = einfall_ir::kernel::verify::verify(&module, &einfall_ir::kernel::verify::Limits::SM90);
+    let printed = einfall_ir::kernel::print::print(&module);
+    assert!(violations.is_empty(), "{}{printed}", violations.iter().map(|v| format!("{v}\n")).collect::<String>());
+    let again = einfall_ir::kernel::parse::parse(&printed).unwrap_or_else(|e| panic!("{e:?}\n{printed}"));
+    assert_eq!(einfall_ir::kernel::print::print(&again), printed);
+    module
+}
+
+/// Arrays of a launch: floats in [-1, 1], indices around and beyond every extent.
+fn arrays(plan: &Plan, ranks: &[u64]) -> Vec<Array> {
+    let most = ranks.iter().copied().max().unwrap_or(0) as i64;
+    let mut s = 7u64;
+    let mut next = move || {
+        s = s.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        s >> 33
+    };
+    let inputs = plan.buffers.iter().filter(|(_, b)| matches!(b.kind, BufferKind::Input | BufferKind::InOut));
+    inputs
+        .map(|(_, b)| {
+            let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
+            Array::from_fn(b.dtype, &dims, |_| {
+                if b.dtype.is_float() {
+                    DType::BF16.round(next() as f64 / f64::from(1u32 << 30) - 1.0)
+                } else {
+                    (next() as i64 % (most + 4) - 2) as f64
+                }
+            })
+        })
+        .collect()
+}
+
+fn buffers(plan: &Plan, ranks: &[u64], inputs: &[Array]) -> Vec<GlobalBuffer> {
+    let mut given = inputs.iter();
+    let buffer = |b: &tile::Buffer| {
+        let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
+        match b.kind {
+            BufferKind::Input | BufferKind::InOut => {
+                GlobalBuffer::new(&dims, b.dtype, given.next().unwrap().data.clone())
+            }
+            BufferKind::Output | BufferKind::Workspace => GlobalBuffer::undefined(&dims, b.dtype),
+        }
+    };
+    plan.buffers.iter().map(|(_, b)| b).map(buffer).collect()
+}
+
+/// Runs a plan's launches, each by the variant that its sizes choose.
+fn execute(
+    plan: &Plan,
+    module: &Module,
+    ranks: &[u64],
+    inputs: &[Array],
+    options: &Options,
+) -> Result<Vec<GlobalBuffer>, KernelError> {
+    let mut b = buffers(plan, ranks, inputs);
+    let facts: Vec<ArrayFacts> = b.iter().map(|x| ArrayFacts { address: 256, strides: x.strides.clone() }).collect();
+    for launch in module.launches() {
+        let kernel = choose(launch, ranks, &facts).unwrap_or_else(|| panic!("no variant takes {ranks:?}"));
+        run(kernel, &plan.ranks, ranks, &mut b, options)?;
+    }
+    Ok(b)
+}
+
+fn near(x: f64, y: f64) -> bool {
+    x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() <= 1e-9 * (1.0 + y.abs())
+}
+
+/// Whether every launch gives what the plan means under `schedule`; a message if not.
+fn agrees(plan: &Plan, module: &Module, ranks: &[u64], schedule: Schedule) -> Result<(), String> {
+    let inputs = arrays(plan, ranks);
+    let want = tile::eval::run(plan, ranks, &inputs, &tile::eval::Options::default()).unwrap();
+    let options = Options { schedule, seed: 3, ..Options::default() };
+    let got = execute(plan, module, ranks, &inputs, &options).map_err(|e| format!("{schedule:?} at {ranks:?}: {e}"))?;
+    let outs = plan.buffers.iter().zip(&got).filter(|((_, b), _)| b.kind == BufferKind::Output);
+    for (((_, b), got), want) in outs.zip(&want) {
+        if !got.defined.iter().all(|d| *d) {
+            return Err(format!("{} is not written whole at {ranks:?}", b.name));
+        }
+        for (i, (x, y)) in got.data.iter().zip(&want.data).enumerate() {
+            if !near(*x, *y) {
+                return Err(format!("{}[{i}] is {x}, not {y}, at {ranks:?} ({schedule:?})", b.name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lowers a library cascade by the entries and runs it at each size under every schedule.
+fn check(name: &str, entries: &str, sizes: &[&[u64]]) -> Module {
+    let plan = formed(name);
+    let module = lowered(&plan, entries);
+    for ranks in sizes {
+        for schedule in Schedule::ALL {
+            agrees(&plan, &module, ranks, schedule)
+                .unwrap_or_else(|e| panic!("{name}: {e}\n{}", einfall_ir::kernel::print::print(&module)));
+        }
+    }
+    module
+}
+
+/// Entries for kernel `kernel`: rows along `row` held whole over `units` units, then walked in smaller blocks.
+fn rows(kernel: &str, grid: &str, row: &str, whole: u64, block: u64, units: u64) -> String {
+    format!(
+        "kernel {kernel} {{\n{grid}axis {row} block {whole} units {units} whole\n}}\n\
+         kernel {kernel} {{\n{grid}axis {row} block {block} units {units}\n}}\n"
+    )
+}
+
+/// [rows, columns]: whole vectors and not, at and beyond the block (256), none, one.
+const SIZES: &[&[u64]] = &[&[5, 256], &[3, 200], &[2, 129], &[3, 257], &[2, 640], &[1, 1], &[0, 8], &[3, 0]];
+
+#[test]
+fn normalisations() {
+    for units in [1, 2, 4] {
+        let m = check("layernorm", &rows("layernorm_0", "axis m block 1\n", "k", 256, 64, units), SIZES);
+        assert_eq!(m.kernels.len(), 4);
+        // A row is read once and written once where it is held whole.
+        let text = einfall_ir::kernel::print::print_kernel(&m.kernels[0], &m.ranks);
+        assert_eq!(text.matches("= x[").count(), 1, "{text}");
+        assert!(!text.contains("for "), "{text}");
+        check("rmsnorm", &rows("rmsnorm_0", "axis m block 1\n", "k", 256, 64, units), SIZES);
+        check("softmax", &rows("softmax_0", "axis m block 1\n", "n", 256, 64, units), SIZES);
+    }
+}
+
+#[test]
+fn several_rows_of_a_task() {
+    for grid in ["axis m block 4\n", "axis m block 4 units 4\n", "axis m block 8 units 4\n"] {
+        let entries = |k: &str, row: &str| rows(k, grid, row, 256, 32, 1);
+        check("layernorm", &entries("layernorm_0", "k"), SIZES);
+        check("softmax", &entries("softmax_0", "n"), SIZES);
+        check("argmax", &entries("argmax_rows_0", "n"), SIZES);
+        check("cumsum", &entries("cumsum_rows_0", "n").split_once("whole\n}\n").unwrap().1, SIZES);
+    }
+}

@@ -155,6 +155,6 @@ fn several_rows_of_a_task() {
         check("layernorm", &entries("layernorm_0", "k"), SIZES);
         check("softmax", &entries("softmax_0", "n"), SIZES);
         check("argmax", &entries("argmax_rows_0", "n"), SIZES);
-        check("cumsum", &entries("cumsum_rows_0", "n").split_once("whole\n}\n").unwrap().1, SIZES);
+        check("cumsum", entries("cumsum_rows_0", "n").split_once("whole\n}\n").unwrap().1, SIZES);
     }
 }

@@ -23,6 +23,7 @@ use super::{Emit, Frame, is_walked};
 
 impl Emit<'_, '_> {
     /// The fragment of an operation's source over its frame.
+    #[allow(clippy::too_many_arguments)]
     fn source(
         &mut self,
         i: usize,

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use einfall::{Engine, Options, trace, with_statics};
-use einfall_codegen::backend::llvm::Isa;
+use einfall_codegen::backend::{llvm::Isa, ptx};
 use einfall_codegen::pipeline::{self, Context, Program, Record, Stop, Verdict};
 use einfall_codegen::tables;
 use einfall_ir::array::Array;
+use einfall_ir::artifact::Code;
 use einfall_ir::cascade::bind::Given;
 use einfall_ir::cascade::{Cascade, eval};
 use einfall_ir::kernel::atoms;
@@ -57,6 +58,38 @@ pub struct LowerArgs {
     /// Print what every pass made, not only the last
     #[arg(long)]
     trace: bool,
+    /// Print the code of the lowered kernels instead
+    #[arg(long, value_enum, conflicts_with_all = ["trace", "stop_after"])]
+    emit: Option<Emit>,
+}
+
+/// Code that `lower --emit` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Emit {
+    /// PTX for sm_90a, with --target gpu
+    Ptx,
+    /// PTX for sm_80, with --target gpu
+    PtxSm80,
+}
+
+/// Prints the code of the kernels that the last pass made.
+fn emit(source: &Source, given: &Program, records: &[Record], emit: Emit) -> Result<(), Failure> {
+    let target = match emit {
+        Emit::Ptx => ptx::Target::sm_90a(),
+        Emit::PtxSm80 => ptx::Target::sm_80(),
+    };
+    let plan = records.iter().rev().map(|r| &r.program).chain([given]).find_map(|p| match p {
+        Program::Tile(plan) => Some(plan),
+        Program::Cascade(_) | Program::Kernel(_) => None,
+    });
+    let (Some(plan), Some(Program::Kernel(module))) = (plan, records.last().map(|r| &r.program)) else {
+        return Err(Failure::Wrong("no kernels were made".to_owned()));
+    };
+    let artifact = ptx::print(plan, module, &target).map_err(|e| Failure::Wrong(source.render(&[e.diagnostic()])))?;
+    if let Code::Ptx { text, .. } = artifact.code {
+        print!("{text}");
+    }
+    Ok(())
 }
 
 /// Reads a mapping file.
@@ -148,7 +181,10 @@ pub fn lower(args: &LowerArgs) -> Result<(), Failure> {
         Program::Cascade(cascade)
     };
     let mapping = args.mapping.as_deref().map(read_mapping).transpose()?;
-    let records = records(&source, program, mapping, args.target, args.stop_after.as_deref())?;
+    let records = records(&source, program.clone(), mapping, args.target, args.stop_after.as_deref())?;
+    if let Some(form) = args.emit {
+        return emit(&source, &program, &records, form);
+    }
     if args.trace {
         print!("{}", pipeline::trace(&records));
     } else if let Some(last) = records.last() {

@@ -1,3 +1,4 @@
 //! Printers of kernel IR: one folder per kind of code.
 
 pub mod llvm;
+pub mod ptx;

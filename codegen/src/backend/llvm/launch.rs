@@ -51,12 +51,12 @@ pub fn print(plan: &Plan, module: &Module, isa: &Isa, target: &str) -> Result<Ar
 }
 
 /// Whether an array is only read: without dimensions it is then passed by value.
-fn is_parameter(plan: &Plan, param: usize) -> bool {
+pub(crate) fn is_parameter(plan: &Plan, param: usize) -> bool {
     plan.buffers[BufferId::new(param)].kind == tile::BufferKind::Input
 }
 
 /// A name as an LLVM symbol.
-fn symbol(module: &Module, k: &Kernel) -> String {
+pub(crate) fn symbol(module: &Module, k: &Kernel) -> String {
     let clean = |s: &str| s.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect::<String>();
     format!("{}__{}", clean(&module.name), clean(&k.name))
 }
@@ -218,7 +218,7 @@ fn scratch_bytes(elem: u32, dims: &[Expr], strides: &[Expr]) -> Option<Size> {
     })
 }
 
-fn add(a: Size, b: Size) -> Size {
+pub(crate) fn add(a: Size, b: Size) -> Size {
     match (a, b) {
         (Size::Const(x), Size::Const(y)) => Size::Const(x + y),
         (Size::Const(0), s) | (s, Size::Const(0)) => s,
@@ -295,7 +295,7 @@ fn size_text(w: &mut Text, s: &Size) -> String {
 }
 
 /// Arrays a kernel reads and writes.
-fn traffic(k: &tile::Kernel) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
+pub(crate) fn traffic(k: &tile::Kernel) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
     let (mut reads, mut writes) = (BTreeSet::new(), BTreeSet::new());
     k.for_each_op(&mut |op, _| match op {
         Op::Load { buffer, .. } => {
@@ -314,14 +314,14 @@ fn traffic(k: &tile::Kernel) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
     (reads, writes)
 }
 
-fn buffer_bytes(plan: &Plan, b: BufferId) -> Size {
+pub(crate) fn buffer_bytes(plan: &Plan, b: BufferId) -> Size {
     let b = &plan.buffers[b];
     let elems = b.dims.iter().fold(Size::Const(1), |acc, d| mul(acc, d.clone()));
     mul(elems, Size::Const(u64::from(b.dtype.bits().div_ceil(8))))
 }
 
 /// Operations of a launch: two per multiply-add of a contraction, one per arithmetic operator and point elsewhere.
-fn flops(k: &tile::Kernel) -> Size {
+pub(crate) fn flops(k: &tile::Kernel) -> Size {
     let grid: Vec<tile::AxisId> =
         k.axes.iter().filter(|(_, a)| a.kind == tile::AxisKind::Grid).map(|(id, _)| id).collect();
     let mut total = Size::Const(0);

@@ -9,7 +9,7 @@
 mod emit;
 mod expr;
 mod isa;
-mod launch;
+pub(crate) mod launch;
 mod math;
 mod value;
 

@@ -1,0 +1,309 @@
+//! Reductions of fragments: in a thread's registers, then between lanes by butterfly shuffles.
+//!
+//! Sums run in four chains, so that additions overlap and errors stay small. Invariant: every thread that holds an
+//! element of the result holds its whole value afterwards.
+
+use std::collections::HashMap;
+
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::{Bound, Expr, FragId};
+use einfall_ir::ops::{BinaryOp, ReduceOp};
+
+use super::Res;
+use super::emit::Emit;
+use super::frag::ThreadDigit;
+use super::scalar::class;
+use super::text::{Ty, Val};
+
+/// Chains of a reduction within a thread.
+const CHAINS: usize = 4;
+
+impl Emit<'_> {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn reduce(
+        &mut self,
+        out: &[FragId],
+        op: ReduceOp,
+        src: FragId,
+        over: &[usize],
+        base: Option<&Expr>,
+        bounds: &[Bound],
+        carry: bool,
+    ) -> Res<()> {
+        let join = match op {
+            ReduceOp::Sum => BinaryOp::Add,
+            ReduceOp::Product => BinaryOp::Mul,
+            ReduceOp::Min => BinaryOp::Min,
+            ReduceOp::Max => BinaryOp::Max,
+            ReduceOp::Any => BinaryOp::Or,
+            ReduceOp::All => BinaryOp::And,
+            ReduceOp::LogSumExp => return Err(self.fail("a logsumexp of a fragment")),
+            ReduceOp::ArgMin | ReduceOp::ArgMax => return self.select_argument(out, op, src, over, base, bounds, carry),
+        };
+        let out = out[0];
+        let kept: Vec<usize> = (0..self.frags.get(src).dims.len()).filter(|d| !over.contains(d)).collect();
+        let groups = self.groups(out, src, &kept)?;
+        let digits = self.reduced_lanes(src, over)?;
+        let ty = match op {
+            ReduceOp::Any | ReduceOp::All => Ty::S32,
+            _ => class(self.frags.get(src).dtype),
+        };
+        let identity = match ty {
+            Ty::F32 => Val::f32(op.identity()),
+            Ty::F64 => Val::f64(op.identity()),
+            _ if matches!(op, ReduceOp::Min | ReduceOp::Max) => {
+                let d = self.frags.get(src).dtype;
+                Val::int(if op == ReduceOp::Min { d.max_finite() } else { d.min_finite() } as i64)
+            }
+            _ => Val::int(op.identity() as i64),
+        };
+        let idempotent = matches!(op, ReduceOp::Min | ReduceOp::Max | ReduceOp::Any | ReduceOp::All);
+        let mut limits = HashMap::new();
+        let mut results = Vec::new();
+        for (v, members) in groups.iter().enumerate() {
+            let mut chains: Vec<Val> = Vec::new();
+            if carry && idempotent {
+                chains.push(self.element(out, v));
+            }
+            for (n, &m) in members.iter().enumerate() {
+                let x = self.element(src, m);
+                let p = self.within(src, m, bounds, &mut limits)?;
+                let x = match p {
+                    Some(p) => self.select(&p, &x, &identity),
+                    None => x,
+                };
+                if chains.len() < CHAINS.min(members.len()) {
+                    chains.push(x);
+                } else {
+                    let n = n % chains.len();
+                    chains[n] = self.bin(join, &chains[n].clone(), &x)?;
+                }
+            }
+            while chains.len() > 1 {
+                let half = chains.len().div_ceil(2);
+                for i in half..chains.len() {
+                    chains[i - half] = self.bin(join, &chains[i - half].clone(), &chains[i].clone())?;
+                }
+                chains.truncate(half);
+            }
+            let x = chains.pop().unwrap_or_else(|| identity.clone());
+            let mut x = self.to(&x, ty);
+            for mask in &digits {
+                let other = self.shuffle(&x, *mask);
+                x = self.bin(join, &x, &other)?;
+                x = self.to(&x, ty);
+            }
+            if carry && !idempotent {
+                let before = self.element(out, v);
+                x = self.bin(join, &before, &x)?;
+            }
+            results.push(x);
+        }
+        self.set_elements(out, |_, v| Ok(results[v].clone()))
+    }
+
+    /// For every element of the result, the elements of the source that it joins.
+    fn groups(&mut self, out: FragId, src: FragId, kept: &[usize]) -> Res<Vec<Vec<usize>>> {
+        let (o, s) = (self.frags.get(out), self.frags.get(src));
+        let mut at: HashMap<Vec<i64>, Vec<usize>> = HashMap::new();
+        for (v, c) in s.consts.iter().enumerate() {
+            at.entry(kept.iter().map(|d| c[*d]).collect()).or_default().push(v);
+        }
+        let groups = o.consts.iter().map(|c| at.get(c).cloned()).collect::<Option<Vec<_>>>();
+        let (o, s) = (o.name.clone(), s.name.clone());
+        let Some(groups) = groups.filter(|_| self.frags.serve(out, src, kept).is_some()) else {
+            return Err(self.fail(&format!("a reduction of `{s}` into `{o}`, which other threads hold")));
+        };
+        Ok(groups)
+    }
+
+    /// Masks of the butterfly over lanes that hold reduced dimensions.
+    fn reduced_lanes(&mut self, src: FragId, over: &[usize]) -> Res<Vec<u64>> {
+        let digits: Vec<ThreadDigit> = over.iter().flat_map(|d| self.frags.get(src).threads[*d].clone()).collect();
+        let mut masks = Vec::new();
+        for g in digits {
+            if !g.extent.is_power_of_two() || !g.place.is_power_of_two() {
+                return Err(self.fail("a reduction over threads that are no power of two"));
+            }
+            if g.place * g.extent > 32 {
+                return Err(self.fail("a reduction across warps"));
+            }
+            let mut m = g.place;
+            while m < g.place * g.extent {
+                masks.push(m);
+                m *= 2;
+            }
+        }
+        masks.sort_unstable();
+        Ok(masks)
+    }
+
+    /// The value of the lane whose number differs by `mask`.
+    pub(super) fn shuffle(&mut self, x: &Val, mask: u64) -> Val {
+        let mask = mask.to_string();
+        let bits = |e: &mut Self, r: &str| e.t.def(Ty::S32, "shfl.sync.bfly.b32", &[r, &mask, "31", "0xFFFFFFFF"]);
+        match x.ty {
+            Ty::F32 => {
+                let r = self.in_reg(x);
+                let d = self.t.def(Ty::F32, "shfl.sync.bfly.b32", &[&r, &mask, "31", "0xFFFFFFFF"]);
+                Val::reg(Ty::F32, d)
+            }
+            Ty::S64 | Ty::F64 => {
+                let r = self.in_reg(x);
+                let (lo, hi) = (self.t.reg(Ty::S32), self.t.reg(Ty::S32));
+                self.t.line(&format!("mov.b64 {{{lo}, {hi}}}, {r}"));
+                let (lo, hi) = (bits(self, &lo), bits(self, &hi));
+                let d = self.t.reg(x.ty);
+                self.t.line(&format!("mov.b64 {d}, {{{lo}, {hi}}}"));
+                Val::reg(x.ty, d)
+            }
+            Ty::S32 | Ty::Pred | Ty::B16 => {
+                let x = self.to(x, Ty::S32);
+                let r = self.in_reg(&x);
+                Val { lo: x.lo, hi: x.hi, ..Val::reg(Ty::S32, bits(self, &r)) }
+            }
+        }
+    }
+
+    /// Whether element `v` counts; none: it does.
+    fn within(
+        &mut self,
+        f: FragId,
+        v: usize,
+        bounds: &[Bound],
+        limits: &mut HashMap<(usize, i64), Val>,
+    ) -> Res<Option<Val>> {
+        let frag = self.frags.get(f);
+        let (at, dims) = (frag.consts[v].clone(), frag.dims.clone());
+        let mut p = Val::pred(true);
+        for (i, b) in bounds.iter().enumerate() {
+            let one = match limits.get(&(i, at[b.dim])) {
+                Some(one) => one.clone(),
+                None => {
+                    // The run-time part once, under a key that no coordinate has.
+                    let rest = match limits.get(&(i, i64::MIN)) {
+                        Some(rest) => rest.clone(),
+                        None => {
+                            let limit = self.int(&b.limit)?;
+                            let t = self.thread_coord(f, b.dim);
+                            let rest = self.sub(&limit, &t);
+                            limits.insert((i, i64::MIN), rest.clone());
+                            rest
+                        }
+                    };
+                    let one = self.bin(BinaryOp::Gt, &rest, &Val::int(at[b.dim]))?;
+                    limits.insert((i, at[b.dim]), one.clone());
+                    one
+                }
+            };
+            p = self.bin(BinaryOp::And, &p, &one)?;
+        }
+        for d in 0..dims.len() {
+            if at[d] + self.frags.get(f).thread_max(d) >= dims[d] {
+                let t = self.thread_coord(f, d);
+                let c = self.add(&t, &Val::int(at[d]));
+                let one = self.bin(BinaryOp::Lt, &c, &Val::int(dims[d]))?;
+                p = self.bin(BinaryOp::And, &p, &one)?;
+            }
+        }
+        Ok(if p.int_const() == Some(1) { None } else { Some(p) })
+    }
+
+    /// (value, position) of the best element: NaN first, ties to the lowest position.
+    #[allow(clippy::too_many_arguments)]
+    fn select_argument(
+        &mut self,
+        out: &[FragId],
+        op: ReduceOp,
+        src: FragId,
+        over: &[usize],
+        base: Option<&Expr>,
+        bounds: &[Bound],
+        carry: bool,
+    ) -> Res<()> {
+        let [value, position] = out else { return Err(self.fail("an argument selection without two results")) };
+        let dtype = self.frags.get(src).dtype;
+        if dtype == DType::F64 || !dtype.is_float() {
+            return Err(self.fail(&format!("{} of {dtype}", op.name())));
+        }
+        let dims = self.frags.get(src).dims.clone();
+        let kept: Vec<usize> = (0..dims.len()).filter(|d| !over.contains(d)).collect();
+        let (groups, also) = (self.groups(*value, src, &kept)?, self.groups(*position, src, &kept)?);
+        if groups != also {
+            return Err(self.fail("an argument selection whose results are held differently"));
+        }
+        let digits = self.reduced_lanes(src, over)?;
+        let base = match base {
+            Some(b) => self.int(b)?,
+            None => Val::int(0),
+        };
+        let mut strides = vec![0i64; dims.len()];
+        let mut stride = 1;
+        for &d in over.iter().rev() {
+            strides[d] = stride;
+            stride *= dims[d];
+        }
+        let start = Val::f32(if op == ReduceOp::ArgMax { f64::NEG_INFINITY } else { f64::INFINITY });
+        let mut limits = HashMap::new();
+        let (mut values, mut positions) = (Vec::new(), Vec::new());
+        for (v, members) in groups.iter().enumerate() {
+            let (mut x, mut at) = if carry {
+                (self.element(*value, v), self.element(*position, v))
+            } else {
+                (start.clone(), Val::int(-1))
+            };
+            if carry {
+                x = Val::reg(Ty::F32, self.t.def(Ty::F32, "mov.f32", &[&x.s]));
+                at = self.to(&at, Ty::S32);
+                at = Val::reg(Ty::S32, self.t.def(Ty::S32, "mov.b32", &[&at.s]));
+            }
+            for &m in members {
+                let y = self.element(src, m);
+                let c = self.frags.get(src).consts[m].clone();
+                let mut q = base.clone();
+                for &d in over {
+                    let t = self.thread_coord(src, d);
+                    let e = self.add(&t, &Val::int(c[d]));
+                    let e = self.mul(&e, &Val::int(strides[d]));
+                    q = self.add(&q, &e);
+                }
+                if let Some(p) = self.within(src, m, bounds, &mut limits)? {
+                    q = self.select(&p, &q, &Val::int(-1));
+                }
+                (x, at) = self.better(op, (&x, &at), (&y, &q))?;
+            }
+            for mask in &digits {
+                let (y, q) = (self.shuffle(&x, *mask), self.shuffle(&at, *mask));
+                (x, at) = self.better(op, (&x, &at), (&y, &q))?;
+            }
+            values.push(x);
+            positions.push(at);
+        }
+        self.set_elements(*value, |_, v| Ok(values[v].clone()))?;
+        self.set_elements(*position, |_, v| Ok(positions[v].clone()))
+    }
+
+    /// The better of two candidates; a negative position is none.
+    fn better(&mut self, op: ReduceOp, a: (&Val, &Val), b: (&Val, &Val)) -> Res<(Val, Val)> {
+        use BinaryOp::{And, Eq, Ge, Gt, Lt, Ne, Or};
+        let beats = self.bin(if op == ReduceOp::ArgMin { Lt } else { Gt }, b.0, a.0)?;
+        let a_nan = self.bin(Ne, a.0, a.0)?;
+        let b_nan = self.bin(Ne, b.0, b.0)?;
+        let a_number = self.unary(einfall_ir::ops::UnaryOp::Not, &a_nan, false)?;
+        let newly = self.bin(And, &b_nan, &a_number)?;
+        let same = self.bin(Eq, a.0, b.0)?;
+        let both_nan = self.bin(And, &a_nan, &b_nan)?;
+        let tie = self.bin(Or, &same, &both_nan)?;
+        let lower = self.bin(Lt, b.1, a.1)?;
+        let tie = self.bin(And, &tie, &lower)?;
+        let mut take = self.bin(Or, &beats, &newly)?;
+        take = self.bin(Or, &take, &tie)?;
+        let none = self.bin(Lt, a.1, &Val::int(0))?;
+        take = self.bin(Or, &take, &none)?;
+        let real = self.bin(Ge, b.1, &Val::int(0))?;
+        take = self.bin(And, &take, &real)?;
+        let x = self.select(&take, b.0, a.0);
+        let at = self.select(&take, b.1, a.1);
+        Ok((x, at))
+    }
+}

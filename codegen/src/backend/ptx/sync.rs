@@ -1,0 +1,254 @@
+//! Barriers, fences and groups.
+//!
+//! An arrival of a unit is one of the barrier's counts in the IR. On the device one lane of every warp arrives, and the
+//! hardware's count is multiplied by the warps of a unit: after `wgmma.wait_group` a warp knows of its own reads only.
+//! Barriers that also count the threads of `cp.async` copies keep their count: their warpgroups meet before one thread
+//! arrives. Invariant: generic accesses of a unit's lanes come before its arrival (`bar.warp.sync` in between).
+//! Source: PTX ISA, "mbarrier", "bar", "wgmma.wait_group", "cp.async.bulk.wait_group".
+
+use einfall_ir::arena::Id;
+use einfall_ir::kernel::{BarrierId, BarrierKind, Engine, Expr, FenceKind, GroupKind, Kernel, Scope, Stmt};
+
+use super::Res;
+use super::emit::Emit;
+use super::text::{Ty, Val};
+
+/// How arrivals at one barrier are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Arrivals {
+    /// Units of warpgroups arrive.
+    warpgroups: bool,
+    /// Units of warps or threads arrive.
+    others: bool,
+    /// Threads of signalled `cp.async` copies arrive.
+    threads: bool,
+}
+
+impl Arrivals {
+    /// Whether each warp of a warpgroup arrives for itself.
+    pub(super) fn by_warp(self) -> bool {
+        self.warpgroups && !self.others && !self.threads
+    }
+
+    /// Of every barrier of the kernel.
+    pub(super) fn of(k: &Kernel) -> Vec<Arrivals> {
+        let mut all = vec![Arrivals::default(); k.barriers.len()];
+        for r in &k.roles {
+            walk(&r.body, &mut |s| match s {
+                Stmt::Arrive { barrier, .. } => {
+                    let a = &mut all[barrier.index()];
+                    if r.scope == Scope::Warpgroup {
+                        a.warpgroups = true;
+                    } else {
+                        a.others = true;
+                    }
+                }
+                Stmt::Copy { engine: Engine::CpAsync, signal: Some((b, _)), .. } => all[b.index()].threads = true,
+                _ => {}
+            });
+        }
+        all
+    }
+}
+
+/// Calls `f` on every statement, outer ones first.
+pub(super) fn walk<'a>(body: &'a [Stmt], f: &mut impl FnMut(&'a Stmt)) {
+    for s in body {
+        f(s);
+        match s {
+            Stmt::For { body, .. } => walk(body, f),
+            Stmt::If { then, otherwise, .. } => {
+                walk(then, f);
+                walk(otherwise, f);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Emit<'_> {
+    /// Initialises every mbarrier, by one thread, and makes that visible.
+    pub(super) fn init_barriers(&mut self) {
+        let mut any = false;
+        let p = self.t.def(Ty::Pred, "setp.eq.s32", &["%thread", "0"]);
+        for (id, b) in self.k.barriers.iter() {
+            let BarrierKind::Mbarrier { count } = b.kind else { continue };
+            let scale = if self.arrivals[id.index()].by_warp() { 4 } else { 1 };
+            for s in 0..b.stages {
+                let at = self.shared.barriers[id.index()] + 8 * s;
+                self.t.line(&format!("@{p} mbarrier.init.shared::cta.b64 [%smem+{at}], {}", count * scale));
+                any = true;
+            }
+        }
+        let cluster = self.k.cluster.iter().product::<u64>() > 1;
+        if any && self.target.hopper() {
+            self.t.line(&format!("@{p} fence.mbarrier_init.release.cluster"));
+        }
+        if cluster {
+            self.t.line("barrier.cluster.arrive.release.aligned");
+            self.t.line("barrier.cluster.wait.acquire.aligned");
+        } else if any {
+            self.t.line("bar.sync 0");
+        }
+    }
+
+    /// The address of one stage of an mbarrier: a register and an offset.
+    pub(super) fn barrier_address(&mut self, b: BarrierId, stage: &Expr) -> Res<(String, u64)> {
+        let base = self.shared.barriers[b.index()];
+        let stage = self.int(stage)?;
+        if let Some(s) = stage.int_const() {
+            return Ok(("%smem".to_string(), base + 8 * s as u64));
+        }
+        let offset = self.mul(&stage, &Val::int(8));
+        let a = self.add(&offset, &Val::reg(Ty::S32, "%smem".to_string()));
+        Ok((a.s, base))
+    }
+
+    pub(super) fn arrive(
+        &mut self,
+        barrier: BarrierId,
+        stage: &Expr,
+        expect: Option<u64>,
+        remote: Option<&Expr>,
+    ) -> Res<()> {
+        let by_warp = self.arrivals[barrier.index()].by_warp();
+        if self.role.scope == Scope::Warpgroup && !by_warp {
+            self.unit_sync()?;
+        } else if self.role.dirty && self.role.scope != Scope::Thread {
+            self.t.line("bar.warp.sync 0xFFFFFFFF");
+            self.role.dirty = false;
+        }
+        let (register, offset) = self.barrier_address(barrier, stage)?;
+        let (space, release) = if remote.is_some() {
+            ("shared::cluster", ".release.cluster")
+        } else {
+            ("shared::cta", "")
+        };
+        let mut address = format!("{register}+{offset}");
+        if let Some(rank) = remote {
+            let rank = self.int(rank)?;
+            let local = self.add(&Val::reg(Ty::S32, register), &Val::int(offset as i64));
+            address = self.t.def(Ty::S32, "mapa.shared::cluster.u32", &[&local.s, &rank.s]);
+        }
+        let leader = self.leader();
+        let lane = if by_warp { self.lane_leader() } else { leader.clone() };
+        match expect {
+            None => self.t.line(&format!("{lane}mbarrier.arrive{release}.{space}.b64 _, [{address}]")),
+            Some(bytes) => {
+                if by_warp {
+                    // The bytes are expected before any warp's arrival can end the phase: one warp does both.
+                    let others = self.other_warps();
+                    self.t.line(&format!("{others}mbarrier.arrive{release}.{space}.b64 _, [{address}]"));
+                }
+                self.t.line(&format!("{leader}mbarrier.arrive.expect_tx{release}.{space}.b64 _, [{address}], {bytes}"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn wait(&mut self, barrier: BarrierId, stage: &Expr, phase: &Expr) -> Res<()> {
+        let (register, offset) = self.barrier_address(barrier, stage)?;
+        let phase = self.int(phase)?;
+        let phase = self.in_reg(&phase);
+        let (again, p) = (self.t.label(), self.t.reg(Ty::Pred));
+        self.t.place(&again);
+        let op = if self.target.hopper() { "mbarrier.try_wait" } else { "mbarrier.test_wait" };
+        self.t.line(&format!("{op}.parity.shared::cta.b64 {p}, [{register}+{offset}], {phase}"));
+        self.t.line(&format!("@!{p} bra {again}"));
+        Ok(())
+    }
+
+    pub(super) fn named(&mut self, barrier: BarrierId, stage: &Expr, blocks: bool) -> Res<()> {
+        let BarrierKind::Named { threads } = self.k.barriers[barrier].kind else {
+            return Err(self.fail("a named barrier that is an mbarrier"));
+        };
+        let first = self.shared.named[barrier.index()];
+        let stage = self.int(stage)?;
+        let id = self.add(&stage, &Val::int(first as i64));
+        let op = if blocks { "bar.sync" } else { "bar.arrive" };
+        self.t.line(&format!("{op} {}, {threads}", id.s));
+        if blocks {
+            self.role.dirty = false;
+        }
+        Ok(())
+    }
+
+    /// All threads of the unit meet.
+    pub(super) fn unit_sync(&mut self) -> Res<()> {
+        match self.role.scope {
+            Scope::Thread => {}
+            Scope::Warp => self.t.line("bar.warp.sync 0xFFFFFFFF"),
+            Scope::Warpgroup => {
+                let first = self.unit_barriers()?;
+                let id = self.add(&self.role.unit.clone(), &Val::int(first as i64));
+                self.t.line(&format!("bar.sync {}, 128", id.s));
+            }
+        }
+        self.role.dirty = false;
+        Ok(())
+    }
+
+    /// The first of the hardware barriers that units of this role meet at, one each.
+    fn unit_barriers(&mut self) -> Res<u64> {
+        if let Some(b) = self.role.unit_barriers {
+            return Ok(b);
+        }
+        let first = self.shared.next_named;
+        self.shared.next_named += self.role.units;
+        if self.shared.next_named > 16 {
+            return Err(self.fail("more than 15 named barriers"));
+        }
+        self.role.unit_barriers = Some(first);
+        Ok(first)
+    }
+
+    pub(super) fn fence(&mut self, kind: FenceKind) {
+        match kind {
+            FenceKind::ProxyAsync => self.t.line("fence.proxy.async.shared::cta"),
+            FenceKind::Wgmma => self.wgmma_fence(),
+            FenceKind::MbarrierInit => self.t.line("fence.mbarrier_init.release.cluster"),
+            FenceKind::Gpu => self.t.line("fence.acq_rel.gpu"),
+        }
+    }
+
+    /// Orders registers before wgmma, unless that is done. ptxas would put one after every wait and branch by itself;
+    /// printed, what is emitted and what is assembled agree.
+    pub(super) fn wgmma_fence(&mut self) {
+        if !self.role.fenced {
+            self.t.line("wgmma.fence.sync.aligned");
+            self.role.fenced = true;
+        }
+    }
+
+    pub(super) fn commit(&mut self, kind: GroupKind) {
+        match kind {
+            GroupKind::Wgmma => self.t.line("wgmma.commit_group.sync.aligned"),
+            GroupKind::CpAsync => self.t.line("cp.async.commit_group"),
+            GroupKind::Bulk => {
+                let leader = self.leader();
+                self.t.line(&format!("{leader}cp.async.bulk.commit_group"));
+            }
+        }
+    }
+
+    pub(super) fn wait_group(&mut self, kind: GroupKind, pending: u64, last: bool) -> Res<()> {
+        match kind {
+            GroupKind::Wgmma => self.t.line(&format!("wgmma.wait_group.sync.aligned {pending}")),
+            GroupKind::CpAsync => {
+                self.t.line(&format!("cp.async.wait_group {pending}"));
+                // The copies of the other lanes are waited for by them.
+                self.unit_sync()?;
+            }
+            GroupKind::Bulk => {
+                // Stored arrays that the kernel does not read again need not have arrived, only to have been read.
+                let read = if self.rereads { "" } else { ".read" };
+                let leader = self.leader();
+                self.t.line(&format!("{leader}cp.async.bulk.wait_group{read} {pending}"));
+                if !last {
+                    self.unit_sync()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

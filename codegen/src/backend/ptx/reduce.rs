@@ -38,7 +38,9 @@ impl Emit<'_> {
             ReduceOp::Any => BinaryOp::Or,
             ReduceOp::All => BinaryOp::And,
             ReduceOp::LogSumExp => return Err(self.fail("a logsumexp of a fragment")),
-            ReduceOp::ArgMin | ReduceOp::ArgMax => return self.select_argument(out, op, src, over, base, bounds, carry),
+            ReduceOp::ArgMin | ReduceOp::ArgMax => {
+                return self.select_argument(out, op, src, over, base, bounds, carry);
+            }
         };
         let out = out[0];
         let kept: Vec<usize> = (0..self.frags.get(src).dims.len()).filter(|d| !over.contains(d)).collect();

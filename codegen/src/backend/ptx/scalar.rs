@@ -62,7 +62,11 @@ impl Emit<'_> {
             (Ty::F32, Ty::F64) => t.def(ty, "cvt.f64.f32", &[s]),
             (Ty::F64, Ty::F32) => t.def(ty, "cvt.rn.f32.f64", &[s]),
             (Ty::B16, _) | (_, Ty::B16) => unreachable!("16-bit registers are no expression's class"),
-            (Ty::Pred, Ty::Pred) | (Ty::S32, Ty::S32) | (Ty::S64, Ty::S64) | (Ty::F32, Ty::F32) | (Ty::F64, Ty::F64) => {
+            (Ty::Pred, Ty::Pred)
+            | (Ty::S32, Ty::S32)
+            | (Ty::S64, Ty::S64)
+            | (Ty::F32, Ty::F32)
+            | (Ty::F64, Ty::F64) => {
                 unreachable!("the classes differ")
             }
         };

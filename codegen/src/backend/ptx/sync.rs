@@ -119,11 +119,8 @@ impl Emit<'_> {
             self.role.dirty = false;
         }
         let (register, offset) = self.barrier_address(barrier, stage)?;
-        let (space, release) = if remote.is_some() {
-            ("shared::cluster", ".release.cluster")
-        } else {
-            ("shared::cta", "")
-        };
+        let (space, release) =
+            if remote.is_some() { ("shared::cluster", ".release.cluster") } else { ("shared::cta", "") };
         let mut address = format!("{register}+{offset}");
         if let Some(rank) = remote {
             let rank = self.int(rank)?;

@@ -1,0 +1,153 @@
+//! PTX of the reference mappings, through NVIDIA's assembler: it assembles without warnings, keeps its registers, and
+//! the machine code has the tensor-core instructions and waits that were printed, no more.
+//!
+//! Needs `target/ptxas` here or in a parent folder (`make ptxas`).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use einfall_codegen::backend::ptx::{Target, print};
+use einfall_codegen::lower::gpu;
+use einfall_ir::artifact::{Artifact, Code};
+use einfall_ir::kernel::Module;
+use einfall_ir::tile::{self, Plan};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn text(path: &str) -> String {
+    let path = root().join("tests").join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn tool(name: &str) -> PathBuf {
+    let here = root().canonicalize().unwrap();
+    let found = here.ancestors().map(|d| d.join("target/ptxas/nvidia/cu13/bin").join(name)).find(|p| p.exists());
+    found.unwrap_or_else(|| panic!("{name} is not in target/ptxas: run `make ptxas`"))
+}
+
+/// What the assembler makes of PTX.
+struct Assembled {
+    /// What it says (`-v`).
+    log: String,
+    /// The machine code.
+    sass: String,
+}
+
+fn assemble(ptx: &str, arch: &str) -> Assembled {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    let file = |ext: &str| std::env::temp_dir().join(format!("einfall-ptx-{}-{n}.{ext}", std::process::id()));
+    let (source, cubin) = (file("ptx"), file("cubin"));
+    std::fs::write(&source, ptx).unwrap();
+    let run = |c: &mut Command| {
+        let out = c.output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "{c:?}:\n{said}");
+        said
+    };
+    let arch = format!("-arch={arch}");
+    let log =
+        run(Command::new(tool("ptxas")).args([&arch, "-v", "--warn-on-spills"]).arg(&source).arg("-o").arg(&cubin));
+    let sass = run(Command::new(tool("nvdisasm")).arg("-c").arg(&cubin));
+    let _ = (std::fs::remove_file(source), std::fs::remove_file(cubin));
+    Assembled { log, sass }
+}
+
+fn ptx(artifact: &Artifact) -> &str {
+    match &artifact.code {
+        Code::Ptx { text, .. } => text,
+        Code::LlvmIr(_) | Code::Object(_) => panic!("a GPU artifact has PTX"),
+    }
+}
+
+/// The plan of a file and its kernels by a mapping.
+fn lower(plan: &str, mapping: &str) -> (Plan, Module) {
+    let plan = tile::parse::parse(&text(&format!("plans/{plan}.tile"))).unwrap();
+    let module = mapped(&plan, &text(&format!("mappings/{mapping}.mapping")));
+    (plan, module)
+}
+
+fn mapped(plan: &Plan, mapping: &str) -> Module {
+    let mapping = einfall_ir::mapping::parse::parse(mapping).unwrap_or_else(|e| panic!("{e}"));
+    gpu::lower(plan, &mapping).unwrap_or_else(|e| panic!("{e:?}"))
+}
+
+/// Spilled bytes of a kernel that assembles without other warnings, and whose machine code issues, awaits and fences
+/// wgmma exactly as the text does.
+fn assembles(plan: &Plan, module: &Module) -> u64 {
+    let artifact = print(plan, module, &Target::sm_90a()).unwrap_or_else(|e| panic!("{e}"));
+    let text = ptx(&artifact);
+    let Assembled { log, sass } = assemble(text, "sm_90a");
+    // C75xx: wgmma serialised, waits injected, setmaxnreg ignored.
+    for line in log.lines() {
+        let harmless = line.contains("info") || line.contains("spill") || line.trim().is_empty();
+        assert!(harmless && !line.contains("C75"), "{log}");
+    }
+    let count = |s: &str, what: &str| s.lines().filter(|l| l.contains(what)).count();
+    for (machine, printed) in
+        [("HGMMA", "wgmma.mma_async"), ("WARPGROUP.DEPBAR", "wgmma.wait_group"), ("WARPGROUP.ARRIVE", "wgmma.fence")]
+    {
+        assert_eq!(count(&sass, machine), count(text, printed), "{machine} of {}", module.name);
+    }
+    let spills = log.lines().filter_map(|l| {
+        let (before, _) = l.split_once(" bytes spill stores")?;
+        before.split_once("stack frame, ")?.1.parse::<u64>().ok()
+    });
+    spills.sum::<u64>()
+}
+
+#[test]
+fn reference_mappings_assemble() {
+    for (plan, mapping, spilled) in [
+        ("gemm", "gemm", 0),
+        ("attention", "attention", 4),
+        ("attention_full", "attention_full", 4),
+        ("lstm_gates", "lstm", 0),
+    ] {
+        let (plan, module) = lower(plan, mapping);
+        let spills = assembles(&plan, &module);
+        assert!(spills <= spilled, "{} spills {spills} bytes", plan.name);
+    }
+}
+
+#[test]
+fn a_library_cascade_assembles() {
+    use einfall_codegen::lower::form::form_kernels;
+    use einfall_codegen::passes::extract_reductions::extract_reductions;
+    use einfall_codegen::passes::propagate_support::propagate_support;
+    let source = einfall_kernels::source("linear_gelu").unwrap();
+    let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
+    let plan = form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap();
+    let module = mapped(&plan, &text("mappings/linear_gelu.mapping"));
+    assert_eq!(assembles(&plan, &module), 0);
+}
+
+#[test]
+fn launches_carry_what_a_driver_needs() {
+    let (plan, module) = lower("gemm", "gemm");
+    let a = print(&plan, &module, &Target::sm_90a()).unwrap();
+    let gpu = a.launches[0].gpu.as_ref().unwrap();
+    // Two consumer warpgroups and the producer's, whose warps share one budget.
+    assert_eq!((gpu.threads, gpu.cluster.as_slice()), (384, [2, 1].as_slice()));
+    assert_eq!(gpu.shared_bytes, (3 * 48 + 64) * 1024 + 2 * 3 * 8);
+    let boxes: Vec<_> = gpu.maps.iter().map(|m| (m.dims.clone(), m.extents.clone(), m.swizzle_bytes)).collect();
+    // C's map first (consumers are printed first): 64 rows by 128 bytes, then A's and B's, B cut by the cluster.
+    assert_eq!(boxes[0], (vec![1, 0], vec![64, 64], 128));
+    assert_eq!(boxes[1], (vec![1, 0], vec![64, 128], 128));
+    assert_eq!(boxes[2], (vec![1, 0], vec![64, 32], 128));
+    // A phase of `empty` counts every warp of every consumer of both tasks.
+    assert!(ptx(&a).contains("mbarrier.init.shared::cta.b64 [%smem+213016], 16;"));
+}
+
+#[test]
+fn what_has_no_instructions_is_refused_by_name() {
+    let (plan, module) = lower("gemm", "gemm");
+    let e = print(&plan, &module, &Target::sm_80()).unwrap_err();
+    assert_eq!(e.to_string(), "kernel gemm: no PTX is known for clusters before sm_90");
+    let (plan, module) = lower("attention", "attention");
+    let e = print(&plan, &module, &Target::sm_80()).unwrap_err();
+    assert!(e.to_string().contains("before sm_90") || e.to_string().contains("sm_90a"), "{e}");
+}

@@ -72,14 +72,7 @@ fn kernel(k: &Kernel, l2: u64) -> KernelMapping {
         .filter(|(_, a)| a.kind != AxisKind::Inner)
         .map(|(id, a)| {
             let chosen = blocks.iter().find(|(x, _)| *x == id).map_or(1, |(_, b)| *b);
-            AxisMapping {
-                axis: a.name.clone(),
-                block: a.block.unwrap_or(chosen),
-                cluster: 1,
-                units: 1,
-                register: 0,
-                whole: false,
-            }
+            AxisMapping::new(a.name.clone(), a.block.unwrap_or(chosen))
         })
         .collect();
     KernelMapping {

@@ -150,6 +150,25 @@ fn attention_persistent() {
     agrees(&plan, &module, &[1, 1, 3, 200, 300, 72, 80], 1);
 }
 
+/// Masks on both sides of the full blocks, walked up and down.
+#[test]
+fn attention_window_both_ways() {
+    let window = "n <= m + (N - M) and m + (N - M) < n + 150";
+    let source = text("plans/attention.tile").replace("n <= m + (N - M)", window);
+    let plan = tile::parse::parse(&source).unwrap();
+    let base = text("mappings/attention.mapping");
+    for mapping in [
+        &base,
+        &base.replace(" descending", ""),
+        &base
+            .replace("axis n block 128 ", "axis n block 64 ")
+            .replace("op s atom wgmma.m64n128k16", "op s atom wgmma.m64n64k16"),
+    ] {
+        let module = checked(&plan, mapping);
+        agrees(&plan, &module, &[1, 1, 1, 330, 400, 64, 64], 1);
+    }
+}
+
 #[test]
 fn planted_faults_in_work_loops_are_caught() {
     let plan = tile::parse::parse(&text("plans/gemm.tile")).unwrap();
@@ -257,14 +276,12 @@ fn planted_faults_in_attention_are_caught() {
     let sound = [
         "WrongStage producer.5.0: wait k_empty(trip_n_producer % 2) phase 1 - trip_n_producer / 2 % 2",
         "WrongStage producer.5.4: wait v_empty(trip_n_producer % 2) phase 1 - trip_n_producer / 2 % 2",
-        "Missing consumer.8.26.24: arrive k_empty(trip_n_consumer % 2)",
         "WrongStage consumer.8.26.24: arrive k_empty(trip_n_consumer % 2)",
-        "Missing consumer.8.26.34: arrive v_empty((trip_n_consumer + -1) % 2)",
         "Missing consumer.8.41: arrive v_empty((trip_n_consumer + -2) % 2)",
         "WrongStage consumer.8.41: arrive v_empty((trip_n_consumer + -2) % 2)",
         "Missing consumer.12: bar_sync unit_consumer(unit)",
     ];
-    all_caught("attention", "attention", &[1, 1, 1, 128, 640, 128, 128], &sound);
+    all_caught("attention", "attention", &[1, 1, 1, 128, 572, 128, 128], &sound);
 }
 
 #[test]
@@ -294,7 +311,7 @@ fn schedules_are_choices() {
         ("V a trip later", base.replace("op v role producer", "op v role producer skew 1")),
         (
             "three stages",
-            base.replace("axis n block 128", "axis n block 64")
+            base.replace("axis n block 128 descending", "axis n block 64")
                 .replace("stages 2", "stages 3")
                 .replace("op s atom wgmma.m64n128k16", "op s atom wgmma.m64n64k16"),
         ),
@@ -339,6 +356,14 @@ fn infeasible_mappings_name_the_constraint() {
         ("gemm", "gemm", "role consumer by", "role producer by", "roles: tile c in registers is used by c and C_out"),
         ("gemm", "gemm", "        axis k block 64\n", "", "blocks: axis k of kernel gemm has no block"),
         ("gemm", "gemm_persistent", "group 8", "group 3", "work loop: a group of 3 blocks along m cuts clusters of 2"),
+        ("gemm", "gemm", "axis n block 256", "axis n block 256 descending", "descends but is not a stream axis"),
+        (
+            "lstm_gates",
+            "lstm",
+            "role cell",
+            "axis t block 1 descending\n        role cell",
+            "stream order: t does not descend",
+        ),
         ("attention", "attention", "reuses q", "reuses k", "reuse: O_out cannot take the place of k"),
         ("gemm", "gemm", "units 2\n", "units 2\n        split k parts 2 merge cluster\n", "split"),
         ("attention", "attention", "a registers skew", "skew", "operand source"),

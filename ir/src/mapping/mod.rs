@@ -64,6 +64,9 @@ pub struct AxisMapping {
     /// Whether one block must hold the whole extent, so that what is read along it stays in registers from its first
     /// use to its last: the kernel becomes a variant for such extents, and needs an entry for longer ones after it.
     pub whole: bool,
+    /// Whether a stream over it goes from its last block to its first: blocks that need a mask at the end of a
+    /// triangle then come first.
+    pub descending: bool,
 }
 
 /// How tasks get their blocks.
@@ -187,7 +190,7 @@ pub struct Split {
 impl AxisMapping {
     /// The axis cut into blocks of `block`, nothing else.
     pub fn new(axis: impl Into<String>, block: u64) -> AxisMapping {
-        AxisMapping { axis: axis.into(), block, cluster: 1, units: 1, register: 0, whole: false }
+        AxisMapping { axis: axis.into(), block, cluster: 1, units: 1, register: 0, whole: false, descending: false }
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! mapping = "mapping" PLAN "on" TARGET "{" {kernel} "}"
 //! kernel  = "kernel" NAME "{" {line} "}"
-//! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"]
+//! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"] ["descending"]
 //!         | "work" ["order" AXIS {"," AXIS}] ["persistent"] ["group" INT] ["longest_first"]
 //!         | "anchor" ("hoist" | "rolling" | "lazy" | "tree")
 //!         | "split" AXIS "parts" INT "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
@@ -119,6 +119,7 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
             units,
             register: number(c, "register", 0)?,
             whole: c.eat_word("whole"),
+            descending: c.eat_word("descending"),
         });
     } else if c.eat_word("work") {
         let mut order = Vec::new();

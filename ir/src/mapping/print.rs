@@ -67,7 +67,8 @@ fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
                 write!(f, " {name} {value}")?;
             }
         }
-        f.write_str(if a.whole { " whole\n" } else { "\n" })?;
+        f.write_str(if a.whole { " whole" } else { "" })?;
+        f.write_str(if a.descending { " descending\n" } else { "\n" })?;
     }
     let mut text = String::new();
     if !work.order.is_empty() {

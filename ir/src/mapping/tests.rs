@@ -7,7 +7,7 @@ const TEXT: &str = "mapping gemm on h100 {
     kernel gemm {
         axis m block 128 cluster 2 units 2
         axis n block 256
-        axis k block 64 whole
+        axis k block 64 whole descending
         work order m, n persistent group 8 longest_first
         anchor lazy
         split k parts 4 merge last_arriver ordered
@@ -40,6 +40,7 @@ fn names_and_numbers_are_checked() {
         ("role consumer by", "role store by", "M0201", "names role `store`"),
         ("kernel gemm", "kernel mm", "M0201", "names kernel `mm`"),
         ("block 256", "block 256 whole", "M0202", "whole but cut over tasks"),
+        ("block 256", "block 256 descending", "M0202", "descends but is not a stream axis"),
         ("units 2", "units 3", "M0202", "not cut evenly"),
         ("cluster 2 ", "", "M0202", "multicast along `m`, which has no cluster"),
         ("multicast m", "multicast n", "M0202", "along which it differs"),

@@ -82,6 +82,9 @@ impl Checker<'_> {
             if a.whole && kind == AxisKind::Grid {
                 self.bad(format!("{place} is whole but cut over tasks"), "leave out `whole` on grid axes");
             }
+            if a.descending && kind != AxisKind::Stream {
+                self.bad(format!("{place} descends but is not a stream axis"), "leave out `descending`");
+            }
             if a.cluster > 1 && kind != AxisKind::Grid {
                 self.bad(format!("{place} has a cluster but is not a grid axis"), "put clusters on grid axes");
             }

@@ -14,7 +14,7 @@ use super::hold_rows::axes_of;
 use super::insert_channels::Channel;
 use super::spread::Spread;
 use super::work_loop::WorkLoop;
-use super::{Step, refuse};
+use super::{Step, order_free, refuse};
 use einfall_ir::layout::{Distribution, MemLayout};
 
 /// An axis with its partition.
@@ -29,6 +29,8 @@ pub(super) struct AxisFacts {
     pub exact: bool,
     /// Coordinates of one wide access where no atom says (0: a default).
     pub register: u64,
+    /// Whether a stream goes from the last block to the first.
+    pub descending: bool,
     /// The grid dimension, for grid axes.
     pub grid: Option<usize>,
 }
@@ -214,6 +216,7 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
             cluster,
             exact: block == 1 || extent.is_some_and(|n| n % block == 0),
             register: mapped.map_or(0, |m| m.register),
+            descending: mapped.is_some_and(|m| m.descending),
             grid: grid.iter().position(|g| *g == a.name),
         });
     }
@@ -267,6 +270,12 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
                 let end = facts.ops.len();
                 if let Item::Stream { ops, .. } = &mut facts.items[item] {
                     ops.end = end;
+                }
+                if facts.axis(s.axis).descending {
+                    order_free::check(kernel, s).or_else(|why| {
+                        let message = format!("{} does not descend: {why}", kernel.axes[s.axis].name);
+                        refuse("stream order", message, "leave out `descending`")
+                    })?;
                 }
                 if s.reverse {
                     return refuse("stream order", "reversed streams are not lowered for GPUs yet", "leave out `rev`");

@@ -23,6 +23,7 @@ mod emit;
 mod exprs;
 mod hold_rows;
 mod insert_channels;
+mod order_free;
 mod schedule;
 mod share_reads;
 mod split_domains;

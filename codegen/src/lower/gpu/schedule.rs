@@ -232,6 +232,7 @@ impl Emit<'_, '_> {
             let buf = move |b: einfall_ir::tile::BufferId| global[b.index()].expect("arrays in use have a buffer");
             domain(f, axis, filter, &place, &buf)
         };
+        let descending = f.axis(axis).descending;
         out.push(Stmt::Let { var: begin, value: d.begin });
         out.push(Stmt::Let { var: count, value: sub(d.end, var(begin)) });
         // Only operations that change without masks need segments, and they must move together.
@@ -241,14 +242,19 @@ impl Emit<'_, '_> {
         sensitive.dedup();
         let full = match (sensitive.as_slice(), d.full) {
             ([s], Some((a, b))) => {
-                out.push(Stmt::Let { var: from, value: add(sub(a, var(begin)), Expr::Int(*s)) });
-                out.push(Stmt::Let { var: to, value: add(sub(b, var(begin)), Expr::Int(*s)) });
+                let end = add(var(begin), var(count));
+                let (a, b) = if descending { (sub(end.clone(), b), sub(end, a)) } else { (a, b) };
+                let first = if descending { Expr::Int(0) } else { var(begin) };
+                out.push(Stmt::Let { var: from, value: add(sub(a, first.clone()), Expr::Int(*s)) });
+                out.push(Stmt::Let { var: to, value: add(sub(b, first), Expr::Int(*s)) });
                 Some((from, to))
             }
             _ => None,
         };
         let (masked_before, masked_after) =
             if sensitive.is_empty() { (false, false) } else { (d.masked_before, d.masked_after) };
+        let (masked_before, masked_after) =
+            if descending { (masked_after, masked_before) } else { (masked_before, masked_after) };
         for c in self.stationary(&ops) {
             self.wait_full(c, &Iteration { trip: None, rel: 0 }, &mut Flow::default(), out);
         }
@@ -444,7 +450,11 @@ impl Emit<'_, '_> {
 
     fn one(&mut self, p: &Plan, i: usize, rel: i64, checked: bool, flow: &mut Flow, out: &mut Vec<Stmt>) -> Step<()> {
         let at = Iteration { trip: Some(p.trip), rel };
-        let block = add(var(p.begin), at.number());
+        let number = match self.f.axis(p.axis).descending {
+            false => at.number(),
+            true => sub(sub(var(p.count), Expr::Int(1)), at.number()),
+        };
+        let block = add(var(p.begin), number);
         let place = Place { role: p.role, block: Some((p.axis, block)), checked };
         self.filter = p.filter;
         let done = self.op(i, &place, &at, flow, out);

@@ -1,0 +1,130 @@
+//! order-free: whether the steps of a stream may be taken in another order, or apart and merged.
+//!
+//! What a stream gives does not depend on its blocks (the tile IR's first invariant), so what remains is how a step
+//! uses what it carries. It may join what it reads into it by a commutative reduction, and may rescale it by what is
+//! carried itself (an anchor that moved); it may not do anything else with what it carries: no running reductions, no
+//! stores of it, no update by data of the block alone. Invariant: a stream that passes gives the same in any order of
+//! its elements.
+
+use std::collections::BTreeSet;
+
+use einfall_ir::tile::{AxisId, Expr, ExprId, Kernel, Node, Op, Stream, TileId};
+
+/// What an expression depends on.
+struct Reads {
+    tiles: Vec<TileId>,
+    axis: bool,
+}
+
+fn reads(kernel: &Kernel, root: ExprId, axis: AxisId, out: &mut Reads) {
+    kernel.walk(root, &mut |_, e| match e {
+        Expr::Tile(t) | Expr::TileAt { tile: t, .. } => out.tiles.push(*t),
+        Expr::Coord(a) => out.axis |= *a == axis,
+        Expr::Int(_)
+        | Expr::Float(_)
+        | Expr::Size(_)
+        | Expr::Read { .. }
+        | Expr::Unary(..)
+        | Expr::Binary(..)
+        | Expr::Select(..)
+        | Expr::Cast(..) => {}
+    });
+}
+
+/// What an operation reads, what it joins into itself apart.
+fn operands(kernel: &Kernel, op: &Op, axis: AxisId) -> Reads {
+    let mut out = Reads { tiles: Vec::new(), axis: false };
+    for root in op.roots() {
+        reads(kernel, root, axis, &mut out);
+    }
+    if let Op::Contract { a, b, .. } = op {
+        out.tiles.extend([*a, *b]);
+    }
+    out
+}
+
+/// Whether the operation joins into what it writes.
+fn carries(op: &Op) -> bool {
+    match op {
+        Op::Reduce { carry, .. } | Op::Contract { carry, .. } => *carry,
+        Op::Scan { carry, .. } => carry.is_some(),
+        Op::Load { .. } | Op::Store { .. } | Op::Map { .. } => false,
+    }
+}
+
+/// Tiles that a step reads before it writes them.
+pub(super) fn carried(kernel: &Kernel, s: &Stream) -> BTreeSet<TileId> {
+    let (mut written, mut carried) = (BTreeSet::new(), BTreeSet::new());
+    for node in &s.body {
+        let Node::Op(op) = node else { continue };
+        let mut before = operands(kernel, op, s.axis).tiles;
+        if carries(op) {
+            before.extend(op.outs());
+        }
+        carried.extend(before.into_iter().filter(|t| !written.contains(t)));
+        written.extend(op.outs().iter().copied());
+    }
+    carried.retain(|t| written.contains(t));
+    carried
+}
+
+/// Whether the steps of `s` may be taken in any order; otherwise why not.
+///
+/// # Errors
+/// What a step does that depends on the order.
+pub(super) fn check(kernel: &Kernel, s: &Stream) -> Result<(), String> {
+    if s.sequential {
+        return Err("its steps depend on each other".to_string());
+    }
+    let carried = carried(kernel, s);
+    // Tiles that depend on the step's elements, and tiles that depend on what is carried.
+    let (mut fresh, mut derived) = (BTreeSet::new(), carried.clone());
+    for node in &s.body {
+        let Node::Op(op) = node else { return Err("it has a stream inside".to_string()) };
+        let r = operands(kernel, op, s.axis);
+        let name = |t: &TileId| kernel.tiles[*t].name.clone();
+        let local = r.axis || r.tiles.iter().any(|t| fresh.contains(t));
+        let dependent = r.tiles.iter().any(|t| derived.contains(t));
+        let outs: Vec<TileId> = op.outs().to_vec();
+        let sums_axis = match op {
+            Op::Reduce { over, op, .. } => {
+                if op.selects_argument() {
+                    return Err(format!("{} keeps the first of equal elements", name(&outs[0])));
+                }
+                over.contains(&s.axis)
+            }
+            Op::Contract { over, .. } => over.contains(&s.axis),
+            Op::Scan { out, along, .. } => {
+                if *along == s.axis {
+                    return Err(format!("{} is a running reduction", name(out)));
+                }
+                false
+            }
+            Op::Store { buffer: _, .. } => {
+                if dependent {
+                    return Err("it stores what depends on the steps before".to_string());
+                }
+                false
+            }
+            Op::Load { .. } | Op::Map { .. } => false,
+        };
+        if carries(op) {
+            continue;
+        }
+        for t in outs {
+            let has_axis = kernel.tiles[t].axes.contains(&s.axis);
+            let is_local = local || sums_axis || has_axis;
+            if carried.contains(&t) && is_local {
+                return Err(format!("{} is updated by the step's own elements", name(&t)));
+            }
+            for (set, member) in [(&mut fresh, is_local), (&mut derived, dependent || carried.contains(&t))] {
+                if member {
+                    set.insert(t);
+                } else {
+                    set.remove(&t);
+                }
+            }
+        }
+    }
+    Ok(())
+}

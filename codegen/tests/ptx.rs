@@ -101,15 +101,11 @@ fn assembles(plan: &Plan, module: &Module) -> u64 {
 
 #[test]
 fn reference_mappings_assemble() {
-    for (plan, mapping, spilled) in [
-        ("gemm", "gemm", 0),
-        ("attention", "attention", 4),
-        ("attention_full", "attention_full", 4),
-        ("lstm_gates", "lstm", 0),
-    ] {
+    for (plan, mapping) in
+        [("gemm", "gemm"), ("attention", "attention"), ("attention_full", "attention_full"), ("lstm_gates", "lstm")]
+    {
         let (plan, module) = lower(plan, mapping);
-        let spills = assembles(&plan, &module);
-        assert!(spills <= spilled, "{} spills {spills} bytes", plan.name);
+        assert_eq!(assembles(&plan, &module), 0, "{} spills", plan.name);
     }
 }
 

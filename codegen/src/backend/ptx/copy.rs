@@ -6,7 +6,7 @@
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::TensorMap;
 use einfall_ir::kernel::copies::TmaBox;
-use einfall_ir::kernel::{BarrierId, BufSpace, Engine, Expr, Kernel, Stmt, View};
+use einfall_ir::kernel::{BarrierId, BufSpace, Engine, Expr, FenceKind, Kernel, Stmt, View};
 use einfall_ir::tile::BufferId;
 
 use super::Res;
@@ -34,24 +34,51 @@ impl Maps {
 
 /// Whether arrays that bulk copies write are read, or published to other tasks, in the same kernel.
 pub(super) fn rereads(k: &Kernel) -> bool {
-    let param = |b| match &k.bufs[b].space {
-        BufSpace::Global { param, .. } => Some(*param),
-        BufSpace::Shared { .. } | BufSpace::Scratch { .. } => None,
-    };
-    let (mut stored, mut read, mut published) = (Vec::new(), Vec::new(), false);
-    for r in &k.roles {
-        walk(&r.body, &mut |s| match s {
-            Stmt::Copy { engine: Engine::Tma, src, dst, .. } => {
-                stored.extend(param(dst.buf));
-                read.extend(param(src.buf));
-            }
-            Stmt::Load { src, .. } => read.extend(param(src.buf)),
-            Stmt::Gather { buf, .. } => read.extend(param(*buf)),
-            Stmt::GridSync | Stmt::Fence(einfall_ir::kernel::FenceKind::Gpu) => published = true,
-            _ => {}
-        });
+    let t = Traffic::of(k);
+    t.published || t.copied.iter().any(|s| t.read.contains(s))
+}
+
+/// Whether any array is both written and read.
+pub(super) fn exchanges(k: &Kernel) -> bool {
+    let t = Traffic::of(k);
+    t.published || t.copied.iter().chain(&t.stored).any(|s| t.read.contains(s))
+}
+
+/// Arrays by how statements access them.
+#[derive(Default)]
+struct Traffic {
+    /// Written by TMA.
+    copied: Vec<usize>,
+    /// Written by threads.
+    stored: Vec<usize>,
+    read: Vec<usize>,
+    /// Whether the grid synchronises on what was written.
+    published: bool,
+}
+
+impl Traffic {
+    fn of(k: &Kernel) -> Traffic {
+        let param = |b| match &k.bufs[b].space {
+            BufSpace::Global { param, .. } => Some(*param),
+            BufSpace::Shared { .. } | BufSpace::Scratch { .. } => None,
+        };
+        let mut t = Traffic::default();
+        for r in &k.roles {
+            walk(&r.body, &mut |s| match s {
+                Stmt::Copy { src, dst, .. } => {
+                    t.copied.extend(param(dst.buf));
+                    t.read.extend(param(src.buf));
+                }
+                Stmt::Load { src, .. } => t.read.extend(param(src.buf)),
+                Stmt::Gather { buf, .. } => t.read.extend(param(*buf)),
+                Stmt::Store { dst, .. } => t.stored.extend(param(dst.buf)),
+                Stmt::Scatter { buf, .. } => t.stored.extend(param(*buf)),
+                Stmt::GridSync | Stmt::Fence(FenceKind::Gpu) => t.published = true,
+                _ => {}
+            });
+        }
+        t
     }
-    published || stored.iter().any(|s| read.contains(s))
 }
 
 impl Emit<'_> {

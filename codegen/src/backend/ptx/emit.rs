@@ -122,6 +122,8 @@ pub(super) struct Emit<'a> {
     pub(super) role: RoleState,
     /// Whether arrays that bulk copies write are read in the same kernel.
     pub(super) rereads: bool,
+    /// Whether any array is both written and read.
+    exchanges: bool,
     places: Vec<Place>,
     /// Threads of a task, idle ones included.
     pub(super) threads: u64,
@@ -146,6 +148,7 @@ impl<'a> Emit<'a> {
             scalars: vec![None; k.bufs.len()],
             role: RoleState::none(k),
             rereads: super::copy::rereads(k),
+            exchanges: super::copy::exchanges(k),
             places,
             threads: warps * 32,
         }
@@ -384,7 +387,9 @@ impl<'a> Emit<'a> {
                 Ok(())
             }
             Stmt::ClusterSync => {
-                self.t.line("barrier.cluster.arrive.release.aligned");
+                // Tasks share no memory but through copies and mbarriers, and arrays that are written and read.
+                let order = if self.exchanges { "release" } else { "relaxed" };
+                self.t.line(&format!("barrier.cluster.arrive.{order}.aligned"));
                 self.t.line("barrier.cluster.wait.acquire.aligned");
                 self.role.dirty = false;
                 Ok(())

@@ -143,7 +143,7 @@ impl Emit<'_> {
             Expr::Coord(d) => {
                 let el = el.ok_or_else(|| self.fail("a coordinate in a uniform expression"))?;
                 let t = self.thread_coord(el.of, *d);
-                self.add(&t, &Val::int(el.at[*d]))
+                self.bin(BinaryOp::Add, &t, &Val::int(el.at[*d]))?
             }
             Expr::Unary(op, a) => {
                 let fused =
@@ -191,17 +191,31 @@ impl Emit<'_> {
         if memo.dims(b).len() >= memo.dims(a).len() {
             return Ok(None);
         }
+        let log2e = if op == UnaryOp::Exp { std::f64::consts::LOG2_E } else { 1.0 };
+        // exp(x·u − b) with u uniform: u·log₂e is the factor.
+        let (a, uniform) = match &**a {
+            Expr::Binary(BinaryOp::Mul, x, u) if memo.dims(u).is_empty() => (x, Some(u)),
+            Expr::Binary(BinaryOp::Mul, u, x) if memo.dims(u).is_empty() => (x, Some(u)),
+            _ => (a, None),
+        };
         let (x, y) = (self.value(a, el, memo)?, self.value(b, el, memo)?);
         if x.ty != Ty::F32 || y.ty == Ty::F64 {
             return Ok(None);
         }
-        let scale = if op == UnaryOp::Exp { std::f64::consts::LOG2_E } else { 1.0 };
+        let scale = match uniform {
+            None => Val::f32(log2e),
+            Some(u) => self.derived(u, 3, el, memo, |s, memo| {
+                let u = s.value(u, el, memo)?;
+                let u = s.to(&u, Ty::F32);
+                Ok(s.mul(&u, &Val::f32(log2e)))
+            })?,
+        };
         let sign = if *join == BinaryOp::Sub { -1.0 } else { 1.0 };
         let shift = self.derived(b, 2, el, memo, |s, _| {
             let y = s.to(&y, Ty::F32);
-            Ok(s.mul(&y, &Val::f32(scale * sign)))
+            Ok(s.mul(&y, &Val::f32(log2e * sign)))
         })?;
-        let t = self.fma(&x, &Val::f32(scale), &shift);
+        let t = self.fma(&x, &scale, &shift);
         Ok(Some(Val::reg(Ty::F32, self.t.def(Ty::F32, "ex2.approx.ftz.f32", &[&t.s]))))
     }
 

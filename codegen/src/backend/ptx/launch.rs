@@ -112,9 +112,11 @@ fn kernel(
     let maps = (0..e.maps.all.len()).map(|m| format!("\t.param .align 64 .b8 map{m}[128]"));
     let params: Vec<String> = maps.chain((0..slots.len()).map(|i| format!("\t.param .b64 p{i}"))).collect();
     let threads = e.threads;
+    let clustered = k.cluster.iter().product::<u64>() > 1;
+    let explicit = if clustered { ".explicitcluster\n" } else { "" };
     let _ = writeln!(
         text,
-        "\n.visible .entry {name}(\n{}\n)\n.maxntid {threads}, 1, 1\n.minnctapersm 1\n{{\n{head}{}}}",
+        "\n.visible .entry {name}(\n{}\n)\n{explicit}.maxntid {threads}, 1, 1\n.minnctapersm 1\n{{\n{head}{}}}",
         params.join(",\n"),
         e.t.out
     );

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Expr, FragId, View};
+use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Expr, FragId, Kernel, View};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::Res;
@@ -48,14 +48,19 @@ fn element_access(dtype: DType) -> (&'static str, Ty, u64) {
     }
 }
 
-/// A number that divides `e`; 0 for 0.
-fn factor(e: &Expr) -> u64 {
-    match e {
+/// A number that divides `e`, by its form and what the kernel assumes; 0 for 0.
+fn factor(k: &Kernel, e: &Expr) -> u64 {
+    let assumed = k.assumes.iter().filter_map(|a| match a {
+        Assumption::Multiple(x, n) if x == e => Some(*n),
+        Assumption::Multiple(..) | Assumption::AtMost(..) | Assumption::Aligned(..) => None,
+    });
+    let by_form = match e {
         Expr::Int(i) => i.unsigned_abs(),
-        Expr::Binary(BinaryOp::Add | BinaryOp::Sub, a, b) => gcd(factor(a), factor(b)),
-        Expr::Binary(BinaryOp::Mul, a, b) => factor(a).saturating_mul(factor(b)),
+        Expr::Binary(BinaryOp::Add | BinaryOp::Sub, a, b) => gcd(factor(k, a), factor(k, b)),
+        Expr::Binary(BinaryOp::Mul, a, b) => factor(k, a).saturating_mul(factor(k, b)),
         _ => 1,
-    }
+    };
+    assumed.fold(by_form, |f, n| if f == 0 { 0 } else { f / gcd(f, n) * n })
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -294,7 +299,8 @@ impl Emit<'_> {
             let mut place = 1;
             for g in layout.dims[dim].iter().rev().skip(1).rev() {
                 place *= g.extent as i64;
-                separable &= factor(&view.at[dim]).is_multiple_of(place as u64) && c % place + most < place && c >= 0;
+                separable &=
+                    factor(k, &view.at[dim]).is_multiple_of(place as u64) && c % place + most < place && c >= 0;
             }
             parts.push((x, c));
         }
@@ -382,8 +388,8 @@ impl Emit<'_> {
                     let mut others = layout.dims.iter().flatten().filter(|g| g.stride != 1);
                     others.all(|g| g.stride.is_multiple_of(width as u64))
                         && layout.dims[last].first().is_some_and(|g| g.extent.is_multiple_of(width as u64))
-                        && view.at.get(last).is_some_and(|e| factor(e).is_multiple_of(width as u64))
-                        && bounds.iter().all(|x| x.dim != d || factor(&x.limit).is_multiple_of(width as u64))
+                        && view.at.get(last).is_some_and(|e| factor(k, e).is_multiple_of(width as u64))
+                        && bounds.iter().all(|x| x.dim != d || factor(k, &x.limit).is_multiple_of(width as u64))
                 }
                 BufSpace::Global { .. } => true,
                 BufSpace::Scratch { .. } => false,
@@ -438,7 +444,7 @@ impl Emit<'_> {
         let d = view.walk.iter().position(|w| *w == Some((rank - 1, 1)));
         let limits = bounds.iter().filter(|b| Some(b.dim) == d).map(|b| &b.limit);
         for e in limits.chain([&view.at[rank - 1]]) {
-            if !factor(e).is_multiple_of(width as u64) {
+            if !factor(self.k, e).is_multiple_of(width as u64) {
                 let x = self.int(e)?;
                 let x = self.mul(&x, &Val::int(esize as i64));
                 word = self.t.def(Ty::S32, "or.b32", &[&x.s, &word]);

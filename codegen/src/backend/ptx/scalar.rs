@@ -23,6 +23,7 @@ pub(super) fn class(dtype: DType) -> Ty {
 impl Emit<'_> {
     /// `v` as a register or immediate of class `ty`.
     pub(super) fn to(&mut self, v: &Val, ty: Ty) -> Val {
+        let v = &self.settled(v);
         if v.ty == ty {
             return v.clone();
         }
@@ -73,8 +74,17 @@ impl Emit<'_> {
         if ty == Ty::S64 { Val { lo: v.lo, hi: v.hi, ..Val::reg(ty, d) } } else { Val::reg(ty, d) }
     }
 
+    /// `v` with its pending constant added.
+    fn settled(&mut self, v: &Val) -> Val {
+        if v.off == 0 {
+            return v.clone();
+        }
+        Val { s: self.t.def(Ty::S32, "add.s32", &[&v.s, &v.off.to_string()]), off: 0, ..v.clone() }
+    }
+
     /// An immediate moved to a register, for instructions that take none.
     pub(super) fn in_reg(&mut self, v: &Val) -> String {
+        let v = &self.settled(v);
         if v.k.is_none() && v.int_const().is_none() {
             return v.s.clone();
         }
@@ -102,11 +112,13 @@ impl Emit<'_> {
     }
 
     pub(super) fn add(&mut self, a: &Val, b: &Val) -> Val {
-        self.bin(BinaryOp::Add, a, b).expect("addition prints")
+        let v = self.bin(BinaryOp::Add, a, b).expect("addition prints");
+        self.settled(&v)
     }
 
     pub(super) fn sub(&mut self, a: &Val, b: &Val) -> Val {
-        self.bin(BinaryOp::Sub, a, b).expect("subtraction prints")
+        let v = self.bin(BinaryOp::Sub, a, b).expect("subtraction prints");
+        self.settled(&v)
     }
 
     pub(super) fn mul(&mut self, a: &Val, b: &Val) -> Val {
@@ -121,8 +133,31 @@ impl Emit<'_> {
             Add | Sub | Mul | Div | Mod | Pow | Min | Max => {}
         }
         let ty = Self::join(a, b);
+        if matches!(op, Add | Sub) && a.ty == Ty::S32 && b.ty == Ty::S32 {
+            return Ok(self.sum(op == Sub, a, b));
+        }
         let (a, b) = (self.to(a, ty), self.to(b, ty));
         if ty.is_float() { self.float(op, ty, &a, &b) } else { self.integer(op, ty, &a, &b) }
+    }
+
+    /// a ± b of 32-bit integers, constants left pending.
+    fn sum(&mut self, minus: bool, a: &Val, b: &Val) -> Val {
+        let sign = if minus { -1 } else { 1 };
+        let (lo, hi) = if minus { (a.lo - b.hi, a.hi - b.lo) } else { (a.lo + b.lo, a.hi + b.hi) };
+        let ranged = |s: String, off: i64| Val { off, ..Val::ranged(s, lo, hi) };
+        match (a.int_const(), b.int_const()) {
+            (Some(x), Some(y)) => Val::int(x + sign * y),
+            (_, Some(y)) => ranged(a.s.clone(), a.off + sign * y),
+            (Some(x), None) if !minus => ranged(b.s.clone(), b.off + x),
+            _ => {
+                let op = if minus { "sub.s32" } else { "add.s32" };
+                let (x, off) = match a.int_const() {
+                    Some(x) => (x.to_string(), 0),
+                    None => (a.s.clone(), a.off),
+                };
+                ranged(self.t.def(Ty::S32, op, &[&x, &b.s]), off + sign * b.off)
+            }
+        }
     }
 
     fn logic(&mut self, and: bool, a: &Val, b: &Val) -> Val {
@@ -140,7 +175,20 @@ impl Emit<'_> {
     fn compare(&mut self, op: BinaryOp, a: &Val, b: &Val) -> Val {
         use BinaryOp::*;
         let ty = Self::join(a, b);
-        let (a, b) = (self.to(a, ty), self.to(b, ty));
+        let apart = a.ty == Ty::S32 && b.ty == Ty::S32 && (a.off != 0 || b.off != 0);
+        let (a, b) = match (apart, a.int_const(), b.int_const()) {
+            // The registers' difference against the constants': one register serves all elements.
+            (true, None, None) => {
+                let d = self.t.def(Ty::S32, "sub.s32", &[&a.s, &b.s]);
+                let k = b.off - a.off;
+                let (lo, hi) = (a.lo - b.hi + k, a.hi - b.lo + k);
+                (Val::ranged(d, lo, hi), Val::int(k))
+            }
+            (true, None, Some(k)) => {
+                (Val { off: 0, lo: a.lo - a.off, hi: a.hi - a.off, ..a.clone() }, Val::int(k - a.off))
+            }
+            _ => (self.to(a, ty), self.to(b, ty)),
+        };
         if !ty.is_float() {
             let known = match op {
                 Lt if a.hi < b.lo => Some(true),
@@ -356,6 +404,19 @@ impl Emit<'_> {
                     self.t.def(ty, &format!("and.b{w}"), &[&a.s, &(k - 1).to_string()])
                 };
                 return ranged(s, lo, hi);
+            }
+            if k > 0 && a.lo >= 0 && ty == Ty::S32 {
+                // a·m >> 31 + l with l = ⌈log₂ k⌉ and m = ⌈2^(31+l) / k⌉ is exact below 2³¹ (T. Granlund and
+                // P. Montgomery, 1994); ptxas would divide by the reciprocal where the divisor is uniform.
+                let l = u64::BITS - (k as u64 - 1).leading_zeros();
+                let m = (1u64 << (31 + l)).div_ceil(k as u64);
+                let q = self.t.def(ty, "mul.hi.u32", &[&a.s, &m.to_string()]);
+                let q = if l > 1 { self.t.def(ty, "shr.u32", &[&q, &(l - 1).to_string()]) } else { q };
+                if quotient {
+                    return ranged(q, lo, hi);
+                }
+                let back = self.t.def(ty, "mul.lo.s32", &[&q, &b.s]);
+                return ranged(self.t.def(ty, "sub.s32", &[&a.s, &back]), lo, hi);
             }
             if k > 0 && a.lo >= 0 {
                 let name = if quotient { "div" } else { "rem" };

@@ -85,7 +85,7 @@ impl Emit<'_> {
             self.t.line(&format!("@{p} fence.mbarrier_init.release.cluster"));
         }
         if cluster {
-            self.t.line("barrier.cluster.arrive.release.aligned");
+            self.t.line("barrier.cluster.arrive.relaxed.aligned");
             self.t.line("barrier.cluster.wait.acquire.aligned");
         } else if any {
             self.t.line("bar.sync 0");

@@ -54,6 +54,9 @@ pub(super) struct Val {
     pub(super) lo: i64,
     /// Largest value of an integer.
     pub(super) hi: i64,
+    /// Still to be added to the register of a 32-bit integer: sums that differ by constants share a register, and
+    /// comparisons take the constants as immediates. `Emit::to` and `Emit::in_reg` add it.
+    pub(super) off: i64,
 }
 
 const I32: (i64, i64) = (i32::MIN as i64, i32::MAX as i64);
@@ -65,31 +68,31 @@ impl Val {
             Ty::S32 => I32,
             Ty::B16 | Ty::S64 | Ty::F32 | Ty::F64 => (i64::MIN, i64::MAX),
         };
-        Val { ty, s, k: None, lo, hi }
+        Val { ty, s, k: None, lo, hi, off: 0 }
     }
 
     pub(super) fn ranged(s: String, lo: i64, hi: i64) -> Val {
-        Val { ty: Ty::S32, s, k: None, lo: lo.max(I32.0), hi: hi.min(I32.1) }
+        Val { ty: Ty::S32, s, k: None, lo: lo.max(I32.0), hi: hi.min(I32.1), off: 0 }
     }
 
     /// An integer; 32 bits if they hold it.
     pub(super) fn int(v: i64) -> Val {
         let ty = if (I32.0..=I32.1).contains(&v) { Ty::S32 } else { Ty::S64 };
-        Val { ty, s: v.to_string(), k: Some(v as f64), lo: v, hi: v }
+        Val { ty, s: v.to_string(), k: Some(v as f64), lo: v, hi: v, off: 0 }
     }
 
     pub(super) fn pred(v: bool) -> Val {
         let v = i64::from(v);
-        Val { ty: Ty::Pred, s: v.to_string(), k: Some(v as f64), lo: v, hi: v }
+        Val { ty: Ty::Pred, s: v.to_string(), k: Some(v as f64), lo: v, hi: v, off: 0 }
     }
 
     pub(super) fn f32(v: f64) -> Val {
         let s = format!("0f{:08X}", (v as f32).to_bits());
-        Val { ty: Ty::F32, s, k: Some(v), lo: i64::MIN, hi: i64::MAX }
+        Val { ty: Ty::F32, s, k: Some(v), lo: i64::MIN, hi: i64::MAX, off: 0 }
     }
 
     pub(super) fn f64(v: f64) -> Val {
-        Val { ty: Ty::F64, s: format!("0d{:016X}", v.to_bits()), k: Some(v), lo: i64::MIN, hi: i64::MAX }
+        Val { ty: Ty::F64, s: format!("0d{:016X}", v.to_bits()), k: Some(v), lo: i64::MIN, hi: i64::MAX, off: 0 }
     }
 
     /// The value of a constant integer or predicate.

@@ -119,8 +119,9 @@ impl Emit<'_> {
             self.role.dirty = false;
         }
         let (register, offset) = self.barrier_address(barrier, stage)?;
-        let (space, release) =
-            if remote.is_some() { ("shared::cluster", ".release.cluster") } else { ("shared::cta", "") };
+        // A remote arrival gives back memory that has been read, so it releases nothing that was written: the default
+        // scope does, as in CUTLASS; `.release.cluster` would wait for all of the thread's stores to the device.
+        let space = if remote.is_some() { "shared::cluster" } else { "shared::cta" };
         let mut address = format!("{register}+{offset}");
         if let Some(rank) = remote {
             let rank = self.int(rank)?;
@@ -130,14 +131,14 @@ impl Emit<'_> {
         let leader = self.leader();
         let lane = if by_warp { self.lane_leader() } else { leader.clone() };
         match expect {
-            None => self.t.line(&format!("{lane}mbarrier.arrive{release}.{space}.b64 _, [{address}]")),
+            None => self.t.line(&format!("{lane}mbarrier.arrive.{space}.b64 _, [{address}]")),
             Some(bytes) => {
                 if by_warp {
                     // The bytes are expected before any warp's arrival can end the phase: one warp does both.
                     let others = self.other_warps();
-                    self.t.line(&format!("{others}mbarrier.arrive{release}.{space}.b64 _, [{address}]"));
+                    self.t.line(&format!("{others}mbarrier.arrive.{space}.b64 _, [{address}]"));
                 }
-                self.t.line(&format!("{leader}mbarrier.arrive.expect_tx{release}.{space}.b64 _, [{address}], {bytes}"));
+                self.t.line(&format!("{leader}mbarrier.arrive.expect_tx.{space}.b64 _, [{address}], {bytes}"));
             }
         }
         Ok(())

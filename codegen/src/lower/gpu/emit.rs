@@ -53,6 +53,15 @@ pub(super) struct Emit<'f, 'a> {
     pub role: usize,
     /// In a work loop: iterations of each stream in the task's earlier blocks.
     pub ring: BTreeMap<usize, VarId>,
+    /// Places in the rings of the stream being emitted, by their number of stages.
+    pub rings: BTreeMap<u64, Ring>,
+}
+
+/// The place of a trip in rings of one size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ring {
+    pub stage: VarId,
+    pub parity: VarId,
 }
 
 /// Emits the kernel.
@@ -161,6 +170,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             item: None,
             role: 0,
             ring: BTreeMap::new(),
+            rings: BTreeMap::new(),
         }
     }
 
@@ -236,27 +246,48 @@ impl<'f, 'a> Emit<'f, 'a> {
         t
     }
 
-    /// How often the ring was filled before this iteration.
-    fn turn(&self, channel: usize, at: &Iteration) -> Expr {
-        match (self.f.channels[channel].stream, &self.f.work_loop) {
-            (Some(item), _) => match self.ring.get(&item) {
-                Some(before) => add(var(*before), at.number()),
-                None => at.number(),
-            },
-            (None, Some(w)) if w.persistent => var(w.roles[self.role].round),
-            (None, _) => Expr::Int(0),
+    /// The iteration counted over all of the task's blocks.
+    fn turn(&self, at: &Iteration) -> Expr {
+        match self.item.and_then(|item| self.ring.get(&item)) {
+            Some(before) => add(var(*before), at.number()),
+            None => at.number(),
         }
     }
 
+    /// The stage of a ring of several that this iteration uses.
     fn stage(&self, channel: usize, at: &Iteration) -> Option<Expr> {
         let stages = self.f.channels[channel].stages;
-        (stages > 1).then(|| self.turn(channel, at).bin(BinaryOp::Mod, Expr::Int(stages as i64)))
+        (stages > 1).then(|| self.place_in_ring(channel, at).0)
     }
 
     /// The parity of the phase that ends when the stage is filled for this iteration.
     fn phase(&self, channel: usize, at: &Iteration) -> Expr {
-        let stages = Expr::Int(self.f.channels[channel].stages as i64);
-        self.turn(channel, at).bin(BinaryOp::Div, stages).bin(BinaryOp::Mod, Expr::Int(2))
+        self.place_in_ring(channel, at).1
+    }
+
+    /// Stage and parity. In a stream they are variables that go on with every trip; what is behind is looked back for.
+    fn place_in_ring(&self, channel: usize, at: &Iteration) -> (Expr, Expr) {
+        let ch = &self.f.channels[channel];
+        let stages = ch.stages as i64;
+        let Some(ring) = ch.stream.and_then(|_| self.rings.get(&ch.stages)) else {
+            let turn = match &self.f.work_loop {
+                Some(w) if w.persistent => var(w.roles[self.role].round),
+                Some(_) | None => Expr::Int(0),
+            };
+            let phase = turn.clone().bin(BinaryOp::Div, Expr::Int(stages)).bin(BinaryOp::Mod, Expr::Int(2));
+            return (if stages > 1 { turn.bin(BinaryOp::Mod, Expr::Int(stages)) } else { Expr::Int(0) }, phase);
+        };
+        // Whole rounds back only turn the parity.
+        let (rounds, back) = (at.rel.div_euclid(stages), at.rel.rem_euclid(stages));
+        let odd = |x: Expr| sub(Expr::Int(1), x);
+        let parity = if rounds.rem_euclid(2) == 1 { odd(var(ring.parity)) } else { var(ring.parity) };
+        if back == 0 {
+            return (if stages > 1 { var(ring.stage) } else { Expr::Int(0) }, parity);
+        }
+        let stage = add(var(ring.stage), Expr::Int(back));
+        let wraps = Expr::Int(stages).bin(BinaryOp::Le, stage.clone());
+        let select = |a, b| Expr::Select(Box::new(wraps.clone()), Box::new(a), Box::new(b));
+        (select(sub(stage.clone(), Expr::Int(stages)), stage), select(odd(parity.clone()), parity))
     }
 
     /// Waits until the stage is filled, unless that is known.
@@ -400,8 +431,6 @@ impl<'f, 'a> Emit<'f, 'a> {
                 let here = f.channels[c].stream.is_some() || self.item.is_none();
                 if f.channels[c].last_reader == i && here && self.empty[c].is_some() {
                     flow.filled.remove(&(c, at.rel));
-                    // One thread arrives for the unit: all of them have read by then.
-                    self.unit_sync(place.role, out);
                     self.release_block(c, at, out);
                 }
             }

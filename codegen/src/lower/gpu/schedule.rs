@@ -17,7 +17,7 @@ use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{AxisId, AxisKind, ExprId, Op, Space};
 
 use super::apply_mapping::Item;
-use super::emit::Emit;
+use super::emit::{Emit, Ring};
 use super::exprs::{Place, add, max, min, sub, var};
 use super::split_domains::domain;
 use super::work_loop::RoleWork;
@@ -255,6 +255,7 @@ impl Emit<'_, '_> {
             if sensitive.is_empty() { (false, false) } else { (d.masked_before, d.masked_after) };
         let (masked_before, masked_after) =
             if descending { (masked_after, masked_before) } else { (masked_before, masked_after) };
+        self.enter_rings(item, &ops, &name, out);
         for c in self.stationary(&ops) {
             self.wait_full(c, &Iteration { trip: None, rel: 0 }, &mut Flow::default(), out);
         }
@@ -285,6 +286,43 @@ impl Emit<'_, '_> {
             }
         }
         refuse("schedule", "trips do not leave the same work in flight", "check `skew` and `slot`")
+    }
+
+    /// The places in the rings of a stream before its first trip: where the block before left them.
+    fn enter_rings(&mut self, item: usize, ops: &[usize], name: &str, out: &mut Vec<Stmt>) {
+        let f = self.f;
+        self.rings.clear();
+        let uses = |i: &usize, t| f.ops[*i].op.outs().contains(t) || f.reads(f.ops[*i].op).contains(t);
+        let used = f.channels.iter().filter(|c| c.stream == Some(item));
+        let used = used.filter(|c| c.tiles.iter().any(|t| ops.iter().any(|i| uses(i, t))));
+        let sizes: BTreeSet<u64> = used.map(|c| c.stages).collect();
+        for stages in sizes {
+            let (stage, parity) =
+                (self.var(&format!("stage{stages}_{name}")), self.var(&format!("parity{stages}_{name}")));
+            self.rings.insert(stages, Ring { stage, parity });
+            let before = self.ring.get(&item).map_or(Expr::Int(0), |v| var(*v));
+            let n = Expr::Int(stages as i64);
+            if stages > 1 {
+                out.push(Stmt::Let { var: stage, value: before.clone().bin(BinaryOp::Mod, n.clone()) });
+            }
+            let value = before.bin(BinaryOp::Div, n).bin(BinaryOp::Mod, Expr::Int(2));
+            out.push(Stmt::Let { var: parity, value });
+        }
+    }
+
+    /// The next trip's places.
+    fn turn_rings(&self, out: &mut Vec<Stmt>) {
+        for (stages, Ring { stage, parity }) in &self.rings {
+            let other = sub(Expr::Int(1), var(*parity));
+            if *stages == 1 {
+                out.push(Stmt::Let { var: *parity, value: other });
+                continue;
+            }
+            let last = var(*stage).bin(BinaryOp::Eq, Expr::Int(*stages as i64 - 1));
+            let select = |a, b| Expr::Select(Box::new(last.clone()), Box::new(a), Box::new(b));
+            out.push(Stmt::Let { var: *parity, value: select(other, var(*parity)) });
+            out.push(Stmt::Let { var: *stage, value: select(Expr::Int(0), add(var(*stage), Expr::Int(1))) });
+        }
     }
 
     /// Whether the schedule keeps the order in which operations touch each register tile, of which there is one copy:
@@ -330,6 +368,7 @@ impl Emit<'_, '_> {
                 self.settle_all(&mut flow, Some(p.trip), &mut out);
             }
             advance(&mut flow);
+            self.turn_rings(&mut out);
         }
         let mut steady = flow.clone();
         let first = Expr::Int(peel);
@@ -362,6 +401,7 @@ impl Emit<'_, '_> {
                     self.settle_all(&mut flow, Some(p.trip), &mut body);
                 }
                 advance(&mut flow);
+                self.turn_rings(&mut body);
                 bodies.push(body);
                 entry = match entry.meet(&flow) {
                     Some(e) => e,
@@ -381,6 +421,9 @@ impl Emit<'_, '_> {
             out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(e)) });
             self.trip(p, |s| s > e, true, false, &mut flow, &mut out)?;
             advance(&mut flow);
+            if e + 1 < p.skew || !flow.groups.is_empty() {
+                self.turn_rings(&mut out);
+            }
         }
         // After the last trip the counter stands one trip behind what open groups count from.
         if !flow.groups.is_empty() {
@@ -402,6 +445,7 @@ impl Emit<'_, '_> {
             }
             self.settle_all(&mut flow, Some(p.trip), &mut body);
             bulk |= flow.bulk;
+            self.turn_rings(&mut body);
             otherwise.push(Stmt::For { var: p.trip, lo: Expr::Int(0), hi: n.clone(), step: 1, unroll: false, body });
         }
         let cond = Expr::Int(peel).bin(BinaryOp::Le, n);

@@ -98,7 +98,7 @@ impl Emit<'_, '_> {
         }
         out.push(reduce(parts, selects));
         let stages = if at.trip.is_some() { 2 } else { 1 };
-        let stage = at.trip.is_some().then(|| at.number().bin(BinaryOp::Mod, Expr::Int(2)));
+        let stage = at.trip.is_some().then(|| self.turn(at).bin(BinaryOp::Mod, Expr::Int(2)));
         self.merge(&[i], stages, stage, place.role, out);
         Ok(())
     }

@@ -10,7 +10,8 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::check::{self, Rejection};
-use super::inline::{Inlined, Site, inline};
+use super::derive::Policy;
+use super::inline::{Inlined, MAX_FACTORS, Site, inline};
 use super::levels::levels_after;
 use super::passes::passes_over;
 use super::separation::{MAX_RANK, Separation};
@@ -142,14 +143,17 @@ fn cascade_report(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Ca
     let mut ranks = BTreeMap::new();
     let mut refusals: Vec<Refusal> = Vec::new();
     let mut footprint_bytes = BTreeMap::new();
+    let mut derived = Vec::new();
     for (r, rank) in c.ranks.iter() {
         let before = passes_over(c, &[r]).max;
         let mut after = levels_after(c, &x, r);
         let traversed = before > 0;
         let j = separation_rank(c, &x, r);
-        let mut anchors = derive::policies(c, r);
+        let derivation = derive::derive_inlined(c, &x, r, Policy::Rolling);
+        let mut anchors = derive::policies_of(&x, r, derivation.as_ref());
         // What the checker does not accept is not claimed.
-        let checked = derive::derive(c, r).map(|d| check::check(c, &d));
+        let checked = derivation.as_ref().map(|d| check::check(c, d));
+        derived.extend(derivation);
         if let Some(Err(rejection @ (Rejection::Output(_) | Rejection::Identity(_) | Rejection::Composition(_)))) =
             checked
         {
@@ -187,6 +191,16 @@ fn cascade_report(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Ca
             footprint_bytes.insert(rank.name.clone(), sizes.and_then(|n| super::footprint::fiber_bytes(c, r, &n)));
         }
     }
+    for (t, factors) in &x.large {
+        if x.symbols.hidden.get(t).is_some_and(|h| !h.is_empty()) {
+            let reason = format!(
+                "its value with all producers in place holds {factors} factors, more than {MAX_FACTORS}: what reads \
+                 `{}` takes it as it is, and no one-pass form is derived across it",
+                name(*t)
+            );
+            refusals.push(Refusal { einsum: name(*t), reason });
+        }
+    }
     let mut seen = BTreeSet::new();
     for site in &x.sites {
         if let (Some(reason), true) = (refusal_of(c, &x, site), seen.insert(site.expr)) {
@@ -204,7 +218,7 @@ fn cascade_report(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Ca
             separation_rank: s.separation.rank(),
         })
         .collect();
-    let io = io_reports(c, options, mapped);
+    let io = io_reports(c, &derived, options, mapped);
     CascadeReport {
         name: c.name.clone(),
         ranks,
@@ -223,11 +237,16 @@ pub(crate) fn extents(c: &Cascade, options: &Options) -> Option<Vec<u64>> {
     c.ranks.iter().map(|(_, r)| options.sizes.get(&r.name).copied().or(r.fixed)).collect()
 }
 
-fn io_reports(c: &Cascade, options: &Options, mapped: Option<&Mapped>) -> Vec<IoReport> {
+fn io_reports(
+    c: &Cascade,
+    derived: &[derive::Derivation],
+    options: &Options,
+    mapped: Option<&Mapped>,
+) -> Vec<IoReport> {
     let Some(target) = &options.target else { return Vec::new() };
     let sizes = extents(c, options);
     let bounds = match &sizes {
-        Some(n) => io::bounds(c, n, target),
+        Some(n) => io::bounds(c, derived, n, target),
         None => Vec::new(),
     };
     let mut out: Vec<IoReport> = bounds
@@ -311,18 +330,23 @@ fn feed_expr(c: &Cascade, e: ExprId, rank: RankId, seen: &mut BTreeSet<TensorId>
 
 fn refusal_of(c: &Cascade, x: &Inlined, site: &Site) -> Option<String> {
     let over: Vec<&str> = site.ranks.iter().map(|r| c.ranks[*r].name.as_str()).collect();
-    let over = over.join(", ");
+    let over = if over.is_empty() { "its indices".to_string() } else { over.join(", ") };
     match &site.separation {
         Separation::Free | Separation::Rank(_) => None,
         Separation::TooMany(j) => Some(format!(
             "its summand has separation rank {j} over {over}; at most {MAX_RANK} accumulators are carried"
         )),
-        Separation::Mixed(a) => Some(match cast_in(x, *a) {
-            Some(dtype) => format!(
+        Separation::Mixed(a) => Some(match (large_in(x, *a), cast_in(x, *a)) {
+            (Some(t), _) => format!(
+                "it reads `{}`, which is not looked into for its size, and {over} is reduced behind that: no one-pass \
+                 form is derived across it",
+                c.tensors[t].name
+            ),
+            (None, Some(dtype)) => format!(
                 "a written cast to {dtype} rounds a value that depends on a reduction over {over}: the rounding does \
                  not commute with a change of that value, so one pass would not be exact"
             ),
-            None => {
+            (None, None) => {
                 let measured = match super::numeric::rank(x, site) {
                     Some(j) if j > MAX_RANK => format!(" (measured: more than {MAX_RANK} at 120 digits)"),
                     Some(j) => format!(" (measured: {j} at 120 digits, without a symbolic proof)"),
@@ -335,6 +359,20 @@ fn refusal_of(c: &Cascade, x: &Inlined, site: &Site) -> Option<String> {
             }
         }),
     }
+}
+
+/// A tensor within `a` that is taken as it is for its size, though something is reduced behind it.
+fn large_in(x: &Inlined, a: AtomId) -> Option<TensorId> {
+    let mut found = None;
+    x.symbols.visit_atom(a, &mut |b| {
+        if let Atom::Read(t, _) = x.symbols.atom(b)
+            && x.symbols.hidden.get(t).is_some_and(|h| !h.is_empty())
+        {
+            found = Some(*t);
+        }
+        found.is_none()
+    });
+    found
 }
 
 fn cast_in(x: &Inlined, a: AtomId) -> Option<&'static str> {
@@ -469,6 +507,34 @@ mod tests {
         let r = of(samples::FP8);
         assert_eq!(r.ranks["K"].anchors, None);
         assert!(r.refusals[0].reason.contains("cast to f8e4m3"), "{}", r.refusals[0].reason);
+    }
+
+    #[test]
+    fn a_whole_layer_is_explained_up_to_its_budget() {
+        let text = include_str!("../../../examples/minilm/encoder.ein");
+        let m = parse(text).unwrap();
+        let layer = m.cascades.iter().find(|c| c.name == "layer").unwrap();
+        let r = cascade_report(layer, &Options::default(), None);
+        assert_eq!((r.ranks["T"].passes_before, r.ranks["T"].passes_after), (Some(3), Some(2)));
+        let j = |t: &str| r.reductions.iter().find(|s| s.einsum == t).unwrap().separation_rank;
+        assert_eq!((j("L"), j("O"), j("R1"), j("R2")), (Some(1), Some(1), Some(1), Some(1)));
+        // Behind the budget nothing is claimed: a reduction of what is not looked into is refused by name.
+        let x = inline(layer);
+        let large: Vec<&str> = x.large.keys().map(|t| layer.tensors[*t].name.as_str()).collect();
+        assert!(large.contains(&"Y1"), "{large:?}");
+        assert_eq!(j("Z"), None);
+        let of = |t: &str| r.refusals.iter().filter(|x| x.einsum == t).map(|x| x.reason.as_str()).collect::<Vec<_>>();
+        assert!(of("Y1").iter().any(|x| x.contains("more than 64")), "{:?}", of("Y1"));
+        assert!(of("Z").iter().any(|x| x.contains("reads `Y1`")), "{:?}", of("Z"));
+        // Within the budget values stay small, so the time does: whatever is kept has at most that many factors.
+        for (t, d) in &x.tensors {
+            let mut n = 0;
+            x.symbols.visit(d.value, &mut |_| {
+                n += 1;
+                true
+            });
+            assert!(n <= 4 * MAX_FACTORS, "{}: {n}", layer.tensors[*t].name);
+        }
     }
 
     #[test]

@@ -59,7 +59,12 @@ pub struct Site {
     pub depth: usize,
 }
 
+/// Factors of a value with all producers inlined beyond which readers take its tensor as it is. Cascades of one layer's
+/// operation stay below half of it; whole layers do not.
+pub const MAX_FACTORS: usize = 64;
+
 /// The canonical form of a cascade.
+#[derive(Clone)]
 pub struct Inlined {
     /// The interning table.
     pub symbols: Symbols,
@@ -67,11 +72,22 @@ pub struct Inlined {
     pub tensors: BTreeMap<TensorId, Definition>,
     /// Reductions in textual order.
     pub sites: Vec<Site>,
+    /// Tensors that are not inlined because their values exceed [`MAX_FACTORS`], with their factors. What is reduced
+    /// behind them is in [`Symbols::hidden`].
+    pub large: BTreeMap<TensorId, usize>,
 }
 
 /// Inlines a whole cascade.
 pub fn inline(c: &Cascade) -> Inlined {
-    let mut x = Inliner { c, s: Symbols::new(), tensors: BTreeMap::new(), sites: Vec::new(), depth: 0 };
+    let mut x = Inliner {
+        c,
+        s: Symbols::new(),
+        tensors: BTreeMap::new(),
+        sites: Vec::new(),
+        depth: 0,
+        pool: BTreeMap::new(),
+        large: BTreeMap::new(),
+    };
     x.facts();
     for stmt in &c.stmts {
         match stmt {
@@ -98,7 +114,7 @@ pub fn inline(c: &Cascade) -> Inlined {
             }
         }
     }
-    Inlined { symbols: x.s, tensors: x.tensors, sites: x.sites }
+    Inlined { symbols: x.s, tensors: x.tensors, sites: x.sites, large: x.large }
 }
 
 struct Inliner<'a> {
@@ -107,6 +123,10 @@ struct Inliner<'a> {
     tensors: BTreeMap<TensorId, Definition>,
     sites: Vec<Site>,
     depth: usize,
+    /// Variables by range and count: statements share them, so that a read at the indices of the definition is the
+    /// definition itself.
+    pool: BTreeMap<(Size, usize), Var>,
+    large: BTreeMap<TensorId, usize>,
 }
 
 /// What an expression is evaluated in.
@@ -114,6 +134,8 @@ struct Scope {
     env: BTreeMap<IndexId, PolyId>,
     filter: Vec<ExprId>,
     einsum: TensorId,
+    /// Variables of the pool that are taken.
+    used: Vec<Var>,
 }
 
 type Support = BTreeSet<PolyId>;
@@ -148,15 +170,30 @@ impl Inliner<'_> {
         }
     }
 
+    /// The first variable over `extent` that `used` lacks.
+    fn variable(&mut self, extent: &Size, used: &[Var]) -> Var {
+        let mut k = 0;
+        loop {
+            let s = &mut self.s;
+            let v = self.pool.entry((extent.clone(), k)).or_insert_with(|| s.fresh(extent.clone())).clone();
+            if !used.contains(&v) {
+                return v;
+            }
+            k += 1;
+        }
+    }
+
     fn einsum(&mut self, e: &Einsum, step: &BTreeMap<IndexId, PolyId>, inlined: bool) {
         let c = self.c;
         let mut env = step.clone();
         let mut free = Vec::new();
+        let mut used = Vec::new();
         for &i in &e.free {
             if env.contains_key(&i) {
                 continue;
             }
-            let v = self.s.fresh(c.indices[i].extent.clone());
+            let v = self.variable(&c.indices[i].extent, &used);
+            used.push(v.clone());
             let x = self.s.of_atom(Atom::Var(v.clone()));
             env.insert(i, x);
             free.push((i, v));
@@ -171,7 +208,8 @@ impl Inliner<'_> {
             conjuncts(c, f, &mut filter);
         }
         for (part, target) in e.targets.iter().enumerate() {
-            let mut scope = Scope { env: env.clone(), filter: filter.clone(), einsum: target.tensor };
+            let used = used.clone();
+            let mut scope = Scope { env: env.clone(), filter: filter.clone(), einsum: target.tensor, used };
             let mut support = Support::new();
             let mut value = self.value(e, part, &mut scope, &mut support);
             let outer: Vec<ExprId> = filter
@@ -203,8 +241,31 @@ impl Inliner<'_> {
             let at: Vec<PolyId> = target.at.iter().map(|a| self.expr(*a, &mut scope, &mut Support::new())).collect();
             let joined = e.join.is_some();
             let inlined = inlined && !joined;
+            let mut factors = 0;
+            self.s.visit(value, &mut |_| {
+                factors += 1;
+                true
+            });
+            if inlined && factors > MAX_FACTORS {
+                self.close(target.tensor, &at, value, &support);
+                self.large.insert(target.tensor, factors);
+            }
             self.tensors.insert(target.tensor, Definition { free: free.clone(), at, value, support, inlined, joined });
         }
+    }
+
+    /// Notes what is reduced behind a tensor that readers do not look into.
+    fn close(&mut self, tensor: TensorId, at: &[PolyId], value: PolyId, support: &Support) {
+        let mut inner = self.s.reductions(value);
+        for p in support {
+            inner.extend(self.s.reductions(*p));
+        }
+        let dims: Vec<BTreeSet<Var>> = at.iter().map(|p| self.s.vars(*p)).collect();
+        let place = |(extents, vars): (Vec<Size>, BTreeSet<Var>)| {
+            let varies = (0..dims.len()).filter(|d| !dims[*d].is_disjoint(&vars)).collect();
+            (extents, varies)
+        };
+        self.s.hidden.insert(tensor, inner.into_iter().map(place).collect());
     }
 
     /// The right-hand side; for one of several targets, that component of the reduction.
@@ -236,7 +297,8 @@ impl Inliner<'_> {
         let c = self.c;
         let mut temps = Vec::new();
         for &i in over {
-            let v = self.s.fresh(c.indices[i].extent.clone());
+            let v = self.variable(&c.indices[i].extent, &scope.used);
+            scope.used.push(v.clone());
             let x = self.s.of_atom(Atom::Var(v.clone()));
             scope.env.insert(i, x);
             temps.push(v);
@@ -259,6 +321,7 @@ impl Inliner<'_> {
         inner.retain(|p| self.s.constant(*p).is_none_or(|k| k.is_zero()));
         for i in over {
             scope.env.remove(i);
+            scope.used.pop();
         }
         let filter: Vec<PolyId> = inner.into_iter().collect();
         let mut with_position = bodies.clone();
@@ -349,6 +412,9 @@ impl Inliner<'_> {
             for p in &d.support {
                 let p = self.s.substitute(*p, &map);
                 support.insert(p);
+            }
+            if self.large.contains_key(&tensor) {
+                return self.s.of_atom(Atom::Read(tensor, at));
             }
             return self.s.substitute(d.value, &map);
         }

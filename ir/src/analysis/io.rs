@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 
-use super::derive;
+use super::derive::Derivation;
 use super::inline::{conjuncts, indices_of};
 use super::passes::direct_indices;
 use crate::arena::Id;
@@ -34,8 +34,9 @@ pub struct Bound {
 
 const PEBBLE: &str = "Hong & Kung 1981 with Brascamp-Lieb exponents (Christ et al. 2013)";
 
-/// Bounds of every level below the first, for the cascade whole and for each of its contractions.
-pub fn bounds(c: &Cascade, extents: &[u64], target: &DataSheet) -> Vec<Bound> {
+/// Bounds of every level below the first, for the cascade whole, for each of its contractions and for the streams of
+/// its derivations.
+pub fn bounds(c: &Cascade, derived: &[Derivation], extents: &[u64], target: &DataSheet) -> Vec<Bound> {
     let mut out = Vec::new();
     for level in target.levels.iter().skip(1) {
         let mut whole = (compulsory_bytes(c, extents), "compulsory traffic: inputs once, outputs once".to_string());
@@ -56,7 +57,7 @@ pub fn bounds(c: &Cascade, extents: &[u64], target: &DataSheet) -> Vec<Bound> {
             }
         }
         out.push(Bound { level: level.name.clone(), scope: c.name.clone(), bytes: whole.0, source: whole.1 });
-        out.extend(stream_reference(c, extents, level.bytes).map(|(scope, bytes, source)| Bound {
+        out.extend(stream_reference(c, derived, extents, level.bytes).map(|(scope, bytes, source)| Bound {
             level: level.name.clone(),
             scope,
             bytes,
@@ -274,10 +275,14 @@ fn integer(c: &Cascade, e: ExprId, extents: &[u64], value: &impl Fn(IndexId) -> 
 
 /// For a derived stream whose anchor is a contraction of two inputs and which sums that against a third: the shape
 /// of attention, with the Θ bounds of Saha & Ye (2024) at constant 1.
-fn stream_reference(c: &Cascade, extents: &[u64], capacity: u64) -> Option<(String, f64, String)> {
-    for rank in c.ranks.ids() {
-        let Some(d) = derive::derive(c, rank).filter(|d| d.stream.is_some()) else { continue };
-        let n = *extents.get(rank.index())? as f64;
+fn stream_reference(
+    c: &Cascade,
+    derived: &[Derivation],
+    extents: &[u64],
+    capacity: u64,
+) -> Option<(String, f64, String)> {
+    for d in derived.iter().filter(|d| d.stream.is_some()) {
+        let n = *extents.get(d.rank.index())? as f64;
         let x = &d.cascade;
         let anchor = d.anchors.first()?;
         let rows: f64 = anchor
@@ -359,7 +364,7 @@ mod tests {
     fn matmul_is_two_mnk_over_root_s() {
         let c = one(MATMUL);
         let (n, s) = (4096u64, 8192u64);
-        let b = bounds(&c, &[n, n, n], &sheet(4 * s));
+        let b = bounds(&c, &[], &[n, n, n], &sheet(4 * s));
         let want = 4.0 * 2.0 * (n as f64).powi(3) / (s as f64).sqrt();
         let have = b.iter().find(|b| b.scope == "C").unwrap();
         assert!((have.bytes / want - 1.0).abs() < 1e-3, "{} against {want}", have.bytes);
@@ -370,7 +375,7 @@ mod tests {
     #[test]
     fn large_memories_leave_compulsory_traffic() {
         let c = one(MATMUL);
-        let b = bounds(&c, &[64, 32, 16], &sheet(1 << 30));
+        let b = bounds(&c, &[], &[64, 32, 16], &sheet(1 << 30));
         let whole = b.iter().find(|b| b.scope == "matmul").unwrap();
         assert_eq!(whole.bytes, 4.0 * (64.0 * 16.0 + 16.0 * 32.0 + 64.0 * 32.0));
         assert!(whole.source.contains("compulsory"));
@@ -382,7 +387,7 @@ mod tests {
         let c = one(MATMUL);
         for s in [256u64, 1024, 5000] {
             let n = 512u64;
-            let b = bounds(&c, &[n, n, n], &sheet(4 * s));
+            let b = bounds(&c, &[], &[n, n, n], &sheet(4 * s));
             let bound = b.iter().find(|b| b.scope == "C").unwrap().bytes / 4.0;
             let best = (1..=n)
                 .filter(|t| t * t + 2 * t <= s && n.is_multiple_of(*t))
@@ -394,15 +399,19 @@ mod tests {
         }
     }
 
+    fn derived(c: &Cascade) -> Vec<Derivation> {
+        c.ranks.ids().filter_map(|r| super::super::derive::derive(c, r)).collect()
+    }
+
     #[test]
     fn attention_has_both_regimes_as_references() {
         let c = one(samples::DEFERRED);
         // M, N, E, F
-        let large = bounds(&c, &[4096, 4096, 64, 64], &sheet(4 * 65536));
+        let large = bounds(&c, &derived(&c), &[4096, 4096, 64, 64], &sheet(4 * 65536));
         let r = large.iter().find(|b| b.scope.starts_with("stream")).unwrap();
         assert!(r.source.starts_with("reference"));
         assert_eq!(r.bytes, 4.0 * 4096.0 * 4096.0 * 64.0 * 64.0 / 65536.0);
-        let small = bounds(&c, &[4096, 4096, 128, 128], &sheet(4 * 8192));
+        let small = bounds(&c, &derived(&c), &[4096, 4096, 128, 128], &sheet(4 * 8192));
         let r = small.iter().find(|b| b.scope.starts_with("stream")).unwrap();
         assert!(r.source.contains("fusion does not pay"));
         // The whole cascade never pays less than its inputs and outputs.

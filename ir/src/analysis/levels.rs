@@ -25,7 +25,8 @@ pub struct Levels {
 pub fn levels_after(c: &Cascade, x: &Inlined, rank: RankId) -> Levels {
     let before = passes_over(c, &[rank]).max;
     let mut out = Levels { passes: before, kept: Vec::new() };
-    let mut walk = Walk { x, extent: Size::Rank(rank), levels: BTreeSet::new(), known: BTreeMap::new() };
+    let mut walk =
+        Walk { x, extent: Size::Rank(rank), levels: BTreeSet::new(), known: BTreeMap::new(), atoms: BTreeMap::new() };
     for o in &c.outputs {
         let t = match o.source {
             crate::cascade::OutputSource::Whole(t) => t,
@@ -69,6 +70,8 @@ struct Walk<'a> {
     levels: BTreeSet<usize>,
     /// Levels of tensors that are read as they are; a state that depends on itself counts once.
     known: BTreeMap<TensorId, usize>,
+    /// Levels of factors.
+    atoms: BTreeMap<AtomId, usize>,
 }
 
 impl Walk<'_> {
@@ -102,6 +105,15 @@ impl Walk<'_> {
     }
 
     fn atom(&mut self, a: AtomId) -> usize {
+        if let Some(level) = self.atoms.get(&a) {
+            return *level;
+        }
+        let level = self.level_of(a);
+        self.atoms.insert(a, level);
+        level
+    }
+
+    fn level_of(&mut self, a: AtomId) -> usize {
         let s = &self.x.symbols;
         let atom = s.atom(a).clone();
         let inner = super::symbolic::atom_operands(&atom).into_iter().map(|p| self.poly(p)).max().unwrap_or(1);

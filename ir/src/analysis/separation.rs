@@ -59,15 +59,9 @@ enum Side {
 
 /// Whether `a` holds a reduction over the range of one of `temps` that is constant over them.
 fn has_barrier(s: &Symbols, a: AtomId, temps: &[Var]) -> bool {
-    let mut found = false;
-    s.visit_atom(a, &mut |x| {
-        if let Atom::Reduce { vars, .. } = s.atom(x) {
-            let same = vars.iter().any(|v| temps.iter().any(|t| t.extent() == v.extent()));
-            found |= same && s.atom_vars(x).iter().all(|v| !temps.contains(v));
-        }
-        !found
-    });
-    found
+    s.atom_reductions(a).iter().any(|(extents, vars)| {
+        extents.iter().any(|e| temps.iter().any(|t| t.extent() == e)) && vars.iter().all(|v| !temps.contains(v))
+    })
 }
 
 fn side_of_atom(s: &Symbols, a: AtomId, temps: &[Var]) -> Side {

@@ -7,7 +7,7 @@
 //! out); reduced indices are named by nesting height, so renaming an index changes nothing. Identities are those of
 //! real arithmetic wherever both sides are finite.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 pub use dashu_ratio::RBig as Rat;
 
@@ -136,7 +136,12 @@ struct AtomFacts {
     positive: bool,
     /// Largest level of a bound index within.
     height: u32,
+    /// Reductions within: the ranges of their indices, and what they vary with.
+    inner: Reductions,
 }
+
+/// Reductions within a value: the ranges of the indices each binds, and the variables each varies with.
+pub type Reductions = BTreeSet<(Vec<Size>, BTreeSet<Var>)>;
 
 /// The interning table.
 #[derive(Clone, Default)]
@@ -147,7 +152,17 @@ pub struct Symbols {
     atom_ids: HashMap<Atom, AtomId>,
     /// Tensors known to be positive (declared facts).
     pub positive: BTreeSet<TensorId>,
+    /// Of tensors read without looking into them: the ranges each reduction behind them binds, with the dimensions of
+    /// the tensor that it varies with.
+    pub hidden: BTreeMap<TensorId, BTreeSet<(Vec<Size>, BTreeSet<usize>)>>,
     fresh: u32,
+}
+
+/// What one rewriting has already made of sums and factors.
+#[derive(Default)]
+struct Rewritten {
+    sums: HashMap<PolyId, PolyId>,
+    atoms: HashMap<AtomId, PolyId>,
 }
 
 /// Products of sums with more terms than this stay unexpanded.
@@ -200,6 +215,29 @@ impl Symbols {
         }
     }
 
+    /// Reductions within a factor.
+    pub fn atom_reductions(&self, a: AtomId) -> &Reductions {
+        &self.atoms[a.index()].inner
+    }
+
+    /// Reductions within a sum.
+    pub fn reductions(&self, p: PolyId) -> Reductions {
+        let mut out = Reductions::new();
+        self.collect_reductions(p, &mut out);
+        out
+    }
+
+    fn collect_reductions(&self, p: PolyId, out: &mut Reductions) {
+        for m in self.poly(p).terms.keys() {
+            if let Some(e) = m.exp {
+                self.collect_reductions(e, out);
+            }
+            for (a, _) in &m.factors {
+                out.extend(self.atom_reductions(*a).iter().cloned());
+            }
+        }
+    }
+
     /// Free variables of one product.
     pub fn mono_vars(&self, m: &Mono) -> BTreeSet<Var> {
         let mut out = BTreeSet::new();
@@ -244,9 +282,11 @@ impl Symbols {
         }
         let mut vars = BTreeSet::new();
         let mut height = 0;
+        let mut inner = Reductions::new();
         for p in atom_operands(&atom) {
             self.collect_vars(p, &mut vars);
             height = height.max(self.height(p));
+            self.collect_reductions(p, &mut inner);
         }
         let mut positive = false;
         match &atom {
@@ -263,6 +303,7 @@ impl Symbols {
                 for v in bound {
                     vars.remove(v);
                 }
+                inner.insert((bound.iter().map(|v| v.extent().clone()).collect(), vars.clone()));
                 positive = *part == 0
                     && match op {
                         Reducer::Op(ReduceOp::Sum | ReduceOp::Product | ReduceOp::Max | ReduceOp::Min) => {
@@ -276,7 +317,14 @@ impl Symbols {
                     };
             }
             Atom::Extent(_) | Atom::Scale(_) | Atom::Infinity => positive = true,
-            Atom::Read(t, _) => positive = self.positive.contains(t),
+            Atom::Read(t, at) => {
+                positive = self.positive.contains(t);
+                for (extents, dims) in self.hidden.get(t).into_iter().flatten() {
+                    let mut over = BTreeSet::new();
+                    dims.iter().filter_map(|d| at.get(*d)).for_each(|p| self.collect_vars(*p, &mut over));
+                    inner.insert((extents.clone(), over));
+                }
+            }
             Atom::Base(p) => positive = self.is_positive(*p),
             Atom::Unary(op, _) => positive = matches!(op, UnaryOp::Abs),
             Atom::Binary(op, a, b) => {
@@ -296,7 +344,7 @@ impl Symbols {
             }
         }
         let id = AtomId::new(self.atoms.len());
-        self.atoms.push(AtomFacts { atom: atom.clone(), vars, positive, height });
+        self.atoms.push(AtomFacts { atom: atom.clone(), vars, positive, height, inner });
         self.atom_ids.insert(atom, id);
         id
     }
@@ -887,6 +935,11 @@ impl Symbols {
 
     /// Replaces free variables, renormalising whatever holds them.
     pub fn substitute(&mut self, p: PolyId, map: &BTreeMap<Var, PolyId>) -> PolyId {
+        let moved = |(v, to): (&Var, &PolyId)| (self.as_var(*to).as_ref() != Some(v)).then(|| (v.clone(), *to));
+        let map: BTreeMap<Var, PolyId> = map.iter().filter_map(moved).collect();
+        if map.is_empty() {
+            return p;
+        }
         self.rewrite(p, &mut |s, a| match s.atom(a) {
             Atom::Var(v) => map.get(v).copied(),
             _ if s.atom_vars(a).iter().all(|v| !map.contains_key(v)) => Some(s.power_of_atom(a, Rat::ONE)),
@@ -895,29 +948,48 @@ impl Symbols {
     }
 
     /// Rebuilds `p` with atoms replaced where `f` gives a value; atoms it leaves are rebuilt from their operands.
+    /// `f` is asked once per atom.
     pub fn rewrite(&mut self, p: PolyId, f: &mut impl FnMut(&mut Symbols, AtomId) -> Option<PolyId>) -> PolyId {
+        self.rewrite_sum(p, f, &mut Rewritten::default())
+    }
+
+    fn rewrite_sum<F>(&mut self, p: PolyId, f: &mut F, done: &mut Rewritten) -> PolyId
+    where
+        F: FnMut(&mut Symbols, AtomId) -> Option<PolyId>,
+    {
+        if let Some(known) = done.sums.get(&p) {
+            return *known;
+        }
         let mut out = self.integer(0);
         for (m, c) in self.poly(p).terms.clone() {
             let mut t = self.rational(c);
             if let Some(e) = m.exp {
-                let e = self.rewrite(e, f);
+                let e = self.rewrite_sum(e, f, done);
                 let e = self.exp(e);
                 t = self.mul(t, e);
             }
             for (a, q) in m.factors {
-                let v = match f(self, a) {
-                    Some(v) => v,
-                    None => self.rebuild(a, f),
+                let v = match done.atoms.get(&a) {
+                    Some(v) => *v,
+                    None => {
+                        let v = f(self, a).unwrap_or_else(|| self.rebuild(a, f, done));
+                        done.atoms.insert(a, v);
+                        v
+                    }
                 };
                 let v = self.pow(v, &q);
                 t = self.mul(t, v);
             }
             out = self.add(out, t);
         }
+        done.sums.insert(p, out);
         out
     }
 
-    fn rebuild(&mut self, a: AtomId, f: &mut impl FnMut(&mut Symbols, AtomId) -> Option<PolyId>) -> PolyId {
+    fn rebuild<F>(&mut self, a: AtomId, f: &mut F, done: &mut Rewritten) -> PolyId
+    where
+        F: FnMut(&mut Symbols, AtomId) -> Option<PolyId>,
+    {
         match self.atom(a).clone() {
             atom @ (Atom::Var(_)
             | Atom::Extent(_)
@@ -927,47 +999,48 @@ impl Symbols {
             | Atom::ScaleLog(_)
             | Atom::Slot(_)) => self.of_atom(atom),
             Atom::Read(t, at) => {
-                let at = at.into_iter().map(|x| self.rewrite(x, f)).collect();
+                let at = at.into_iter().map(|x| self.rewrite_sum(x, f, done)).collect();
                 self.of_atom(Atom::Read(t, at))
             }
-            Atom::Base(p) => self.rewrite(p, f),
+            Atom::Base(p) => self.rewrite_sum(p, f, done),
             Atom::Log(p) => {
-                let p = self.rewrite(p, f);
+                let p = self.rewrite_sum(p, f, done);
                 self.log(p)
             }
             Atom::Unary(op, p) => {
-                let p = self.rewrite(p, f);
+                let p = self.rewrite_sum(p, f, done);
                 self.unary(op, p)
             }
             Atom::Binary(op, x, y) => {
-                let (x, y) = (self.rewrite(x, f), self.rewrite(y, f));
+                let (x, y) = (self.rewrite_sum(x, f, done), self.rewrite_sum(y, f, done));
                 self.binary(op, x, y, false)
             }
             Atom::FloorDiv(x, y) => {
-                let (x, y) = (self.rewrite(x, f), self.rewrite(y, f));
+                let (x, y) = (self.rewrite_sum(x, f, done), self.rewrite_sum(y, f, done));
                 self.binary(BinaryOp::Div, x, y, true)
             }
             Atom::Select(c, x, y) => {
-                let (c, x, y) = (self.rewrite(c, f), self.rewrite(x, f), self.rewrite(y, f));
+                let (c, x, y) =
+                    (self.rewrite_sum(c, f, done), self.rewrite_sum(x, f, done), self.rewrite_sum(y, f, done));
                 self.select(c, x, y)
             }
             Atom::Cast(d, p) => {
-                let p = self.rewrite(p, f);
+                let p = self.rewrite_sum(p, f, done);
                 self.of_atom(Atom::Cast(d, p))
             }
             Atom::Segment(t, p) => {
-                let p = self.rewrite(p, f);
+                let p = self.rewrite_sum(p, f, done);
                 self.of_atom(Atom::Segment(t, p))
             }
             Atom::Rand(s, at) => {
-                let s = self.rewrite(s, f);
-                let at = at.into_iter().map(|x| self.rewrite(x, f)).collect();
+                let s = self.rewrite_sum(s, f, done);
+                let at = at.into_iter().map(|x| self.rewrite_sum(x, f, done)).collect();
                 self.of_atom(Atom::Rand(s, at))
             }
             Atom::Scan(op, v, p) => {
                 let at = self.of_atom(Atom::Var(v.clone()));
-                let at = self.rewrite(at, f);
-                let p = self.rewrite(p, f);
+                let at = self.rewrite_sum(at, f, done);
+                let p = self.rewrite_sum(p, f, done);
                 match self.as_var(at) {
                     Some(w) => self.of_atom(Atom::Scan(op, w, p)),
                     // A running reduction read at one point keeps its own index.
@@ -985,7 +1058,7 @@ impl Symbols {
                 }
                 let mut through = |s: &mut Symbols, p: PolyId| {
                     let p = s.substitute(p, &open);
-                    s.rewrite(p, f)
+                    s.rewrite_sum(p, f, done)
                 };
                 let filter: Vec<PolyId> = filter.into_iter().map(|p| through(self, p)).collect();
                 let body: Vec<PolyId> = body.into_iter().map(|p| through(self, p)).collect();
@@ -1055,23 +1128,32 @@ impl Symbols {
         }
     }
 
-    /// Calls `f` on every atom within, outermost first; `f` says whether to go inside.
+    /// Calls `f` on every atom within, once, outermost first; `f` says whether to go inside.
     pub fn visit(&self, p: PolyId, f: &mut impl FnMut(AtomId) -> bool) {
-        for m in self.poly(p).terms.keys() {
-            if let Some(e) = m.exp {
-                self.visit(e, f);
-            }
-            for (a, _) in &m.factors {
-                self.visit_atom(*a, f);
-            }
-        }
+        self.visit_new(p, f, &mut HashSet::new());
     }
 
     /// Likewise from an atom.
     pub fn visit_atom(&self, a: AtomId, f: &mut impl FnMut(AtomId) -> bool) {
+        let mut seen = HashSet::from([a]);
         if f(a) {
             for p in atom_operands(self.atom(a)) {
-                self.visit(p, f);
+                self.visit_new(p, f, &mut seen);
+            }
+        }
+    }
+
+    fn visit_new(&self, p: PolyId, f: &mut impl FnMut(AtomId) -> bool, seen: &mut HashSet<AtomId>) {
+        for m in self.poly(p).terms.keys() {
+            if let Some(e) = m.exp {
+                self.visit_new(e, f, seen);
+            }
+            for (a, _) in &m.factors {
+                if seen.insert(*a) && f(*a) {
+                    for p in atom_operands(self.atom(*a)) {
+                        self.visit_new(p, f, seen);
+                    }
+                }
             }
         }
     }

@@ -539,10 +539,17 @@ impl Cascade {
         self.exprs.push(expr)
     }
 
-    /// Calls `f` on `root` and every node under it, parents first.
+    /// Calls `f` on `root` and every node under it, each once (a function's argument is shared by its uses), a node
+    /// before what it alone holds.
     pub fn walk(&self, root: ExprId, f: &mut impl FnMut(ExprId, &Expr)) {
-        f(root, &self.exprs[root]);
-        self.exprs[root].for_each_operand(|e| self.walk(e, f));
+        self.walk_new(root, f, &mut std::collections::HashSet::new());
+    }
+
+    fn walk_new(&self, e: ExprId, f: &mut impl FnMut(ExprId, &Expr), seen: &mut std::collections::HashSet<ExprId>) {
+        if seen.insert(e) {
+            f(e, &self.exprs[e]);
+            self.exprs[e].for_each_operand(|o| self.walk_new(o, f, seen));
+        }
     }
 
     /// Every Einsum in evaluation order, those inside `iter` blocks included (inits before the body).

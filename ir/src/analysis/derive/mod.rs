@@ -114,13 +114,18 @@ pub fn to_cascade(d: &Derivation) -> Cascade {
 /// its derivation is refused.
 pub fn policies(c: &Cascade, rank: RankId) -> Option<Vec<Policy>> {
     let x = inline(c);
+    policies_of(&x, rank, derive_inlined(c, &x, rank, Policy::Rolling).as_ref())
+}
+
+/// Likewise, where the cascade's canonical form and its derivation over `rank` are at hand.
+pub fn policies_of(x: &Inlined, rank: RankId, derived: Option<&Derivation>) -> Option<Vec<Policy>> {
     if !x.sites.iter().any(|s| s.ranks.contains(&rank)) {
         return None;
     }
     if x.sites.iter().any(|s| s.ranks.contains(&rank) && s.separation.rank().is_none()) {
         return None;
     }
-    Some(derive(c, rank).map(|d| d.policies).unwrap_or_default())
+    Some(derived.map(|d| d.policies.clone()).unwrap_or_default())
 }
 
 /// The derivation over `rank` with a rolling anchor where one is needed; none when there is nothing to gain.
@@ -130,7 +135,15 @@ pub fn derive(c: &Cascade, rank: RankId) -> Option<Derivation> {
 
 /// The derivation over `rank`. With [`Policy::Hoist`] every anchor is constant, none unless that is in range.
 pub fn derive_with(c: &Cascade, rank: RankId, policy: Policy) -> Option<Derivation> {
-    let mut x = inline(c);
+    derive_inlined(c, &inline(c), rank, policy)
+}
+
+/// Likewise, from the cascade's canonical form.
+pub fn derive_inlined(c: &Cascade, x: &Inlined, rank: RankId, policy: Policy) -> Option<Derivation> {
+    if needed_finals(c, x, rank).is_empty() {
+        return None;
+    }
+    let mut x = x.clone();
     let before = passes_over(c, &[rank]).max;
     let after = levels_after(c, &x, rank).passes;
     let mut plan = Plan::new(c, &mut x, rank)?;
@@ -201,13 +214,9 @@ fn over(v: &Var, rank: RankId) -> bool {
 }
 
 fn mentions_rank(s: &Symbols, p: PolyId, rank: RankId) -> bool {
-    let mut found = false;
+    let mut found = s.reductions(p).iter().any(|(extents, _)| extents.contains(&Size::Rank(rank)));
     s.visit(p, &mut |a| {
-        found |= match s.atom(a) {
-            Atom::Reduce { vars, .. } => vars.iter().any(|v| over(v, rank)),
-            Atom::Scan(_, v, _) => over(v, rank),
-            _ => false,
-        };
+        found |= matches!(s.atom(a), Atom::Scan(_, v, _) if over(v, rank));
         !found
     });
     found
@@ -235,6 +244,11 @@ fn top_reductions(s: &Symbols, p: PolyId, rank: RankId) -> Option<Vec<AtomId>> {
         Atom::Scan(..) => {
             fine = false;
             false
+        }
+        Atom::Read(t, _) => {
+            // What is reduced behind a tensor that is not looked into is not carried.
+            fine &= !s.hidden.get(t).is_some_and(|all| all.iter().any(|(e, _)| e.contains(&Size::Rank(rank))));
+            true
         }
         _ => true,
     });

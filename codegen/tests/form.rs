@@ -79,7 +79,7 @@ fn check(name: &str, c: &Cascade, plan: &tile::Plan, rng: &mut Rng) {
         tile::eval::Blocks::Drawn(rng.below(1 << 20)),
     ];
     for blocks in blocks {
-        let options = tile::eval::Options { blocks: blocks.clone(), rounding: false, skip_masked: true };
+        let options = tile::eval::Options { blocks: blocks.clone(), ..Default::default() };
         let got = tile::eval::run(plan, &b.extents, &inputs, &options)
             .unwrap_or_else(|e| panic!("{name} {b:?} {blocks:?}: {e}\n{plan}"));
         assert_eq!(got.len(), want.len());

@@ -12,6 +12,7 @@ use super::{AxisId, AxisKind, BufferKind, Expr, ExprId, Kernel, Node, Op, Place,
 use crate::arena::Id;
 use crate::array::{Array, element_count, strides};
 use crate::cascade::SizeError;
+use crate::cascade::eval::declared::{Declared, Rounding};
 use crate::dtype::DType;
 use crate::ops::ReduceOp;
 
@@ -37,11 +38,26 @@ pub struct Options {
     pub rounding: bool,
     /// Whether blocks of a stream whose filter is false everywhere are skipped, as a lowering may.
     pub skip_masked: bool,
+    /// With `rounding`: to either neighbour, drawn from this seed with the probability of its nearness; none: to the
+    /// nearest.
+    pub stochastic: Option<u64>,
+    /// With `rounding`: whether outputs that no kernel reads again round to their type too. Without, what the last
+    /// rounding adds can be told apart from what came before.
+    pub round_results: bool,
+    /// Of the last kernel, so many tasks drawn from a seed; what the others would have stored stays NaN. None: all.
+    pub tasks: Option<(u64, u64)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { blocks: Blocks::Declared, rounding: false, skip_masked: true }
+        Options {
+            blocks: Blocks::Declared,
+            rounding: false,
+            skip_masked: true,
+            stochastic: None,
+            round_results: true,
+            tasks: None,
+        }
     }
 }
 
@@ -156,7 +172,7 @@ pub fn run(plan: &Plan, ranks: &[u64], inputs: &[Array], options: &Options) -> R
     }
     let mut given = inputs.iter();
     let mut memory = Vec::with_capacity(plan.buffers.len());
-    for (_, b) in plan.buffers.iter() {
+    for (id, b) in plan.buffers.iter() {
         let dims = b.dims.iter().map(|d| d.eval(ranks)).collect::<Result<Vec<_>, _>>()?;
         let n = element_count(&dims).ok_or(SizeError::Overflow)? as usize;
         let mut m = Memory {
@@ -174,19 +190,22 @@ pub fn run(plan: &Plan, ranks: &[u64], inputs: &[Array], options: &Options) -> R
             m.data.copy_from_slice(&a.data);
             m.written.fill(true);
         }
+        m.exact = !options.round_results && b.kind == BufferKind::Output && !is_read(plan, id);
         memory.push(m);
     }
-    for kernel in &plan.kernels {
+    for (k, kernel) in plan.kernels.iter().enumerate() {
         for m in &mut memory {
             m.writer = vec![0; m.data.len()];
             m.reader = vec![0; m.data.len()];
         }
-        Task::run_all(plan, kernel, ranks, options, &mut memory)?;
+        let tasks = options.tasks.filter(|_| k + 1 == plan.kernels.len());
+        Task::run_all(plan, kernel, ranks, options, tasks, &mut memory)?;
     }
     let mut outs = Vec::new();
     for ((_, b), m) in plan.buffers.iter().zip(memory) {
         if matches!(b.kind, BufferKind::Output | BufferKind::InOut) {
-            if let Some(i) = m.written.iter().position(|w| !w) {
+            let missing = m.written.iter().position(|w| !w);
+            if let (Some(i), None) = (missing, options.tasks) {
                 let at = crate::array::coordinates(&m.dims, i as u64);
                 return Err(TileError::Unwritten { kernel: None, buffer: b.name.clone(), at });
             }
@@ -196,6 +215,20 @@ pub fn run(plan: &Plan, ranks: &[u64], inputs: &[Array], options: &Options) -> R
     Ok(outs)
 }
 
+/// Whether some kernel loads from a buffer.
+fn is_read(plan: &Plan, buffer: super::BufferId) -> bool {
+    fn loads(nodes: &[Node], buffer: super::BufferId) -> bool {
+        nodes.iter().any(|n| match n {
+            Node::Stream(s) => loads(&s.body, buffer),
+            Node::Op(Op::Load { buffer: b, .. }) => *b == buffer,
+            Node::Op(Op::Store { join, buffer: b, .. }) => join.is_some() && *b == buffer,
+            Node::Op(Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. }) => false,
+        })
+    }
+    let reads = |e: &Expr| matches!(e, Expr::Read { buffer: b, .. } if *b == buffer);
+    plan.kernels.iter().any(|k| loads(&k.body, buffer) || k.exprs.iter().any(|(_, e)| reads(e)))
+}
+
 /// An array in device memory while a plan runs.
 #[derive(Default)]
 struct Memory {
@@ -203,6 +236,8 @@ struct Memory {
     strides: Vec<i64>,
     data: Vec<f64>,
     written: Vec<bool>,
+    /// Whether stores leave values as they are.
+    exact: bool,
     /// The task of the running kernel that stored the element (counted from 1); 0: none.
     writer: Vec<u32>,
     /// A task of the running kernel that read the element; [`MANY`]: several.
@@ -261,6 +296,7 @@ impl<'a> Task<'a> {
         kernel: &'a Kernel,
         ranks: &'a [u64],
         options: &'a Options,
+        tasks: Option<(u64, u64)>,
         memory: &'a mut [Memory],
     ) -> Result<(), TileError> {
         let extents = kernel.axes.iter().map(|(_, a)| a.extent.eval(ranks)).collect::<Result<Vec<_>, _>>()?;
@@ -272,6 +308,9 @@ impl<'a> Task<'a> {
         let counts: Vec<u64> = grid.iter().map(|&a| extents[a].div_ceil(blocks[a])).collect();
         let total: u64 = counts.iter().product();
         for number in 0..total {
+            if tasks.is_some_and(|(count, seed)| !drawn(number, total, count, seed)) {
+                continue;
+            }
             let mut window: Vec<_> = kernel
                 .axes
                 .iter()
@@ -564,7 +603,7 @@ impl<'a> Task<'a> {
         }
         let dtype = self.plan.buffers[Id::new(buffer)].dtype;
         let m = &mut self.memory[buffer];
-        m.data[i] = self.options.round(dtype, x);
+        m.data[i] = if m.exact { x } else { self.options.round(dtype, x) };
         m.written[i] = true;
         m.writer[i] = self.number;
         Ok(())
@@ -744,8 +783,20 @@ impl<'a> Task<'a> {
 impl Options {
     /// `x` as an element of type `dtype` holds it.
     fn round(&self, dtype: DType, x: f64) -> f64 {
-        if self.rounding || dtype.is_int() || dtype == DType::Bool { dtype.round(x) } else { x }
+        match self.stochastic.filter(|_| self.rounding && dtype.is_float()) {
+            Some(seed) => Declared::new(seed ^ x.to_bits(), Rounding::Stochastic).stored(dtype, x),
+            None if self.rounding || dtype.is_int() || dtype == DType::Bool => dtype.round(x),
+            None => x,
+        }
     }
+}
+
+/// Whether `number` of `total` is among about `count` drawn from `seed`; the first and the last always are.
+fn drawn(number: u64, total: u64, count: u64, seed: u64) -> bool {
+    let mut z = (seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    count >= total || number == 0 || number + 1 == total || (z ^ (z >> 31)) % total < count
 }
 
 /// The block of each axis.

@@ -33,7 +33,7 @@ fn run_all(text: &str, ranks: &[u64], inputs: &[Array]) -> Vec<Array> {
     let first = run(&plan, ranks, inputs, &Options::default()).unwrap();
     for blocks in block_choices() {
         for skip_masked in [false, true] {
-            let options = Options { blocks: blocks.clone(), skip_masked, rounding: false };
+            let options = Options { blocks: blocks.clone(), skip_masked, ..Options::default() };
             let got = run(&plan, ranks, inputs, &options).unwrap_or_else(|e| panic!("{blocks:?}: {e}"));
             for (a, b) in first.iter().zip(&got) {
                 assert_eq!(a.dims, b.dims);

@@ -8,9 +8,10 @@ use crate::arena::Id;
 use crate::array::{Array, element_count};
 use crate::cascade::bind::{BindError, Bindings, fill_defaults};
 use crate::cascade::eval::philox::philox4x32;
-use crate::cascade::{Cascade, Expr, TensorId};
+use crate::cascade::{Cascade, Expr, SizeError, TensorId};
 use crate::dtype::DType;
 use crate::ops::BinaryOp;
+use crate::tile::{BufferKind, Plan};
 
 /// How the float parameters are distributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,27 @@ pub fn random(c: &Cascade, b: &Bindings, seed: u64, variant: Variant) -> Result<
         given.push(Some(Array { dtype: t.dtype, dims, data }));
     }
     fill_defaults(c, b, &given)
+}
+
+/// One array per input and inout of a plan, in order; integers are plain values.
+///
+/// # Errors
+/// An extent without a value.
+pub fn random_for_plan(plan: &Plan, ranks: &[u64], seed: u64, variant: Variant) -> Result<Vec<Array>, SizeError> {
+    let mut given = Vec::new();
+    for (id, buffer) in plan.buffers.iter() {
+        if !matches!(buffer.kind, BufferKind::Input | BufferKind::InOut) {
+            continue;
+        }
+        let dims = buffer.dims.iter().map(|d| d.eval(ranks)).collect::<Result<Vec<u64>, SizeError>>()?;
+        let scalar = dims.is_empty();
+        given.push(Array::from_fn(buffer.dtype, &dims, |i| {
+            let key = [seed as u32, (seed >> 32) as u32];
+            let words = philox4x32([i as u32, (i as u64 >> 32) as u32, id.index() as u32, 1], key);
+            buffer.dtype.round(Draw { words }.element(buffer.dtype, Role::Value, variant, scalar))
+        }));
+    }
+    Ok(given)
 }
 
 /// What an integer parameter is used for.

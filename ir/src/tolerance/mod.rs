@@ -7,6 +7,7 @@
 
 pub mod faults;
 pub mod inputs;
+pub mod plan;
 
 use std::fmt;
 

@@ -82,7 +82,7 @@ impl Declared {
     }
 
     /// One stochastic rounding to a stored type.
-    fn stored(&mut self, to: DType, x: f64) -> f64 {
+    pub(crate) fn stored(&mut self, to: DType, x: f64) -> f64 {
         match to {
             DType::F64 => x,
             DType::F32 => self.rounded(Ty::F32, x),

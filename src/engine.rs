@@ -145,7 +145,7 @@ impl Engine {
         let mapping =
             options.mapping.clone().unwrap_or_else(|| einfall_autotune::model_cpu::choose(&plan, &self.sheet));
         let context = Context { mapping: Some(mapping.clone()), ..self.context(None) };
-        let (mapped, module) = lower(&plan, &context)?;
+        let (mapped, module) = lower(tables::CPU, &plan, &context)?;
         let artifact = llvm::print(&mapped, &module, &self.isa, "cpu").map_err(|e| Error::Refused {
             pass: "print-llvm",
             diagnostics: vec![Diagnostic::error("E0901", Default::default(), e.to_string())],
@@ -188,10 +188,15 @@ pub fn with_statics(cascade: &Cascade, statics: &[(String, u64)]) -> Result<Casc
 /// # Errors
 /// [`Error::Refused`] where something has no lowering.
 pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
+    plan_for(cascade, &Context::default())
+}
+
+/// The plan of a cascade for a device whose contraction instructions the context names.
+pub(crate) fn plan_for(cascade: &Cascade, context: &Context) -> Result<Plan, Error> {
     let mut program = Program::Cascade(cascade.clone());
     for pass in tables::TO_TILE {
-        program = (pass.step)(program, &Context::default())
-            .map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
+        program =
+            (pass.step)(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
     }
     match program {
         Program::Tile(plan) => Ok(plan),
@@ -199,10 +204,15 @@ pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
     }
 }
 
-fn lower(plan: &Plan, context: &Context) -> Result<(Plan, einfall_ir::kernel::Module), Error> {
+/// Runs the passes of a device on a plan: the plan as mapped, and its kernels.
+pub(crate) fn lower(
+    passes: &[pipeline::Pass],
+    plan: &Plan,
+    context: &Context,
+) -> Result<(Plan, einfall_ir::kernel::Module), Error> {
     let mut program = Program::Tile(plan.clone());
     let mut mapped = plan.clone();
-    for pass in tables::CPU {
+    for pass in passes {
         program =
             (pass.step)(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
         if let Program::Tile(plan) = &program {
@@ -292,14 +302,20 @@ impl Kernel {
         let sizes: Vec<(&str, u64)> =
             c.ranks.iter().zip(&bindings.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
         let runtime = self.executable.bind(&sizes)?;
-        let mut defaults = Vec::new();
-        for &p in &c.params {
-            if let Some(e) = c.tensors[p].default {
-                defaults.push((c.tensors[p].name.clone(), scalar_value(c, &bindings, &[], e)?));
-            }
-        }
+        let defaults = defaults(c, &bindings)?;
         Ok(Bound { runtime, bindings, defaults })
     }
+}
+
+/// Values of the scalar parameters that have a default.
+pub(crate) fn defaults(c: &Cascade, bindings: &Bindings) -> Result<Vec<(String, f64)>, Error> {
+    let mut list = Vec::new();
+    for &p in &c.params {
+        if let Some(e) = c.tensors[p].default {
+            list.push((c.tensors[p].name.clone(), scalar_value(c, bindings, &[], e)?));
+        }
+    }
+    Ok(list)
 }
 
 /// A compiled cascade at fixed sizes. Many threads may launch it at once.

@@ -22,6 +22,8 @@
 
 #[cfg(feature = "arrays")]
 pub mod arrays;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "cpu")]
 mod engine;
 #[cfg(feature = "cpu")]

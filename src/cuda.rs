@@ -1,0 +1,252 @@
+//! From a cascade, or a plan with a mapping, to results on an NVIDIA GPU.
+//!
+//! [`Engine`] mirrors the processor's: compile once for every size, bind sizes, launch. Invariant: nothing here needs
+//! LLVM, and [`compile_ptx`] needs no device either; a device is only asked to load and run.
+
+use std::sync::Arc;
+
+use einfall_codegen::backend::ptx;
+use einfall_codegen::pipeline::Context;
+use einfall_codegen::tables;
+use einfall_ir::array::Array;
+use einfall_ir::artifact::Artifact;
+use einfall_ir::cascade::Cascade;
+use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::atoms;
+use einfall_ir::mapping::Mapping;
+use einfall_ir::target::DataSheet;
+use einfall_ir::tile::{BufferKind, Plan};
+use einfall_runtime::HostArray;
+use einfall_runtime::cuda::{Arguments, Executable, Gpu, Prepared, Stream};
+
+use crate::engine::{CompileOptions, Error, defaults, plan_for, with_statics};
+use crate::options::Options;
+
+/// Compiles cascades and plans for one GPU and runs them there. Shared by many threads.
+#[derive(Debug)]
+pub struct Engine {
+    runtime: einfall_runtime::cuda::Engine,
+    sheet: DataSheet,
+}
+
+impl Engine {
+    /// Opens device number `index` and the cache. LLVM is not asked for.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where there is no driver, an older one, or no such device, in one sentence.
+    pub fn new(options: &Options, index: usize) -> Result<Engine, Error> {
+        let options = einfall_runtime::cuda::EngineOptions { index, cache: options.cache.clone() };
+        let runtime = einfall_runtime::cuda::Engine::new(&options)?;
+        let sheet = data_sheet(runtime.gpu());
+        Ok(Engine { runtime, sheet })
+    }
+
+    /// The run time underneath: streams, events, arrays in device memory.
+    pub fn runtime(&self) -> &einfall_runtime::cuda::Engine {
+        &self.runtime
+    }
+
+    /// The data sheet of the device: the nearest built-in one, with what the device says of itself.
+    pub fn data_sheet(&self) -> &DataSheet {
+        &self.sheet
+    }
+
+    /// Compiles a cascade for every size.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where something has no lowering, [`Error::Runtime`] where the driver refuses.
+    pub fn compile(&self, cascade: &Cascade) -> Result<Kernel, Error> {
+        self.compile_with(cascade, &CompileOptions::default())
+    }
+
+    /// As [`Engine::compile`], with extents fixed or a mapping given; without one the model's for this device.
+    ///
+    /// # Errors
+    /// As [`Engine::compile`], and [`Error::Size`] for a rank that is not there or is fixed otherwise.
+    pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
+        let cascade = with_statics(cascade, &options.statics)?;
+        let plan = plan(&cascade)?;
+        let chosen = || einfall_autotune::model_gpu::choose(&plan, &self.sheet, None);
+        let mapping = options.mapping.clone().unwrap_or_else(chosen);
+        Ok(Kernel { cascade: Some(cascade), ..self.compile_plan(&plan, &mapping)? })
+    }
+
+    /// Compiles a plan by a mapping.
+    ///
+    /// # Errors
+    /// As [`Engine::compile`].
+    pub fn compile_plan(&self, plan: &Plan, mapping: &Mapping) -> Result<Kernel, Error> {
+        let artifact = compile_ptx(plan, mapping, &target(self.runtime.gpu()))?;
+        // SAFETY: the artifact was made by code generation a line above.
+        let executable = unsafe { self.runtime.load(artifact)? };
+        Ok(Kernel { cascade: None, plan: plan.clone(), mapping: mapping.clone(), executable })
+    }
+}
+
+/// The plan of a cascade for a GPU, before any mapping: operands of contractions are of types its instructions take.
+///
+/// # Errors
+/// [`Error::Refused`] where something has no lowering.
+pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
+    plan_for(cascade, &Context { atoms: atoms::all().collect(), ..Context::default() })
+}
+
+/// The PTX of a plan by a mapping, with how to launch it. Needs no device and no LLVM.
+///
+/// # Errors
+/// [`Error::Refused`] where the mapping does not fit or something has no PTX.
+pub fn compile_ptx(plan: &Plan, mapping: &Mapping, target: &ptx::Target) -> Result<Artifact, Error> {
+    let context = Context { mapping: Some(mapping.clone()), atoms: atoms::all().collect(), ..Context::default() };
+    let (mapped, module) = crate::engine::lower(tables::GPU, plan, &context)?;
+    ptx::print(&mapped, &module, target)
+        .map_err(|e| Error::Refused { pass: "print-ptx", diagnostics: vec![e.diagnostic()] })
+}
+
+/// What is printed for a device: Hopper's own instructions where it is one, else what every GPU since Ampere has.
+pub fn target(gpu: &Gpu) -> ptx::Target {
+    let target = if gpu.capability == (9, 0) { ptx::Target::sm_90a() } else { ptx::Target::sm_80() };
+    ptx::Target { registers: u64::from(gpu.registers), ..target }
+}
+
+/// The data sheet of a device: of the built-in sheets the one of its model, else the nearest older capability's, with
+/// the device's own capacities.
+pub fn data_sheet(gpu: &Gpu) -> DataSheet {
+    let capability = 10 * gpu.capability.0 + gpu.capability.1;
+    let name = gpu.name.to_lowercase();
+    let older = |s: &DataSheet| s.gpu.as_ref().filter(|g| g.capability <= capability).map(|g| g.capability);
+    let sheets = DataSheet::all();
+    let named = sheets.iter().find(|s| older(s).is_some() && name.contains(&s.name));
+    let nearest = || sheets.iter().filter(|s| older(s).is_some()).max_by_key(|s| older(s));
+    let mut sheet = named.or_else(nearest).cloned().unwrap_or_else(DataSheet::a100);
+    if let Some(g) = &mut sheet.gpu {
+        g.multiprocessors = u64::from(gpu.sms);
+        g.registers = u64::from(gpu.registers);
+        g.shared_per_task = gpu.shared_bytes;
+    }
+    for level in &mut sheet.levels {
+        match level.name.as_str() {
+            "dram" => level.bytes = gpu.memory_bytes,
+            "l2" => level.bytes = gpu.l2_bytes,
+            _ => {}
+        }
+    }
+    sheet
+}
+
+/// A cascade or plan compiled for a GPU: serves every size of its symbolic ranks.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    cascade: Option<Cascade>,
+    plan: Plan,
+    mapping: Mapping,
+    executable: Arc<Executable>,
+}
+
+impl Kernel {
+    /// Its kernels over tiles.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// How it is mapped.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// The loaded code.
+    pub fn executable(&self) -> &Arc<Executable> {
+        &self.executable
+    }
+
+    /// Fixes the sizes by rank name; fixed ranks need not be given. Facts of a cascade over ranks are checked.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] for sizes that do not fit or facts that do not hold, [`Error::Runtime`] for sizes that the
+    /// kernels do not take.
+    pub fn bind<S: AsRef<str>>(&self, sizes: &[(S, u64)]) -> Result<Bound, Error> {
+        let Some(cascade) = &self.cascade else {
+            return Ok(Bound { runtime: self.executable.bind(sizes)?, defaults: Vec::new() });
+        };
+        let sizes = sizes.iter().map(|(n, v)| (n.as_ref().to_owned(), *v)).collect();
+        let bindings = bind(cascade, &Given { sizes, ..Given::default() })?;
+        check_facts(cascade, &bindings, &[])?;
+        self.bound(cascade, &bindings)
+    }
+
+    fn bound(&self, cascade: &Cascade, bindings: &Bindings) -> Result<Bound, Error> {
+        let ranks = cascade.ranks.iter().zip(&bindings.extents);
+        let sizes: Vec<(&str, u64)> = ranks.map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+        Ok(Bound { runtime: self.executable.bind(&sizes)?, defaults: defaults(cascade, bindings)? })
+    }
+}
+
+/// A compiled cascade or plan at fixed sizes.
+#[derive(Debug)]
+pub struct Bound {
+    runtime: einfall_runtime::cuda::Bound,
+    /// Scalars the caller need not give.
+    defaults: Vec<(String, f64)>,
+}
+
+impl Bound {
+    /// The run time's view: array specifications, kernels, arrays with the strides the kernels want.
+    pub fn runtime(&self) -> &einfall_runtime::cuda::Bound {
+        &self.runtime
+    }
+
+    /// Checks arrays in device memory and makes everything their launches need. Scalars with a default may be left
+    /// out.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] for arrays that do not fit.
+    pub fn prepare<'a>(&'a self, mut arguments: Arguments<'a>) -> Result<Prepared, Error> {
+        for (name, value) in &self.defaults {
+            if !arguments.gives(name) {
+                arguments = arguments.scalar(name, *value);
+            }
+        }
+        Ok(self.runtime.prepare(&arguments)?)
+    }
+
+    /// Copies host arrays to the device, runs, and returns the outputs in order.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`].
+    pub fn run_to_arrays(
+        &self,
+        stream: &Stream,
+        inputs: &[(&str, &HostArray)],
+        scalars: &[(&str, f64)],
+    ) -> Result<Vec<(String, HostArray)>, Error> {
+        let missing = self.defaults.iter().filter(|(n, _)| scalars.iter().all(|(s, _)| s != n));
+        let mut scalars = scalars.to_vec();
+        scalars.extend(missing.map(|(n, v)| (n.as_str(), *v)));
+        Ok(self.runtime.run_to_arrays(stream, inputs, &scalars)?)
+    }
+
+    /// Runs on evaluator arrays by parameter name and returns the outputs: for tests and small data.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`].
+    pub fn run_values(&self, stream: &Stream, inputs: &[(&str, &Array)]) -> Result<Vec<(String, HostArray)>, Error> {
+        let (mut arrays, mut scalars) = (Vec::new(), Vec::new());
+        for (name, a) in inputs {
+            match a.dims.is_empty() {
+                true => scalars.push((*name, a.data[0])),
+                false => {
+                    let host = HostArray::from_values(a).map_err(|e| Error::Runtime(e.into()))?;
+                    arrays.push((*name, host));
+                }
+            }
+        }
+        let arrays: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
+        self.run_to_arrays(stream, &arrays, &scalars)
+    }
+}
+
+/// Inputs and inouts of a plan with their element types, in order: what [`einfall_ir::tile::eval::run`] takes.
+pub fn plan_inputs(plan: &Plan) -> impl Iterator<Item = (&str, DType)> {
+    let takes = |k: BufferKind| matches!(k, BufferKind::Input | BufferKind::InOut);
+    plan.buffers.iter().filter(move |(_, b)| takes(b.kind)).map(|(_, b)| (b.name.as_str(), b.dtype))
+}

@@ -1,5 +1,6 @@
 //! `bench`: library cascades at the shapes of the field's benchmarks, under the names the peers' script prints.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use einfall::{Engine, Options};
@@ -18,15 +19,30 @@ pub struct BenchArgs {
     /// The device
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     device: DeviceArg,
-    /// The family: gemm, attn_fwd, norm or rnn_fwd; all by default
+    /// The family: gemm, attn_fwd, norm or rnn_fwd, and decode on a GPU; all by default
     #[arg(long)]
-    family: Option<String>,
+    pub family: Option<String>,
+    /// Only cases whose name contains this (GPU)
+    #[arg(long)]
+    pub case: Option<String>,
     /// A JSON object per line
     #[arg(long)]
-    jsonl: bool,
-    /// Milliseconds of repeats per case
+    pub jsonl: bool,
+    /// Milliseconds of repeats per case, and per block and mapping on a GPU
     #[arg(long, default_value_t = 500)]
-    budget_ms: u64,
+    pub budget_ms: u64,
+    /// Mapping files, each timed on the cases whose plan it names, in turns; without any the model's choice (GPU)
+    #[arg(long, value_name = "FILE")]
+    pub mapping: Vec<PathBuf>,
+    /// Folder of the reference plans that mappings may name (GPU)
+    #[arg(long, default_value = "tests/plans")]
+    pub plans: PathBuf,
+    /// How often every mapping of a case is timed, in turns (GPU)
+    #[arg(long, default_value_t = 1)]
+    pub blocks: usize,
+    /// Do the work itself, from this item on
+    #[arg(long, hide = true)]
+    pub worker: Option<usize>,
 }
 
 /// One case: a library file, its sizes, and the name the peers' script gives it.
@@ -95,6 +111,9 @@ fn retyped(mut c: Cascade, dtype: DType) -> Cascade {
 pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.device == DeviceArg::Reference {
         return Err(Failure::Usage("the reference device is for checking, not for timing".to_owned()));
+    }
+    if args.device == DeviceArg::Cuda {
+        return super::gpu::bench::bench(args);
     }
     let list: Vec<Case> =
         cases().into_iter().filter(|c| args.family.as_deref().is_none_or(|f| f == c.family)).collect();

@@ -1,5 +1,7 @@
 //! `devices`, `cache` and `selftest`: this machine.
 
+use std::path::PathBuf;
+
 use einfall::{Engine, Options};
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, parse};
@@ -97,19 +99,31 @@ pub struct SelftestArgs {
     device: super::run::DeviceArg,
     /// Only cascades whose file's name contains this
     #[arg(long)]
-    filter: Option<String>,
+    pub filter: Option<String>,
     /// Seed of sizes and inputs
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub seed: u64,
     /// Sizes drawn per cascade
     #[arg(long, default_value_t = 4)]
-    sizes: u64,
+    pub sizes: u64,
+    /// Folder of reference plans (.tile), for a GPU
+    #[arg(long, default_value = "tests/plans")]
+    pub plans: PathBuf,
+    /// Folder of mappings for them and for library cascades, for a GPU
+    #[arg(long, default_value = "tests/mappings")]
+    pub mappings: PathBuf,
+    /// Do the work itself, from this item on
+    #[arg(long, hide = true)]
+    pub worker: Option<usize>,
 }
 
 /// The differential suite: every library cascade at drawn sizes against the float64 evaluator.
 pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
     if args.device == super::run::DeviceArg::Reference {
         return Err(Failure::Usage("the reference device is what the others are tested against".to_owned()));
+    }
+    if args.device == super::run::DeviceArg::Cuda {
+        return super::gpu::selftest::selftest(args);
     }
     let engine = Engine::new(&options()?).map_err(Failure::machine)?;
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
@@ -165,7 +179,7 @@ fn one(c: &Cascade, kernel: &einfall::Kernel, b: &Bindings, seed: u64) -> Result
     }
 }
 
-fn next(state: &mut u64) -> u64 {
+pub fn next(state: &mut u64) -> u64 {
     *state ^= *state >> 12;
     *state ^= *state << 25;
     *state ^= *state >> 27;
@@ -173,7 +187,7 @@ fn next(state: &mut u64) -> u64 {
 }
 
 /// Extents under which the cascade's facts hold: small, prime, and around register tiles.
-fn draw(c: &Cascade, state: &mut u64) -> Option<Bindings> {
+pub fn draw(c: &Cascade, state: &mut u64) -> Option<Bindings> {
     const EXTENTS: [u64; 14] = [1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 33, 48, 65];
     (0..500).find_map(|_| {
         let sizes = c

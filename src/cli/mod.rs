@@ -8,6 +8,7 @@ mod compare;
 mod csp;
 mod device;
 mod explain;
+mod gpu;
 mod lower;
 mod run;
 mod source;
@@ -16,6 +17,7 @@ mod text;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use einfall_runtime::cuda::CudaError;
 
 /// Kernels for sequence models, derived from cascades of Einsums.
 #[derive(Parser)]
@@ -89,6 +91,9 @@ pub fn engine_failure(source: &source::Source, e: einfall::Error) -> Failure {
         einfall::Error::Size(what) => Failure::Usage(what),
         einfall::Error::Runtime(e) => match e {
             einfall_runtime::Error::Llvm(_) | einfall_runtime::Error::Threads { .. } => Failure::machine(e),
+            einfall_runtime::Error::Cuda(
+                CudaError::NoDriver | CudaError::OldDriver { .. } | CudaError::NoDevice { .. },
+            ) => Failure::machine(e),
             e => Failure::wrong(e),
         },
         e => Failure::wrong(e),

@@ -11,6 +11,7 @@ use einfall_ir::dtype::DType;
 use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_runtime::HostArray;
 
+use super::gpu::plans;
 use super::source::{Pairs, Source, sizes};
 use super::{Failure, compare, engine_failure};
 
@@ -19,6 +20,8 @@ use super::{Failure, compare, engine_failure};
 pub enum DeviceArg {
     /// This machine's processor, through LLVM
     Cpu,
+    /// The first NVIDIA GPU
+    Cuda,
     /// The float64 evaluator: every construct, slowly
     Reference,
 }
@@ -29,7 +32,7 @@ pub enum DeviceArg {
 einfall run matmul.ein --input x=x.npy --input w=w.npy --out y.npy\n  \
 einfall run layer.ein --inputs weights.safetensors --inputs batch.npz --out result.npz")]
 pub struct RunArgs {
-    /// The .ein file
+    /// The .ein file, or a .tile file (a plan, for a GPU or the reference device; its arrays are random)
     file: PathBuf,
     /// Which cascade of the file
     #[arg(long)]
@@ -73,6 +76,9 @@ fn name_and_file(text: &str) -> Result<(String, PathBuf), String> {
 
 /// Runs, prints a line per output, checks and writes if asked.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    if args.file.extension().is_some_and(|e| e == "tile") {
+        return run_plan(args);
+    }
     let source = Source::read(&args.file)?;
     let cascade = source.cascade(args.cascade.as_deref())?;
     let statics = sizes(&args.statics);
@@ -114,6 +120,18 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 
     let outputs = match args.device {
         DeviceArg::Reference => reference(&c, &b, &values)?,
+        DeviceArg::Cuda => {
+            let engine = super::gpu::engine()?;
+            let fail = |e| engine_failure(&source, e);
+            let stream = engine.runtime().stream().map_err(Failure::machine)?;
+            let mapping = args.mapping.as_deref().map(super::lower::read_mapping).transpose()?;
+            let kernel = engine.compile_with(&cascade, &CompileOptions { statics, mapping }).map_err(fail)?;
+            let named: Vec<(&str, u64)> =
+                c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+            let names = c.params.iter().map(|p| c.tensors[*p].name.as_str());
+            let inputs: Vec<(&str, &Array)> = names.zip(&values).collect();
+            kernel.bind(&named).and_then(|bound| bound.run_values(&stream, &inputs)).map_err(fail)?
+        }
         DeviceArg::Cpu => {
             let engine =
                 Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(|e| engine_failure(&source, e))?;
@@ -139,6 +157,50 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         write(path, &list).map_err(|e| Failure::Machine(e.to_string()))?;
     }
     Ok(())
+}
+
+/// Points that the evaluator visits to check a plan.
+const CHECK_POINTS: f64 = 3e6;
+
+/// Runs a plan by a mapping on random arrays.
+fn run_plan(args: &RunArgs) -> Result<(), Failure> {
+    let given = [!args.input.is_empty(), !args.inputs.is_empty(), !args.set.is_empty(), args.out.is_some()];
+    let Some(seed) = args.random.filter(|_| !given.contains(&true)) else {
+        return Err(Failure::Usage("a plan runs on random arrays: --random SEED, without files".to_owned()));
+    };
+    let plan = plans::read_plan(&args.file, &sizes(&args.statics))?;
+    let ranks = plans::ranks(&plan, &sizes(&args.size))?;
+    let check = if args.check || args.device == DeviceArg::Reference { CHECK_POINTS } else { 0.0 };
+    let case = plans::case(&plan, &ranks, seed, Variant::Normal, check).map_err(Failure::Wrong)?;
+    match args.device {
+        DeviceArg::Cpu => Err(Failure::Usage("a plan runs with --device cuda, or on the reference device".to_owned())),
+        DeviceArg::Reference => {
+            case.expected.iter().for_each(|e| println!("{}: {}{:?}", e.name, e.dtype, e.dims));
+            Ok(())
+        }
+        DeviceArg::Cuda => {
+            let Some(file) = &args.mapping else {
+                return Err(Failure::Usage("a plan is compiled by a mapping: --mapping FILE".to_owned()));
+            };
+            let source = Source::read(&args.file)?;
+            let fail = |e| engine_failure(&source, e);
+            let engine = super::gpu::engine()?;
+            let stream = engine.runtime().stream().map_err(Failure::machine)?;
+            let kernel = engine.compile_plan(&plan, &super::lower::read_mapping(file)?).map_err(fail)?;
+            let named: Vec<(&str, u64)> =
+                plan.ranks.iter().zip(&ranks).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+            let inputs: Vec<(&str, &Array)> = case.inputs.iter().map(|(n, a)| (n.as_str(), a)).collect();
+            let outputs = kernel.bind(&named).and_then(|b| b.run_values(&stream, &inputs)).map_err(fail)?;
+            for (name, a) in &outputs {
+                println!("{name}: {}{:?}", a.dtype(), a.shape());
+            }
+            for line in plans::compare(&case.expected, &outputs).map_err(Failure::Wrong)?.iter().filter(|_| args.check)
+            {
+                println!("{line}");
+            }
+            Ok(())
+        }
+    }
 }
 
 fn reference(

@@ -105,10 +105,15 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    pub(super) fn new(index: usize, device: sys::CUdevice) -> Result<Context, CudaError> {
-        let mut handle = ptr::null_mut();
+    /// Opens a device that is known to be there.
+    pub(super) fn new(index: usize) -> Result<Context, CudaError> {
+        let what = || format!("opening CUDA device {index}");
+        let (mut device, mut handle) = (0, ptr::null_mut());
         // SAFETY: the driver is initialised, as there is a device.
-        call(unsafe { sys::cuDevicePrimaryCtxRetain(&mut handle, device) }, || format!("opening CUDA device {index}"))?;
+        unsafe {
+            call(sys::cuDeviceGet(&mut device, index as i32), what)?;
+            call(sys::cuDevicePrimaryCtxRetain(&mut handle, device), what)?;
+        }
         Ok(Context { handle, device, index, running: Mutex::default(), failed: OnceLock::new() })
     }
 

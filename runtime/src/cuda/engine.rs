@@ -65,7 +65,7 @@ impl Engine {
             return Err(CudaError::NoDevice { index, count }.into());
         }
         let gpu = list.swap_remove(index);
-        let context = Arc::new(Context::new(index, gpu.handle)?);
+        let context = Arc::new(Context::new(index)?);
         let spare = Memory::alloc(&context, 256, "an engine")?;
         tracing::debug!(device = gpu.name, driver = gpu.driver, "a CUDA device is open");
         let cache = options.cache.as_ref().and_then(|folder| {

@@ -35,7 +35,6 @@ pub struct Gpu {
     pub pci: (u32, u32, u32),
     /// The CUDA version its driver supports, as 1000 × major + 10 × minor.
     pub driver: u32,
-    pub(super) handle: i32,
 }
 
 impl Gpu {
@@ -108,7 +107,6 @@ fn describe(index: i32, driver: u32) -> Result<Gpu, CudaError> {
             attribute(CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?,
         ),
         driver,
-        handle,
     })
 }
 
@@ -169,7 +167,6 @@ pub(super) mod tests {
             bus_bits: 6144,
             pci: (0, 1, 0),
             driver: 13000,
-            handle: 0,
         }
     }
 

@@ -1,0 +1,326 @@
+//! `selftest --device cuda`: reference plans by every mapping for them, and library cascades, against the float64
+//! evaluators at sizes around every tile edge; then repeated runs, bit by bit.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use einfall::CompileOptions;
+use einfall::cuda::{Engine, Kernel};
+use einfall_ir::cascade::{Cascade, parse};
+use einfall_ir::mapping::Mapping;
+use einfall_ir::tile::Plan;
+use einfall_ir::tolerance::inputs::{Variant, random};
+use einfall_runtime::HostArray;
+use einfall_runtime::cuda::{Arguments, Stream};
+
+use super::super::device::{SelftestArgs, draw, next};
+use super::super::lower::read_mapping;
+use super::super::{Failure, compare};
+use super::plans::{self, edge_sizes, is_for, read_plan};
+use super::supervise::{Tally, supervise, work};
+
+/// Runs on the same arrays that must agree bit by bit.
+const REPEATS: usize = 20;
+/// Points that the evaluator visits per case.
+const BUDGET: f64 = 2e5;
+/// How long a child may say nothing before it counts as hung.
+const SILENCE: Duration = Duration::from_secs(45);
+
+/// Something to test.
+enum Item {
+    /// A reference plan by a mapping file.
+    Mapped { name: String, plan: Box<Plan>, mapping: Mapping },
+    /// A library cascade by a mapping file, or by the model's choice.
+    Cascade { name: String, cascade: Box<Cascade>, mapping: Option<Mapping> },
+    /// Something that is not tested, with why.
+    Skipped(String),
+}
+
+/// Everything there is to test, in a fixed order.
+fn items(args: &SelftestArgs) -> Result<Vec<Item>, Failure> {
+    let mut list = Vec::new();
+    let mut mappings = Vec::new();
+    for path in plans::files(&args.mappings, "mapping") {
+        mappings.push((stem(&path), read_mapping(&path)?));
+    }
+    let mut used = vec![false; mappings.len()];
+    for path in plans::files(&args.plans, "tile") {
+        let plan = read_plan(&path, &[])?;
+        for (k, (file, mapping)) in mappings.iter().enumerate().filter(|(_, (_, m))| is_for(m, &plan)) {
+            used[k] = true;
+            let name = format!("{}.tile by {file}", stem(&path));
+            list.push(Item::Mapped { name, plan: Box::new(plan.clone()), mapping: mapping.clone() });
+        }
+    }
+    for (file, text) in einfall_kernels::SOURCES {
+        let module = parse(text).map_err(|d| Failure::Wrong(format!("{file}: {d:?}")))?;
+        for c in module.cascades {
+            let name = format!("{file}/{}", c.name);
+            let plan = match einfall::cuda::plan(&c) {
+                Ok(plan) => plan,
+                Err(e) => {
+                    list.push(Item::Skipped(format!("{name}: {}", first_line(&e))));
+                    continue;
+                }
+            };
+            for (k, (by, mapping)) in mappings.iter().enumerate().filter(|(_, (_, m))| is_for(m, &plan)) {
+                used[k] = true;
+                let (name, mapping) = (format!("{name} by {by}"), Some(mapping.clone()));
+                list.push(Item::Cascade { name, cascade: Box::new(c.clone()), mapping });
+            }
+            list.push(Item::Cascade { name, cascade: Box::new(c), mapping: None });
+        }
+    }
+    for ((file, mapping), used) in mappings.iter().zip(used) {
+        if !used {
+            list.push(Item::Skipped(format!("{file}: there is no plan `{}` with its kernels", mapping.plan)));
+        }
+    }
+    list.retain(|i| {
+        let (Item::Mapped { name, .. } | Item::Cascade { name, .. } | Item::Skipped(name)) = i;
+        args.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
+    });
+    Ok(list)
+}
+
+fn stem(path: &std::path::Path) -> String {
+    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn first_line(e: &impl std::fmt::Display) -> String {
+    e.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Tests everything in child processes and prints a closing line.
+pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
+    let items = items(args)?;
+    if let Some(first) = args.worker {
+        let engine = super::engine()?;
+        let stream = engine.runtime().stream().map_err(Failure::machine)?;
+        work(first, items.len(), |i| item(&engine, &stream, &items[i], args));
+        return Ok(());
+    }
+    drop(super::engine()?);
+    let mut arguments = vec!["selftest".to_owned(), "--device".to_owned(), "cuda".to_owned()];
+    let path = |p: &PathBuf| p.display().to_string();
+    arguments.extend(["--plans".to_owned(), path(&args.plans), "--mappings".to_owned(), path(&args.mappings)]);
+    arguments.extend(["--seed".to_owned(), args.seed.to_string(), "--sizes".to_owned(), args.sizes.to_string()]);
+    if let Some(f) = &args.filter {
+        arguments.extend(["--filter".to_owned(), f.clone()]);
+    }
+    let t = supervise(&arguments, items.len(), SILENCE)?;
+    println!("{} passed, {} failed, {} skipped", t.passed, t.failed, t.skipped);
+    if t.failed == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{} comparisons failed", t.failed))) }
+}
+
+/// Tests one item.
+fn item(engine: &Engine, stream: &Stream, item: &Item, args: &SelftestArgs) -> Tally {
+    let mut t = Tally::default();
+    let (name, compiled) = match item {
+        Item::Skipped(why) => {
+            println!("skip {why}");
+            return Tally { skipped: 1, ..t };
+        }
+        Item::Mapped { name, plan, mapping } => (name, engine.compile_plan(plan, mapping)),
+        Item::Cascade { name, cascade, mapping } => {
+            let options = CompileOptions { mapping: mapping.clone(), ..CompileOptions::default() };
+            (name, engine.compile_with(cascade, &options))
+        }
+    };
+    let kernel = match compiled {
+        Ok(kernel) => kernel,
+        Err(e @ einfall::Error::Refused { .. }) => {
+            println!("skip {name}: {}", first_line(&e));
+            return Tally { skipped: 1, ..t };
+        }
+        Err(e) => {
+            println!("FAIL {name}: {e}");
+            return Tally { failed: 1, ..t };
+        }
+    };
+    let before = engine.runtime().assembled();
+    let mut report = |what: String, done: Result<Outcome, String>| match done {
+        Ok(Outcome::Agrees) => t.passed += 1,
+        Ok(Outcome::Refused(why)) => {
+            println!("skip {name} at {what}: {why}");
+            t.skipped += 1;
+        }
+        Err(e) => {
+            println!("FAIL {name} at {what}: {e}");
+            t.failed += 1;
+            if e.contains("nothing more can run") || e.contains("not used any more") {
+                // The device is of no use to this process: the parent starts another after this item.
+                std::process::exit(9);
+            }
+        }
+    };
+    let variants = [Variant::Normal, Variant::Uniform, Variant::Integers, Variant::Small];
+    match item {
+        Item::Mapped { plan, mapping, .. } => {
+            for (i, sizes) in edge_sizes(plan, mapping).into_iter().enumerate() {
+                let what = named(plan.ranks.iter().map(|(_, r)| r.name.as_str()), &sizes);
+                let seed = args.seed + i as u64;
+                let done = mapped(&kernel, stream, plan, &sizes, seed, variants[i % variants.len()], i == 0);
+                report(what, done);
+            }
+        }
+        Item::Cascade { cascade, .. } => {
+            let mut state = args.seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            for i in 0..args.sizes {
+                let Some(b) = draw(cascade, &mut state) else {
+                    report("any size".to_owned(), Err("no sizes satisfy its facts".to_owned()));
+                    break;
+                };
+                let what = named(cascade.ranks.iter().map(|(_, r)| r.name.as_str()), &b.extents);
+                let seed = next(&mut state);
+                report(what, one(&kernel, stream, cascade, &b, seed, i == 0));
+            }
+        }
+        Item::Skipped(_) => {}
+    }
+    if engine.runtime().assembled() != before {
+        report("its sizes".to_owned(), Err("a size was compiled for; one code must serve all".to_owned()));
+    }
+    let info: Vec<String> = kernel
+        .executable()
+        .functions()
+        .map(|f| format!("{} registers{}", f.registers, spills(f.local_bytes)))
+        .collect();
+    println!("{} {name}: {} agree ({})", if t.failed == 0 { "ok  " } else { "BAD " }, t.passed, info.join("; "));
+    t
+}
+
+fn spills(bytes: u32) -> String {
+    if bytes == 0 { String::new() } else { format!(", {bytes} bytes local") }
+}
+
+fn named<'a>(names: impl Iterator<Item = &'a str>, sizes: &[u64]) -> String {
+    names.zip(sizes).map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(",")
+}
+
+/// What became of one comparison that did not fail.
+enum Outcome {
+    Agrees,
+    /// The sizes or arrays are refused before anything runs.
+    Refused(String),
+}
+
+/// A plan at some sizes; `repeat`: again and again, bit by bit.
+fn mapped(
+    kernel: &Kernel,
+    stream: &Stream,
+    plan: &Plan,
+    sizes: &[u64],
+    seed: u64,
+    variant: Variant,
+    repeat: bool,
+) -> Result<Outcome, String> {
+    let sized: Vec<(&str, u64)> = plan.ranks.iter().zip(sizes).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+    let bound = match kernel.bind(&sized) {
+        Ok(bound) => bound,
+        Err(e) => return Ok(Outcome::Refused(first_line(&e))),
+    };
+    let case = plans::case(plan, sizes, seed, variant, BUDGET)?;
+    let inputs: Vec<(&str, &einfall_ir::array::Array)> = case.inputs.iter().map(|(n, a)| (n.as_str(), a)).collect();
+    let outputs = match bound.run_values(stream, &inputs) {
+        Ok(outputs) => outputs,
+        Err(e) => return refused_or(e),
+    };
+    plans::compare(&case.expected, &outputs)?;
+    if repeat {
+        repeated(&bound, stream, &inputs, &outputs)?;
+    }
+    Ok(Outcome::Agrees)
+}
+
+/// A cascade at some sizes.
+fn one(
+    kernel: &Kernel,
+    stream: &Stream,
+    c: &Cascade,
+    b: &einfall_ir::cascade::bind::Bindings,
+    seed: u64,
+    repeat: bool,
+) -> Result<Outcome, String> {
+    let values = random(c, b, seed, Variant::Small).map_err(|e| e.to_string())?;
+    let sizes: Vec<(&str, u64)> = c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+    let bound = match kernel.bind(&sizes) {
+        Ok(bound) => bound,
+        Err(e) => return Ok(Outcome::Refused(first_line(&e))),
+    };
+    let inputs: Vec<(&str, &einfall_ir::array::Array)> =
+        c.params.iter().zip(&values).map(|(p, a)| (c.tensors[*p].name.as_str(), a)).collect();
+    let outputs = match bound.run_values(stream, &inputs) {
+        Ok(outputs) => outputs,
+        Err(e) => return refused_or(e),
+    };
+    compare::outputs(c, b, &values, &outputs, seed).map_err(|e| match e {
+        Failure::Wrong(m) | Failure::Usage(m) | Failure::Machine(m) => m,
+    })?;
+    if repeat {
+        repeated(&bound, stream, &inputs, &outputs)?;
+    }
+    Ok(Outcome::Agrees)
+}
+
+/// Sizes and arrays that a kernel does not take are skipped, everything else is a failure.
+fn refused_or(e: einfall::Error) -> Result<Outcome, String> {
+    use einfall_runtime::cuda::CudaError;
+    match &e {
+        einfall::Error::Runtime(einfall_runtime::Error::Cuda(
+            CudaError::TensorMap { .. } | CudaError::Launch { .. } | CudaError::Extent { .. },
+        )) => Ok(Outcome::Refused(first_line(&e))),
+        _ => Err(e.to_string()),
+    }
+}
+
+/// The same launch on the same arrays, outputs poisoned in between, gives the same bits; by itself and as a graph.
+fn repeated(
+    bound: &einfall::cuda::Bound,
+    stream: &Stream,
+    inputs: &[(&str, &einfall_ir::array::Array)],
+    outputs: &[(String, HostArray)],
+) -> Result<(), String> {
+    let text = |e: &dyn std::fmt::Display| e.to_string();
+    let in_place = |n: &str| inputs.iter().any(|(i, _)| *i == n);
+    let mut arguments = Arguments::new();
+    let mut results = Vec::new();
+    for (name, host) in outputs {
+        if in_place(name) {
+            // Updated in place: a second run starts from other values.
+            return Ok(());
+        }
+        let array = bound.runtime().array(name).map_err(|e| text(&e))?;
+        arguments = arguments.output(name, &array);
+        results.push((name, array, host));
+    }
+    for (name, a) in inputs {
+        match a.dims.is_empty() {
+            true => arguments = arguments.scalar(name, a.data[0]),
+            false => {
+                let array = bound.runtime().array(name).map_err(|e| text(&e))?;
+                let host = HostArray::from_values(a).map_err(|e| text(&e))?;
+                array.copy_from(stream, &host).map_err(|e| text(&e))?;
+                arguments = arguments.input(name, &array);
+            }
+        }
+    }
+    let prepared = bound.prepare(arguments).map_err(|e| text(&e))?;
+    let graph = prepared.graph().map_err(|e| text(&e))?;
+    for turn in 0..REPEATS {
+        for (_, array, _) in &results {
+            array.fill(stream, 0xff).map_err(|e| text(&e))?;
+        }
+        match turn % 2 {
+            0 => prepared.launch(stream).map_err(|e| text(&e))?,
+            _ => graph.launch(stream).map_err(|e| text(&e))?,
+        }
+        for (name, array, host) in &results {
+            let again = array.to_host(stream).map_err(|e| text(&e))?;
+            if again.bytes() != host.bytes() {
+                return Err(format!("run {turn} gives other bits in `{name}`"));
+            }
+        }
+    }
+    Ok(())
+}

@@ -10,6 +10,8 @@ use einfall_ir::dtype::DType;
 use einfall_ir::kernel::Module;
 use einfall_ir::kernel::eval::{GlobalBuffer, KernelError, Options, Schedule, run};
 use einfall_ir::kernel::variants::{ArrayFacts, choose};
+use einfall_ir::mapping::Mapping;
+use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, BufferKind, Plan};
 
 /// A library cascade as formation makes it.
@@ -19,11 +21,15 @@ fn formed(name: &str) -> Plan {
     form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap()
 }
 
-/// The plan's kernels by `entries` of a mapping; they verify, and print as they parse.
+/// The plan's kernels by `entries` of a mapping.
 fn lowered(plan: &Plan, entries: &str) -> Module {
     let text = format!("mapping {} on h100 {{\n{entries}}}\n", plan.name);
-    let mapping = einfall_ir::mapping::parse::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-    let module = gpu::lower(plan, &mapping).unwrap_or_else(|e| panic!("{}: {e:?}", plan.name));
+    verified(plan, &einfall_ir::mapping::parse::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}")))
+}
+
+/// The plan's kernels by a mapping; they verify, and print as they parse.
+fn verified(plan: &Plan, mapping: &Mapping) -> Module {
+    let module = gpu::lower(plan, mapping).unwrap_or_else(|e| panic!("{}: {e:?}", plan.name));
     let violations = einfall_ir::kernel::verify::verify(&module, &einfall_ir::kernel::verify::Limits::SM90);
     let printed = einfall_ir::kernel::print::print(&module);
     assert!(violations.is_empty(), "{}{printed}", violations.iter().map(|v| format!("{v}\n")).collect::<String>());
@@ -157,4 +163,131 @@ fn several_rows_of_a_task() {
         check("argmax", &entries("argmax_rows_0", "n"), SIZES);
         check("cumsum", entries("cumsum_rows_0", "n").split_once("whole\n}\n").unwrap().1, SIZES);
     }
+}
+
+#[test]
+fn selections_scans_and_gathers() {
+    for units in [1, 4] {
+        check("argmax", &rows("argmax_rows_0", "axis m block 1\n", "n", 256, 64, units), SIZES);
+        check("logsumexp", &rows("logsumexp_rows_0", "axis m block 1\n", "n", 256, 64, units), SIZES);
+        check("third_moment", &rows("third_moment_0", "axis m block 2\n", "k", 256, 64, units), SIZES);
+        check("entropy", &rows("entropy_0", "axis m block 1\n", "n", 256, 32, units), SIZES);
+        check("cross_entropy", &rows("cross_entropy_0", "axis m block 1\n", "n", 256, 32, units), SIZES);
+    }
+    check("cross_entropy", &rows("cross_entropy_0", "axis m block 2\n", "n", 256, 32, 2), SIZES);
+    for rows in ["axis m block 1", "axis m block 2", "axis m block 4 units 2", "axis m block 2 units 2"] {
+        check("cumsum", &format!("kernel cumsum_rows_0 {{\n{rows}\naxis n block 64\n}}\n"), SIZES);
+    }
+    // Positions of [tokens, words, columns]: indices outside the table give 0.
+    for tokens in ["axis n block 1", "axis n block 2", "axis n block 4 units 4"] {
+        let entries = format!("kernel embedding_0 {{\n{tokens}\naxis d block 64\n}}\n");
+        check("embedding", &entries, &[&[5, 7, 72], &[3, 1, 64], &[4, 0, 8], &[1, 3, 1], &[0, 3, 8], &[2, 3, 0]]);
+    }
+}
+
+/// Cascades of the library whose plans contract nothing.
+fn without_contractions() -> Vec<(&'static str, Plan)> {
+    let form = |source: &str| {
+        let cascade = einfall_ir::cascade::parse(source).ok()?.cascades.pop()?;
+        form_kernels(&extract_reductions(propagate_support(cascade).ok()?)).ok()
+    };
+    let contracts = |p: &Plan| {
+        let mut found = false;
+        let each = &mut |op: &tile::Op, _: &[tile::AxisId]| found |= matches!(op, tile::Op::Contract { .. });
+        p.kernels.iter().for_each(|k| k.for_each_op(each));
+        found
+    };
+    let plans = einfall_kernels::SOURCES.iter().filter_map(|(name, source)| Some((*name, form(source)?)));
+    plans.filter(|(_, p)| !contracts(p)).collect()
+}
+
+#[test]
+fn the_library_by_the_rule() {
+    let sheet = DataSheet::named("h200").unwrap();
+    let all = without_contractions();
+    let names: Vec<&str> = all.iter().map(|(n, _)| *n).collect();
+    for wanted in ["layernorm", "rmsnorm", "softmax", "embedding", "embedding_layernorm", "cumsum", "argmax", "entropy"]
+    {
+        assert!(names.contains(&wanted), "{names:?}");
+    }
+    for (name, plan) in all {
+        let n = plan.ranks.len();
+        let ranks = |rows: u64, last: u64| {
+            let mut v = vec![rows; n];
+            if let Some(x) = v.last_mut() {
+                *x = last;
+            }
+            v
+        };
+        for hint in [None, Some(ranks(64, 4096)), Some(ranks(64, 96)), Some(ranks(64, 777))] {
+            let mapping = einfall_autotune::model_gpu::choose(&plan, &sheet, hint.as_deref());
+            let module = verified(&plan, &mapping);
+            assert!(module.launches().iter().all(|l| l.len() <= 8), "{name}");
+            for sizes in [ranks(5, 1000), ranks(2, 4096), ranks(1, 20001), ranks(3, 1), ranks(0, 8), ranks(2, 0)] {
+                agrees(&plan, &module, &sizes, Schedule::Random)
+                    .unwrap_or_else(|e| panic!("{name} {hint:?}: {e}\n{mapping}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn lost_barriers_are_caught() {
+    let plan = formed("layernorm");
+    let module = lowered(&plan, &rows("layernorm_0", "axis m block 1\n", "k", 256, 64, 4));
+    // Rows held whole, and walked rows: every meeting of the units, and every copy they alternate between.
+    for (ranks, variant) in [([3, 256], 0), ([3, 600], 2)] {
+        let mut n = 0;
+        for m in einfall_ir::kernel::mutate::mutants(&module.kernels[variant], &plan.ranks) {
+            let mut mutant = module.clone();
+            mutant.kernels[variant] = m.kernel;
+            n += 1;
+            let caught = Schedule::ALL.into_iter().any(|s| agrees(&plan, &mutant, &ranks, s).is_err());
+            assert!(caught, "{:?} {}", m.fault, m.place);
+        }
+        assert!(n >= 2);
+    }
+    let plan = formed("logsumexp");
+    let module = lowered(&plan, &rows("logsumexp_rows_0", "axis m block 1\n", "n", 256, 64, 4));
+    let variant = module.kernels.len() - 1;
+    let found = einfall_ir::kernel::mutate::mutants(&module.kernels[variant], &plan.ranks);
+    let missed: Vec<String> = found
+        .filter(|m| {
+            let mut mutant = module.clone();
+            mutant.kernels[variant] = m.kernel.clone();
+            !Schedule::ALL.into_iter().any(|s| agrees(&plan, &mutant, &[2, 637], s).is_err())
+        })
+        .map(|m| format!("{:?} {}", m.fault, m.place))
+        .collect();
+    assert_eq!(missed, Vec::<String>::new());
+}
+
+#[test]
+fn what_cannot_be_done_is_refused() {
+    for (name, entries, says) in [
+        ("cumsum", "kernel cumsum_rows_0 {\naxis m block 1\naxis n block 64 units 2\n}\n", "scans: Y runs along"),
+        ("layernorm", "kernel layernorm_0 {\naxis m block 1\n}\n", "blocks: axis k of kernel layernorm_0"),
+        (
+            "layernorm",
+            "kernel layernorm_0 {\naxis m block 1\naxis k block 64\nrole main: 2 warp\n}\n",
+            "units: several units would do the same work",
+        ),
+        (
+            "layernorm",
+            "kernel layernorm_0 {\naxis m block 2 units 2\naxis k block 64 units 2\n}\n",
+            "units: an operation has at most one axis",
+        ),
+    ] {
+        let plan = formed(name);
+        let text = format!("mapping {} on h100 {{\n{entries}}}\n", plan.name);
+        let mapping = einfall_ir::mapping::parse::parse(&text).unwrap();
+        let refused = gpu::lower(&plan, &mapping).expect_err(says);
+        assert!(refused[0].message.contains(says), "{refused:?}");
+    }
+    // A row known to be longer than the only block that would hold it.
+    let mut plan = formed("softmax");
+    plan.ranks.iter_mut().for_each(|(_, r)| r.fixed = (r.name == "N").then_some(300));
+    let text = "mapping softmax on h100 {\nkernel softmax_0 {\naxis m block 1\naxis n block 256 whole\n}\n}\n";
+    let refused = gpu::lower(&plan, &einfall_ir::mapping::parse::parse(text).unwrap()).expect_err("too long");
+    assert!(refused[0].message.contains("no entry for softmax_0 holds its extents"), "{refused:?}");
 }

@@ -88,12 +88,12 @@ fn fallback(kernel: &Kernel) -> KernelMapping {
 /// to be fast at; inner axes are mapped for just these (or smaller) extents. Never fails: a kernel outside the model
 /// gets blocks alone.
 pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping {
-    let kernels = plan.kernels.iter().map(|kernel| {
+    let kernels = plan.kernels.iter().flat_map(|kernel| {
         if !contracts(kernel) {
-            return elementwise::choose(kernel, plan, sheet);
+            return elementwise::variants(kernel, plan, sheet, sizes);
         }
         let found = kernel_candidates(plan, kernel, sheet, sizes, 1).ok();
-        found.and_then(|c| c.into_iter().next()).map_or_else(|| fallback(kernel), |(m, _)| m)
+        vec![found.and_then(|c| c.into_iter().next()).map_or_else(|| fallback(kernel), |(m, _)| m)]
     });
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels: kernels.collect() }
 }
@@ -101,16 +101,16 @@ pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping 
 /// The best `k` mappings of the plan that differ in structure or several numbers, cheapest first, with the cost of all
 /// kernels that contract. The i-th candidate has every kernel's i-th best mapping, or its last.
 pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usize) -> Vec<(Mapping, Cost)> {
-    let per_kernel: Vec<Vec<(KernelMapping, Option<Cost>)>> = plan
+    let per_kernel: Vec<Vec<(Vec<KernelMapping>, Option<Cost>)>> = plan
         .kernels
         .iter()
         .map(|kernel| {
             if !contracts(kernel) {
-                return vec![(elementwise::choose(kernel, plan, sheet), None)];
+                return vec![(elementwise::variants(kernel, plan, sheet, sizes), None)];
             }
             match kernel_candidates(plan, kernel, sheet, sizes, k) {
-                Ok(found) => found.into_iter().map(|(m, c)| (m, Some(c))).collect(),
-                Err(_) => vec![(fallback(kernel), None)],
+                Ok(found) => found.into_iter().map(|(m, c)| (vec![m], Some(c))).collect(),
+                Err(_) => vec![(vec![fallback(kernel)], None)],
             }
         })
         .collect();
@@ -119,7 +119,7 @@ pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usiz
         .map(|i| {
             let chosen: Vec<_> = per_kernel.iter().filter_map(|list| list.get(i).or(list.last())).cloned().collect();
             let cost = Cost::total(chosen.iter().filter_map(|c| c.1.as_ref()));
-            let kernels = chosen.into_iter().map(|c| c.0).collect();
+            let kernels = chosen.into_iter().flat_map(|c| c.0).collect();
             (Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }, cost)
         })
         .collect()

@@ -204,8 +204,9 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
         let whole = if a.kind == AxisKind::Inner { extent } else { None };
         let step = sequential.contains(&a.name.as_str()).then_some(1);
         // An axis that an earlier step folded into another is in no operation.
-        let named = m.axes.is_empty() || used.contains(&id);
-        let Some(block) = step.or(mapped.map(|m| m.block)).or(a.block).or(whole).or((!named).then_some(1)) else {
+        let folded = (a.kind != AxisKind::Grid && !used.contains(&id)).then_some(1);
+        let mapped = mapped.filter(|_| folded.is_none());
+        let Some(block) = folded.or(step).or(mapped.map(|m| m.block)).or(a.block).or(whole) else {
             let message = format!("axis {} of kernel {} has no block", a.name, kernel.name);
             return refuse("blocks", message, "add an `axis` line, or fix the rank's extent");
         };

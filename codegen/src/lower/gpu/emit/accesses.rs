@@ -235,7 +235,7 @@ impl Emit<'_, '_> {
         });
         let elementwise = when.filter(|_| uniform.is_none());
         // Units that hold the same elements store them once.
-        let repeats = f.kernel.axes.ids().any(|a| f.cut(a, place.role) && !axes.contains(&a));
+        let repeats = f.roles[place.role].units > 1 && !axes.iter().any(|a| f.cut(*a, place.role));
         let mut conds: Vec<Expr> = uniform.into_iter().collect();
         if repeats {
             conds.push(Expr::Unit.bin(BinaryOp::Eq, Expr::Int(0)));

@@ -144,7 +144,7 @@ impl<'a> Facts<'a> {
 
     /// The innermost grid axis but `lead`.
     fn rows(&self, lead: AxisId) -> Option<AxisId> {
-        self.kernel.axes.iter().filter(|(id, a)| a.kind == AxisKind::Grid && *id != lead).map(|(id, _)| id).last()
+        self.kernel.axes.iter().filter(|(id, a)| a.kind == AxisKind::Grid && *id != lead).map(|(id, _)| id).next_back()
     }
 }
 
@@ -284,7 +284,7 @@ fn walked(f: &Facts<'_>, lead: AxisId, width: u64, loads: u64) -> KernelMapping 
 
 /// No array is contiguous along an axis: threads over the innermost grid axis, or one task.
 fn scalars(f: &Facts<'_>) -> KernelMapping {
-    let grid = f.kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid).map(|(_, a)| a).last();
+    let grid = f.kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid).map(|(_, a)| a).next_back();
     let axes = grid.map(|a| AxisMapping { units: WARPS, ..AxisMapping::new(&a.name, WARPS * WARP) });
     entry(f, axes.into_iter().collect())
 }

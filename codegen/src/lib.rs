@@ -4,4 +4,5 @@ pub mod backend;
 pub mod lower;
 pub mod passes;
 pub mod pipeline;
+pub mod random;
 pub mod tables;

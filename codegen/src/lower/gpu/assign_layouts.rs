@@ -141,6 +141,17 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         }
     }
     propagate(&f, &mut known)?;
+    // An operand made of what no contraction constrains is held as its instruction reads it.
+    for at in 0..f.ops.len() {
+        if matches!(f.ops[at].op, Op::Contract { .. }) && f.ops[at].mapping.a == Source::Registers {
+            let o = orient(&f, at)?;
+            if let (None, Some(window)) = (&known[o.a.index()], &o.atom.a_dist) {
+                let [m, _, k] = o.extents;
+                assign(&f, &mut known, o.a, (vec![o.m, o.k], repeated(window, [m, k], 1)))?;
+                propagate(&f, &mut known)?;
+            }
+        }
+    }
     f.spreads = (0..f.roles.len()).map(|role| Spread::of(&f, role)).collect();
     for (i, k) in known.into_iter().enumerate() {
         let id = TileId::new(i);

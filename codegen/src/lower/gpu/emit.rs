@@ -379,6 +379,9 @@ impl<'f, 'a> Emit<'f, 'a> {
             let ch = &f.channels[c];
             let reads = f.reads(op).iter().any(|t| ch.tiles.contains(t));
             if reads && (ch.stream.is_some() || self.item.is_none()) {
+                // Whoever fills it goes through the rings in order: it must not wait for a stage that this unit holds.
+                let stages = |c: usize| f.channels[c].stages as i64;
+                self.settle_where(flow, at, out, |g| g.releases.iter().any(|r| r.1 <= at.rel - stages(r.0)));
                 self.wait_full(c, at, flow, out);
             }
         }
@@ -404,6 +407,8 @@ impl<'f, 'a> Emit<'f, 'a> {
             Op::Map { out: t, value } if f.tile(*t).space == Space::Shared => {
                 self.map_shared(i, *t, *value, place, at, flow, out)?;
             }
+            // A value that is its own tile's stays where it is.
+            Op::Map { out: t, value } if self.is_own(*t, *value, place) => {}
             Op::Map { out: t, value } => {
                 let dims = f.tile(*t).dims.clone();
                 let frame = Frame { dist: f.tile(*t).dist.clone().expect("assigned"), dims };
@@ -485,6 +490,18 @@ impl<'f, 'a> Emit<'f, 'a> {
             }
         }
         Ok(v)
+    }
+
+    /// Whether the value is the tile itself, once selections that the stream's filter decides are made, and nothing of
+    /// it is absent.
+    fn is_own(&self, t: TileId, value: ExprId, place: &Place) -> bool {
+        let f = self.f;
+        let partial = |a: &AxisId| !f.axis(*a).exact && (place.checked || !is_walked(place, *a));
+        match &f.kernel.exprs[value] {
+            tile::Expr::Tile(own) => *own == t && !summed(f, t).iter().any(partial),
+            tile::Expr::Select(c, a, _) if !place.checked && implied(f, self.filter, *c) => self.is_own(t, *a, place),
+            _ => false,
+        }
     }
 
     /// An elementwise expression over `frame`.

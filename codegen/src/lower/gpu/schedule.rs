@@ -474,6 +474,10 @@ impl Emit<'_, '_> {
             if let Some(bar) = turn
                 && contracts.first() == Some(&i)
             {
+                // The unit whose turn it is may need the only stage of a ring, which must not wait for this unit's turn.
+                let at = Iteration { trip: Some(p.trip), rel: 0 };
+                let alone = |g: &Group| g.releases.iter().any(|r| f.channels[r.0].stages < 2);
+                self.settle_where(flow, &at, out, alone);
                 out.push(Stmt::NamedSync { barrier: bar, stage: Expr::Unit });
             }
             self.one(p, i, -skew, checked, flow, out)?;

@@ -119,7 +119,8 @@ impl Emit<'_> {
         let high = d.sbo >> 4 | mode << 30;
         let (dynamic, constant) = self.shared_linear(v)?;
         // Everything but the buffer's own offset is added after the shift, so that k-steps share one address.
-        let base = self.add(&dynamic, &Val::reg(Ty::S32, "%smem".to_string()));
+        // In a cluster the address space's base holds the task's rank above bit 24, which the descriptor has no room for.
+        let base = self.add(&dynamic, &Val::reg(Ty::S32, "%smem_window".to_string()));
         let shifted = self.t.def(Ty::S32, "shr.u32", &[&base.s, "4"]);
         let low =
             self.t.def(Ty::S32, "add.s32", &[&shifted, &((constant >> 4) as u64 + (d.lbo >> 4 << 16)).to_string()]);

@@ -105,10 +105,10 @@ fn kernel(
     e.roles()?;
 
     let mut head = e.t.declarations();
-    for r in ["thread", "warp", "lane", "smem", "cluster_rank"] {
+    for r in ["thread", "warp", "lane", "smem", "smem_window", "cluster_rank"] {
         let _ = writeln!(head, "\t.reg .b32 %{r};");
     }
-    head += "\tmov.u32 %thread, %tid.x;\n\tmov.u32 %smem, smem;\n";
+    head += "\tmov.u32 %thread, %tid.x;\n\tmov.u32 %smem, smem;\n\tand.b32 %smem_window, %smem, 0x3FFFF;\n";
     let maps = (0..e.maps.all.len()).map(|m| format!("\t.param .align 64 .b8 map{m}[128]"));
     let params: Vec<String> = maps.chain((0..slots.len()).map(|i| format!("\t.param .b64 p{i}"))).collect();
     let threads = e.threads;

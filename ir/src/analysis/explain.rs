@@ -281,7 +281,8 @@ fn io_reports(
 
 /// J over `rank`: for each output that of the reductions that feed it; the largest over the outputs; none if one of
 /// them is refused. Where several reductions feed one output, those with the most indices count: the others only scale
-/// or shift what those sum, whether the text has them inside the sum or before it.
+/// or shift what those sum, whether the text has them inside the sum or before it. An output made of several sums has
+/// at least the J of its value ([`super::sums`]).
 pub fn separation_rank(c: &Cascade, x: &Inlined, rank: RankId) -> Option<usize> {
     let mut j = None;
     for o in &c.outputs {
@@ -298,6 +299,10 @@ pub fn separation_rank(c: &Cascade, x: &Inlined, rank: RankId) -> Option<usize> 
             if indices(site) == most || site.separation.rank().is_none() {
                 j = Some(site.separation.rank()?.max(j.unwrap_or(0)));
             }
+        }
+        // What the output is made of counts, however it is spread over statements.
+        if let (Some(n), Some(d)) = (j, x.tensors.get(&t).filter(|d| d.inlined)) {
+            j = Some(n.max(super::sums::value_rank(&x.symbols, d.value, rank)));
         }
     }
     j
@@ -330,7 +335,7 @@ fn feed_expr(c: &Cascade, e: ExprId, rank: RankId, seen: &mut BTreeSet<TensorId>
 
 fn refusal_of(c: &Cascade, x: &Inlined, site: &Site) -> Option<String> {
     let over: Vec<&str> = site.ranks.iter().map(|r| c.ranks[*r].name.as_str()).collect();
-    let over = if over.is_empty() { "its indices".to_string() } else { over.join(", ") };
+    let over = if over.is_empty() { "its index".to_string() } else { over.join(", ") };
     match &site.separation {
         Separation::Free | Separation::Rank(_) => None,
         Separation::TooMany(j) => Some(format!(
@@ -338,8 +343,8 @@ fn refusal_of(c: &Cascade, x: &Inlined, site: &Site) -> Option<String> {
         )),
         Separation::Mixed(a) => Some(match (large_in(x, *a), cast_in(x, *a)) {
             (Some(t), _) => format!(
-                "it reads `{}`, which is not looked into for its size, and {over} is reduced behind that: no one-pass \
-                 form is derived across it",
+                "it reads `{}`, which is not looked into for its size, and behind that {over} takes part in a \
+                 reduction: no one-pass form is derived across it",
                 c.tensors[t].name
             ),
             (None, Some(dtype)) => format!(
@@ -474,6 +479,7 @@ mod tests {
             ("", qk.to_string(), ""),
             (", W: i32", qk.to_string(), "where n <= m and n > m - W"),
             ("", format!("50.0 * tanh({qk} / 50.0)"), "where n <= m"),
+            (", cap: f32", format!("cap * tanh({qk} / cap)"), "where n <= m"),
             (", slope: f32[G,R]", format!("{qk} - slope[g,r] * (m - n)"), "where n <= m"),
             (", bias: f32[G,M,N]", format!("{qk} + bias[g,m,n]"), ""),
             (", dm: i32[M], dn: i32[N]", qk.to_string(), "where dm[m] == dn[n]"),
@@ -495,6 +501,14 @@ mod tests {
         assert_eq!(row(samples::VARIANCE, "N"), (2, 1, Some(3)));
         assert_eq!(row(samples::THIRD, "N"), (2, 1, Some(4)));
         assert_eq!(row(samples::ENTROPY, "N"), (3, 1, Some(2)));
+        // The same values with other spellings.
+        let raw = "cascade v[M, N](x: f32[M,N]) -> (u: f32[M], v: f32[M]) {\n u[m] = (sum(n) x[m,n]) / N\n \
+                   v[m] = (sum(n) x[m,n] * x[m,n]) / N - u[m] * u[m]\n}";
+        assert_eq!(row(raw, "N"), (1, 1, Some(3)));
+        let entropy = "cascade h[M, N](x: f32[M,N]) -> (h: f32[M]) {\n X[m] = max(n) x[m,n]\n \
+                       L[m] = sum(n) exp(x[m,n] - X[m])\n l[m] = X[m] + log(L[m])\n \
+                       h[m] = l[m] - (sum(n) exp(x[m,n] - l[m]) * x[m,n])\n}";
+        assert_eq!(row(entropy, "N"), (3, 1, Some(2)));
         for (text, rank, einsum) in [(samples::SOFTMAX, "N", "A"), (samples::LAYERNORM, "K", "y")] {
             assert!(row(text, rank).1 >= 2);
             let r = of(text).refusals;

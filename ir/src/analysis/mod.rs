@@ -17,6 +17,7 @@ pub mod resources;
 #[cfg(test)]
 mod samples;
 pub mod separation;
+pub mod sums;
 pub mod symbolic;
 pub mod traffic;
 #[cfg(test)]

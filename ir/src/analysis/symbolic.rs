@@ -140,6 +140,9 @@ struct AtomFacts {
     inner: Reductions,
 }
 
+/// Reductions behind a tensor: the ranges of the indices each binds, and the dimensions it varies with.
+pub type Hidden = BTreeSet<(Vec<Size>, BTreeSet<usize>)>;
+
 /// Reductions within a value: the ranges of the indices each binds, and the variables each varies with.
 pub type Reductions = BTreeSet<(Vec<Size>, BTreeSet<Var>)>;
 
@@ -154,7 +157,7 @@ pub struct Symbols {
     pub positive: BTreeSet<TensorId>,
     /// Of tensors read without looking into them: the ranges each reduction behind them binds, with the dimensions of
     /// the tensor that it varies with.
-    pub hidden: BTreeMap<TensorId, BTreeSet<(Vec<Size>, BTreeSet<usize>)>>,
+    pub hidden: BTreeMap<TensorId, Hidden>,
     fresh: u32,
 }
 
@@ -218,6 +221,11 @@ impl Symbols {
     /// Reductions within a factor.
     pub fn atom_reductions(&self, a: AtomId) -> &Reductions {
         &self.atoms[a.index()].inner
+    }
+
+    /// Whether a reduction over `rank` is within a factor.
+    pub fn reduces(&self, a: AtomId, rank: RankId) -> bool {
+        self.atom_reductions(a).iter().any(|(extents, _)| extents.contains(&Size::Rank(rank)))
     }
 
     /// Reductions within a sum.

@@ -101,9 +101,14 @@ fn assembles(plan: &Plan, module: &Module) -> u64 {
 
 #[test]
 fn reference_mappings_assemble() {
-    for (plan, mapping) in
-        [("gemm", "gemm"), ("attention", "attention"), ("attention_full", "attention_full"), ("lstm_gates", "lstm")]
-    {
+    for (plan, mapping) in [
+        ("gemm", "gemm"),
+        ("gemm", "gemm_persistent"),
+        ("attention", "attention"),
+        ("attention", "attention_persistent"),
+        ("attention_full", "attention_full"),
+        ("lstm_gates", "lstm"),
+    ] {
         let (plan, module) = lower(plan, mapping);
         assert_eq!(assembles(&plan, &module), 0, "{} spills", plan.name);
     }

@@ -5,7 +5,7 @@
 //! of their warpgroup and end. The warp number is broadcast by a shuffle, so that ptxas knows what depends on it to be
 //! uniform. Invariant: everything printed outside a role's branch is executed by all threads of the task.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::cascade::{Rank, RankId};
@@ -15,6 +15,7 @@ use einfall_ir::ops::BinaryOp;
 use super::copy::Maps;
 use super::expr::{Element, Memo};
 use super::frag::{Frags, ThreadDigit};
+use super::ranges::{Facts, Interval, merge};
 use super::sync::{Arrivals, walk};
 use super::text::{Text, Ty, Val};
 use super::{Res, Target, Unprintable};
@@ -65,7 +66,7 @@ pub(super) struct RoleState {
     pub(super) thread_coords: HashMap<Vec<ThreadDigit>, Val>,
     pub(super) replicas: HashMap<(Vec<ThreadDigit>, u64), Val>,
     /// What is known of each variable's range.
-    pub(super) vars: Vec<Option<(i64, i64)>>,
+    pub(super) vars: Vec<Option<Interval>>,
     /// Whether lanes may have accessed memory since they last met.
     pub(super) dirty: bool,
     pub(super) unit_barriers: Option<u64>,
@@ -355,7 +356,7 @@ impl<'a> Emit<'a> {
             Stmt::Reduce { out, op, src, over, base, bounds, carry } => {
                 self.reduce(out, *op, *src, over, base.as_ref(), bounds, *carry)
             }
-            Stmt::Scan { .. } => Err(self.fail("a scan as one statement")),
+            Stmt::Scan { out, op, src, along, carry, bounds } => self.scan(*out, *op, *src, *along, *carry, bounds),
             Stmt::Load { out, src, bounds } => self.load(*out, src, bounds),
             Stmt::Store { dst, src, bounds, join } => self.store(dst, *src, bounds, *join),
             Stmt::Gather { out, buf, at, bounds } => self.gather(*out, *buf, at, bounds),
@@ -407,17 +408,6 @@ impl<'a> Emit<'a> {
         })
     }
 
-    /// Variables that statements assign.
-    fn assigned(body: &[Stmt]) -> BTreeSet<usize> {
-        let mut all = BTreeSet::new();
-        walk(body, &mut |s| {
-            if let Stmt::Let { var, .. } | Stmt::For { var, .. } = s {
-                all.insert(var.index());
-            }
-        });
-        all
-    }
-
     fn touches_memory(body: &[Stmt]) -> bool {
         let mut found = false;
         walk(body, &mut |s| {
@@ -427,6 +417,8 @@ impl<'a> Emit<'a> {
     }
 
     fn for_loop(&mut self, var: usize, lo: &Expr, hi: &Expr, step: i64, unroll: bool, body: &[Stmt]) -> Res<()> {
+        let facts = Facts { ranks: self.ranks, units: self.role.units, cluster: self.k.cluster.iter().product() };
+        let counter = facts.counter(lo, hi, &self.role.vars);
         let (lo, hi) = (self.int(lo)?, self.int(hi)?);
         if unroll {
             let (Some(mut i), Some(end)) = (lo.int_const(), hi.int_const()) else {
@@ -446,9 +438,8 @@ impl<'a> Emit<'a> {
             // The bound is fixed before the first trip.
             Val { s: self.t.def(Ty::S32, "mov.b32", &[&hi.s]), ..hi }
         };
-        for v in Self::assigned(body) {
-            self.role.vars[v] = None;
-        }
+        facts.carried(var, counter, body, &mut self.role.vars);
+        let before = self.role.vars.clone();
         self.role.dirty |= Self::touches_memory(body);
         let (top, end) = (self.t.label(), self.t.label());
         self.t.line(&format!("mov.b32 %v{var}, {}", lo.s));
@@ -460,15 +451,14 @@ impl<'a> Emit<'a> {
         }
         self.t.place(&top);
         self.t.line(".pragma \"nounroll\"");
-        self.role.vars[var] = Some((lo.lo, hi.hi.saturating_sub(1).max(lo.lo)));
+        self.role.vars[var] = Some(counter);
         self.body(body, false)?;
         self.t.line(&format!("add.s32 %v{var}, %v{var}, {step}"));
         let more = self.t.def(Ty::Pred, "setp.lt.s32", &[&format!("%v{var}"), &hi.s]);
         self.t.line(&format!("@{more} bra {top}"));
         self.t.place(&end);
-        for v in Self::assigned(body).into_iter().chain([var]) {
-            self.role.vars[v] = None;
-        }
+        merge(&mut self.role.vars, &before);
+        self.role.vars[var] = None;
         Ok(())
     }
 
@@ -495,12 +485,7 @@ impl<'a> Emit<'a> {
             self.t.place(&end);
         }
         self.role.dirty |= dirty;
-        for (now, then) in self.role.vars.iter_mut().zip(after) {
-            *now = match (*now, then) {
-                (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
-                _ => None,
-            };
-        }
+        merge(&mut self.role.vars, &after);
         Ok(())
     }
 }

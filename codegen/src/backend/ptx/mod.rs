@@ -15,8 +15,10 @@ mod frag;
 mod launch;
 mod math;
 mod memory;
+mod ranges;
 mod reduce;
 mod scalar;
+mod scan;
 mod sync;
 mod text;
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Bound, Expr, FragId};
-use einfall_ir::ops::{BinaryOp, ReduceOp};
+use einfall_ir::ops::{BinaryOp, ReduceOp, UnaryOp};
 
 use super::Res;
 use super::emit::Emit;
@@ -17,6 +17,19 @@ use super::text::{Ty, Val};
 
 /// Chains of a reduction within a thread.
 const CHAINS: usize = 4;
+
+/// The value of an empty reduction of elements of `dtype` in class `ty`.
+pub(super) fn identity(op: ReduceOp, ty: Ty, dtype: DType) -> Val {
+    match ty {
+        Ty::F32 => Val::f32(op.identity()),
+        Ty::F64 => Val::f64(op.identity()),
+        Ty::Pred | Ty::B16 | Ty::S32 | Ty::S64 => match op {
+            ReduceOp::Min => Val { ty, ..Val::int(dtype.max_finite() as i64) },
+            ReduceOp::Max => Val { ty, ..Val::int(dtype.min_finite() as i64) },
+            _ => Val::int(op.identity() as i64),
+        },
+    }
+}
 
 impl Emit<'_> {
     #[allow(clippy::too_many_arguments)]
@@ -30,18 +43,9 @@ impl Emit<'_> {
         bounds: &[Bound],
         carry: bool,
     ) -> Res<()> {
-        let join = match op {
-            ReduceOp::Sum => BinaryOp::Add,
-            ReduceOp::Product => BinaryOp::Mul,
-            ReduceOp::Min => BinaryOp::Min,
-            ReduceOp::Max => BinaryOp::Max,
-            ReduceOp::Any => BinaryOp::Or,
-            ReduceOp::All => BinaryOp::And,
-            ReduceOp::LogSumExp => return Err(self.fail("a logsumexp of a fragment")),
-            ReduceOp::ArgMin | ReduceOp::ArgMax => {
-                return self.select_argument(out, op, src, over, base, bounds, carry);
-            }
-        };
+        if op.selects_argument() {
+            return self.select_argument(out, op, src, over, base, bounds, carry);
+        }
         let out = out[0];
         let kept: Vec<usize> = (0..self.frags.get(src).dims.len()).filter(|d| !over.contains(d)).collect();
         let groups = self.groups(out, src, &kept)?;
@@ -50,15 +54,7 @@ impl Emit<'_> {
             ReduceOp::Any | ReduceOp::All => Ty::S32,
             _ => class(self.frags.get(src).dtype),
         };
-        let identity = match ty {
-            Ty::F32 => Val::f32(op.identity()),
-            Ty::F64 => Val::f64(op.identity()),
-            _ if matches!(op, ReduceOp::Min | ReduceOp::Max) => {
-                let d = self.frags.get(src).dtype;
-                Val::int(if op == ReduceOp::Min { d.max_finite() } else { d.min_finite() } as i64)
-            }
-            _ => Val::int(op.identity() as i64),
-        };
+        let identity = identity(op, ty, self.frags.get(src).dtype);
         let idempotent = matches!(op, ReduceOp::Min | ReduceOp::Max | ReduceOp::Any | ReduceOp::All);
         let mut limits = HashMap::new();
         let mut results = Vec::new();
@@ -78,13 +74,13 @@ impl Emit<'_> {
                     chains.push(x);
                 } else {
                     let n = n % chains.len();
-                    chains[n] = self.bin(join, &chains[n].clone(), &x)?;
+                    chains[n] = self.combine(op, &chains[n].clone(), &x)?;
                 }
             }
             while chains.len() > 1 {
                 let half = chains.len().div_ceil(2);
                 for i in half..chains.len() {
-                    chains[i - half] = self.bin(join, &chains[i - half].clone(), &chains[i].clone())?;
+                    chains[i - half] = self.combine(op, &chains[i - half].clone(), &chains[i].clone())?;
                 }
                 chains.truncate(half);
             }
@@ -92,12 +88,12 @@ impl Emit<'_> {
             let mut x = self.to(&x, ty);
             for mask in &digits {
                 let other = self.shuffle(&x, *mask);
-                x = self.bin(join, &x, &other)?;
+                x = self.combine(op, &x, &other)?;
                 x = self.to(&x, ty);
             }
             if carry && !idempotent {
                 let before = self.element(out, v);
-                x = self.bin(join, &before, &x)?;
+                x = self.combine(op, &before, &x)?;
             }
             results.push(x);
         }
@@ -141,34 +137,38 @@ impl Emit<'_> {
     }
 
     /// The value of the lane whose number differs by `mask`.
-    pub(super) fn shuffle(&mut self, x: &Val, mask: u64) -> Val {
-        let mask = mask.to_string();
-        let bits = |e: &mut Self, r: &str| e.t.def(Ty::S32, "shfl.sync.bfly.b32", &[r, &mask, "31", "0xFFFFFFFF"]);
-        match x.ty {
-            Ty::F32 => {
-                let r = self.in_reg(x);
-                let d = self.t.def(Ty::F32, "shfl.sync.bfly.b32", &[&r, &mask, "31", "0xFFFFFFFF"]);
-                Val::reg(Ty::F32, d)
+    fn shuffle(&mut self, x: &Val, mask: u64) -> Val {
+        self.shuffled("bfly", x, &mask.to_string())
+    }
+
+    /// Two partial values joined, the one of earlier elements first.
+    pub(super) fn combine(&mut self, op: ReduceOp, a: &Val, b: &Val) -> Res<Val> {
+        let join = match op {
+            ReduceOp::Sum => BinaryOp::Add,
+            ReduceOp::Product => BinaryOp::Mul,
+            ReduceOp::Min | ReduceOp::ArgMin => BinaryOp::Min,
+            ReduceOp::Max | ReduceOp::ArgMax => BinaryOp::Max,
+            ReduceOp::Any => BinaryOp::Or,
+            ReduceOp::All => BinaryOp::And,
+            ReduceOp::LogSumExp => {
+                // m + log(1 + e^−|a−b|); where the larger is ±∞ or NaN, that.
+                let m = self.bin(BinaryOp::Max, a, b)?;
+                let d = self.bin(BinaryOp::Sub, a, b)?;
+                let d = self.unary(UnaryOp::Abs, &d, false)?;
+                let d = self.unary(UnaryOp::Neg, &d, false)?;
+                let e = self.unary(UnaryOp::Exp, &d, false)?;
+                let l = self.unary(UnaryOp::Log1p, &e, false)?;
+                let sum = self.bin(BinaryOp::Add, &m, &l)?;
+                let size = self.unary(UnaryOp::Abs, &m, false)?;
+                let finite = self.bin(BinaryOp::Lt, &size, &Val::f32(f64::INFINITY))?;
+                return Ok(self.select(&finite, &sum, &m));
             }
-            Ty::S64 | Ty::F64 => {
-                let r = self.in_reg(x);
-                let (lo, hi) = (self.t.reg(Ty::S32), self.t.reg(Ty::S32));
-                self.t.line(&format!("mov.b64 {{{lo}, {hi}}}, {r}"));
-                let (lo, hi) = (bits(self, &lo), bits(self, &hi));
-                let d = self.t.reg(x.ty);
-                self.t.line(&format!("mov.b64 {d}, {{{lo}, {hi}}}"));
-                Val::reg(x.ty, d)
-            }
-            Ty::S32 | Ty::Pred | Ty::B16 => {
-                let x = self.to(x, Ty::S32);
-                let r = self.in_reg(&x);
-                Val { lo: x.lo, hi: x.hi, ..Val::reg(Ty::S32, bits(self, &r)) }
-            }
-        }
+        };
+        self.bin(join, a, b)
     }
 
     /// Whether element `v` counts; none: it does.
-    fn within(
+    pub(super) fn within(
         &mut self,
         f: FragId,
         v: usize,
@@ -291,7 +291,7 @@ impl Emit<'_> {
         let beats = self.bin(if op == ReduceOp::ArgMin { Lt } else { Gt }, b.0, a.0)?;
         let a_nan = self.bin(Ne, a.0, a.0)?;
         let b_nan = self.bin(Ne, b.0, b.0)?;
-        let a_number = self.unary(einfall_ir::ops::UnaryOp::Not, &a_nan, false)?;
+        let a_number = self.unary(UnaryOp::Not, &a_nan, false)?;
         let newly = self.bin(And, &b_nan, &a_number)?;
         let same = self.bin(Eq, a.0, b.0)?;
         let both_nan = self.bin(And, &a_nan, &b_nan)?;

@@ -94,15 +94,28 @@ pub const CPU: &[Pass] = &[
 ];
 
 /// From a mapped plan to kernels with roles, channels and schedules.
-pub const GPU: &[Pass] = &[Pass {
-    name: "lower-gpu",
-    level: Level::Tile,
-    step: |p, context| {
-        let mapping = context.mapping.as_ref().ok_or_else(|| vec![missing("a mapping (--mapping FILE)")])?;
-        Ok(Program::Kernel(lower::gpu::lower(&plan(p), mapping)?))
+pub const GPU: &[Pass] = &[
+    Pass {
+        name: "split-streams",
+        level: Level::Tile,
+        step: |p, context| {
+            let Some(mapping) = &context.mapping else { return Ok(p) };
+            let multiprocessors = einfall_ir::analysis::resources::Limits::h100().multiprocessors;
+            let split = lower::gpu::split_streams::run(&plan(p), mapping, multiprocessors).map_err(|d| vec![d])?;
+            Ok(Program::Tile(split))
+        },
+        why: "after the mapping is chosen, which says what is cut; the plan gains kernels and arrays",
     },
-    why: "last: layouts, channels and the schedule follow from the mapping",
-}];
+    Pass {
+        name: "lower-gpu",
+        level: Level::Tile,
+        step: |p, context| {
+            let mapping = context.mapping.as_ref().ok_or_else(|| vec![missing("a mapping (--mapping FILE)")])?;
+            Ok(Program::Kernel(lower::gpu::lower(&plan(p), mapping)?))
+        },
+        why: "last: layouts, channels and the schedule follow from the mapping",
+    },
+];
 
 /// How programs of every level print and are verified.
 pub const FORMS: Forms = Forms { print, verify };

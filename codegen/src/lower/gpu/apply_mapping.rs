@@ -98,6 +98,16 @@ pub(super) struct Facts<'a> {
     pub vars: Arena<VarId, Var>,
 }
 
+/// Whether the extent is written as a multiple of `n`.
+fn multiple(size: &Size, n: u64) -> bool {
+    match size {
+        Size::Const(c) => c % n == 0,
+        Size::Mul(a, b) => multiple(a, n) || multiple(b, n),
+        Size::Add(a, b) | Size::Sub(a, b) | Size::Min(a, b) | Size::Max(a, b) => multiple(a, n) && multiple(b, n),
+        Size::Rank(_) | Size::Div(..) | Size::CeilDiv(..) => false,
+    }
+}
+
 /// A constant extent, if its ranks are fixed.
 pub(super) fn fixed(size: &Size, ranks: &Arena<RankId, Rank>) -> Option<u64> {
     let mut known = true;
@@ -170,8 +180,8 @@ impl<'a> Facts<'a> {
 /// # Errors
 /// Names the constraint the mapping breaks.
 pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> Step<Facts<'a>> {
-    if m.split.is_some() {
-        return refuse("split", "split streams are not lowered for GPUs yet", "leave out `split`");
+    if m.split.is_some() && !super::split_streams::is_split(plan, &kernel.name) {
+        return refuse("split", format!("{} has not been cut", kernel.name), "run split-streams first");
     }
     let roles = if m.roles.is_empty() {
         let atoms = m.ops.iter().any(|o| o.atom.is_some());
@@ -215,7 +225,7 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
             block,
             units,
             cluster,
-            exact: block == 1 || extent.is_some_and(|n| n % block == 0),
+            exact: block == 1 || extent.is_some_and(|n| n % block == 0) || multiple(&a.extent, block),
             register: mapped.map_or(0, |m| m.register),
             descending: mapped.is_some_and(|m| m.descending),
             grid: grid.iter().position(|g| *g == a.name),

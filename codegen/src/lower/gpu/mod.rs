@@ -27,6 +27,7 @@ mod order_free;
 mod schedule;
 mod share_reads;
 mod split_domains;
+pub mod split_streams;
 mod spread;
 pub mod stage_stores;
 mod variants;

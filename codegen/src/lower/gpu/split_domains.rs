@@ -47,7 +47,12 @@ pub(super) fn conjuncts(f: &Facts<'_>, e: ExprId, out: &mut Vec<ExprId>) {
 }
 
 /// The linear form that is ≥ 0 exactly where the comparison `e` holds.
-fn at_least_zero(f: &Facts<'_>, e: ExprId, place: &Place, buf: &dyn Fn(tile::BufferId) -> BufId) -> Option<Linear> {
+pub(super) fn at_least_zero(
+    f: &Facts<'_>,
+    e: ExprId,
+    place: &Place,
+    buf: &dyn Fn(tile::BufferId) -> BufId,
+) -> Option<Linear> {
     let tile::Expr::Binary(op, a, b) = &f.kernel.exprs[e] else { return None };
     let (small, large, strict) = match op {
         BinaryOp::Le => (a, b, 0),

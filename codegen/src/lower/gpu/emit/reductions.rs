@@ -16,10 +16,11 @@ use einfall_ir::layout::{DistDigit, Distribution, MemLayout};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{self, AxisId, ExprId, Op, Space, TileId};
 
-use super::super::exprs::{Place, sub};
+use super::super::exprs::{Place, add, sub};
 use super::super::schedule::Iteration;
+use super::super::split_domains::at_least_zero;
 use super::super::{Step, refuse};
-use super::{Emit, Frame, is_walked};
+use super::{Emit, Frame, implied, is_walked};
 
 impl Emit<'_, '_> {
     /// The fragment of an operation's source over its frame.
@@ -58,14 +59,51 @@ impl Emit<'_, '_> {
             .collect()
     }
 
+    /// What is reduced without the selections that keep elements out: those a block without masks needs not, and those
+    /// that cut a reduced axis at one coordinate, which are limits.
+    fn guarded(
+        &self,
+        mut value: ExprId,
+        op: ReduceOp,
+        over: &[AxisId],
+        frame: &Frame,
+        place: &Place,
+    ) -> (ExprId, Vec<Bound>) {
+        let f = self.f;
+        let global = |b: tile::BufferId| self.global(b);
+        let mut guards = Vec::new();
+        while let tile::Expr::Select(cond, inside, outside) = f.kernel.exprs[value] {
+            let nothing = match f.kernel.exprs[outside] {
+                tile::Expr::Int(n) => n as f64 == op.identity(),
+                tile::Expr::Float(x) => x == op.identity(),
+                _ => false,
+            };
+            if !nothing || op.selects_argument() {
+                break;
+            }
+            if place.checked || !implied(f, self.filter, cond) {
+                let Some(form) = at_least_zero(f, cond, place, &global) else { break };
+                let &[(axis, -1)] = form.axes.as_slice() else { break };
+                let dim = frame.dims.iter().position(|d| *d == axis).filter(|_| over.contains(&axis));
+                let Some(dim) = dim else { break };
+                let limit = sub(add(form.base, Expr::Int(1)), f.origin(axis, place));
+                guards.push(Bound { dim, limit });
+            }
+            value = inside;
+        }
+        (value, guards)
+    }
+
     pub(super) fn reduce(&mut self, i: usize, place: &Place, at: &Iteration, out: &mut Vec<Stmt>) -> Step<()> {
         let f = self.f;
         let Op::Reduce { out: outs, op, value, over, carry } = f.ops[i].op else {
             return refuse("reductions", "not a reduction", "this is a fault of the compiler");
         };
         let frame = self.frame(i)?;
-        let src = self.source(i, *value, f.kernel.tiles[outs[0]].dtype, &frame, place, at, out)?;
-        let bounds = self.limits(over, &frame, place);
+        let (value, guards) = self.guarded(*value, *op, over, &frame, place);
+        let src = self.source(i, value, f.kernel.tiles[outs[0]].dtype, &frame, place, at, out)?;
+        let mut bounds = self.limits(over, &frame, place);
+        bounds.extend(guards);
         let base = if op.selects_argument() {
             let [axis] = over[..] else {
                 let message = format!("{} selects an argument over several axes", f.ops[i].name);

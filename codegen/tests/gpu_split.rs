@@ -1,0 +1,184 @@
+//! Streams cut over tasks and merged by a second kernel: the plan means the same, and its kernels agree with it under
+//! every adversarial schedule.
+
+use einfall_codegen::lower::gpu::{self, split_streams};
+use einfall_ir::analysis::resources::Limits;
+use einfall_ir::array::Array;
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::Module;
+use einfall_ir::kernel::eval::{GlobalBuffer, Options, Schedule, run};
+use einfall_ir::mapping::parse::parse;
+use einfall_ir::tile::{self, BufferKind, Plan};
+
+fn text(path: &str) -> String {
+    let path = format!("{}/../tests/{path}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// The plan of `source` as it is, and cut as the mapping says on a device of so many multiprocessors.
+fn cut(source: &str, mapping: &str, multiprocessors: u64) -> (Plan, Plan) {
+    let plan = tile::parse::parse(source).unwrap_or_else(|e| panic!("{e:?}"));
+    let mapping = parse(mapping).unwrap_or_else(|e| panic!("{e}"));
+    let split = split_streams::run(&plan, &mapping, multiprocessors).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(tile::verify::verify(&split), Ok(()), "{split}");
+    assert_eq!(tile::parse::parse(&split.to_string()).unwrap().to_string(), split.to_string());
+    (plan, split)
+}
+
+fn inputs(plan: &Plan, ranks: &[u64]) -> Vec<Array> {
+    let mut s = 11u64;
+    let mut next = move || {
+        s = s.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        DType::BF16.round((s >> 40) as f64 / f64::from(1u32 << 23) - 1.0)
+    };
+    let given = plan.buffers.iter().filter(|(_, b)| matches!(b.kind, BufferKind::Input | BufferKind::InOut));
+    given
+        .map(|(_, b)| {
+            let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
+            Array::from_fn(b.dtype, &dims, |_| next())
+        })
+        .collect()
+}
+
+fn near(x: f64, y: f64) -> bool {
+    (x - y).abs() <= 1e-9 * (1.0 + y.abs())
+}
+
+/// Whether both plans give the same.
+fn means_the_same(plan: &Plan, split: &Plan, ranks: &[u64]) -> Vec<Array> {
+    let given = inputs(plan, ranks);
+    let options = tile::eval::Options::default();
+    let want = tile::eval::run(plan, ranks, &given, &options).unwrap();
+    let got = tile::eval::run(split, ranks, &given, &options).unwrap_or_else(|e| panic!("{e} at {ranks:?}\n{split}"));
+    for (x, y) in got.iter().zip(&want) {
+        assert!(x.data.iter().zip(&y.data).all(|(x, y)| near(*x, *y)), "at {ranks:?}\n{split}");
+    }
+    want
+}
+
+fn lowered(split: &Plan, mapping: &str) -> Module {
+    let module = gpu::lower(split, &parse(mapping).unwrap()).unwrap_or_else(|e| panic!("{e:?}\n{split}"));
+    let limits = einfall_ir::kernel::verify::Limits::SM90;
+    let faults = einfall_ir::kernel::verify::verify(&module, &limits);
+    assert!(faults.is_empty(), "{}", faults.iter().map(|v| format!("{v}\n")).collect::<String>());
+    module
+}
+
+/// Runs the cut plan's kernels one after the other.
+fn agrees(plan: &Plan, split: &Plan, module: &Module, ranks: &[u64]) {
+    let want = means_the_same(plan, split, ranks);
+    let given = inputs(plan, ranks);
+    for schedule in Schedule::ALL {
+        let mut given = given.iter();
+        let mut arrays: Vec<GlobalBuffer> = split
+            .buffers
+            .iter()
+            .map(|(_, b)| {
+                let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
+                match b.kind {
+                    BufferKind::Input | BufferKind::InOut => {
+                        GlobalBuffer::new(&dims, b.dtype, given.next().unwrap().data.clone())
+                    }
+                    BufferKind::Output | BufferKind::Workspace => GlobalBuffer::undefined(&dims, b.dtype),
+                }
+            })
+            .collect();
+        let options = Options { schedule, seed: 3, ..Options::default() };
+        for launch in module.launches() {
+            // The last variant assumes nothing.
+            let kernel = launch.last().unwrap();
+            run(kernel, &split.ranks, ranks, &mut arrays, &options)
+                .unwrap_or_else(|e| panic!("{}: {e} at {ranks:?}", kernel.name));
+        }
+        let outs = split.buffers.iter().zip(&arrays).filter(|((_, b), _)| b.kind == BufferKind::Output);
+        for ((_, got), want) in outs.zip(&want) {
+            assert!(got.defined.iter().all(|d| *d));
+            assert!(got.data.iter().zip(&want.data).all(|(x, y)| near(*x, *y)), "{schedule:?} at {ranks:?}");
+        }
+    }
+}
+
+#[test]
+fn decode_in_parts() {
+    let mapping = text("mappings/decode.mapping");
+    let slots = Limits::h100().multiprocessors;
+    let (plan, split) = cut(&text("plans/decode.tile"), &mapping, slots);
+    assert_eq!(split.kernels.len(), 2);
+    let module = lowered(&split, &mapping);
+    // [B, H, R, N, E, F]: parts of one block, a tail, a part without keys, no keys.
+    for ranks in [[1, 2, 4, 700, 128, 128], [2, 1, 8, 128, 64, 128], [1, 1, 1, 1290, 128, 72], [1, 1, 3, 0, 64, 64]] {
+        agrees(&plan, &split, &module, &ranks);
+    }
+}
+
+/// The number of parts is an expression over extents.
+#[test]
+fn parts_fill_the_device() {
+    let (_, split) = cut(&text("plans/decode.tile"), &text("mappings/decode.mapping"), 132);
+    let parts = |b: u64, h: u64, n: u64| {
+        split.kernels[1]
+            .axes
+            .iter()
+            .find(|(_, a)| a.name == "n_part")
+            .unwrap()
+            .1
+            .extent
+            .eval(&[b, h, 4, n, 128, 128])
+            .unwrap()
+    };
+    assert_eq!([parts(1, 8, 131_072), parts(1, 8, 1024), parts(1, 8, 0)], [16, 8, 1]);
+    assert_eq!([parts(64, 8, 8192), parts(16, 2, 1 << 20), parts(2, 35, 1 << 20), parts(1, 1, 1 << 20)], [1, 8, 7, 64]);
+}
+
+/// Cuts through filters, with the blocks of the whole or small ones; sums merge as online softmax does.
+#[test]
+fn other_streams_in_parts() {
+    let attention = "mapping attention on h100 {\n kernel attention {\n axis n block 16\n split n parts 5 merge second_kernel\n }\n}";
+    for multiprocessors in [4, 40] {
+        let (plan, split) = cut(&text("plans/attention.tile"), attention, multiprocessors);
+        for ranks in [[1, 2, 2, 5, 70, 8, 4], [1, 1, 1, 9, 3, 4, 4], [1, 1, 1, 2, 81, 4, 4]] {
+            means_the_same(&plan, &split, &ranks);
+        }
+    }
+    let gemm = "mapping gemm on h100 {\n kernel gemm {\n axis k block 16\n split k parts 3 merge second_kernel\n }\n}";
+    let (plan, split) = cut(&text("plans/gemm.tile"), gemm, 132);
+    for ranks in [[5, 7, 40], [3, 2, 16], [2, 2, 0], [1, 1, 150]] {
+        means_the_same(&plan, &split, &ranks);
+    }
+}
+
+/// Split-K: the parts' sums leave from registers, the second kernel adds them.
+#[test]
+fn gemm_in_parts() {
+    let mapping = text("mappings/gemm.mapping")
+        .replace("        op store.C role consumer by tma\n", "        split k parts 4 merge second_kernel\n")
+        .replace(
+            "    }\n}",
+            "    }\n    kernel gemm_merge {\n        axis m block 1\n        axis n block 128\n    }\n}",
+        );
+    let (plan, split) = cut(&text("plans/gemm.tile"), &mapping, 132);
+    let module = lowered(&split, &mapping);
+    for ranks in [[130, 264, 328], [8, 8, 8]] {
+        agrees(&plan, &split, &module, &ranks);
+    }
+}
+
+#[test]
+fn what_depends_on_its_order_is_not_cut() {
+    for (plan, line, says) in [
+        ("lstm_gates", "split t parts 2 merge second_kernel", "t of lstm is not cut: its steps depend on each other"),
+        ("decode", "split n parts 2 merge cluster", "parts of decode merge by cluster"),
+    ] {
+        let source = tile::parse::parse(&text(&format!("plans/{plan}.tile"))).unwrap();
+        let kernel = &source.kernels[0].name;
+        let mapping = format!("mapping {} on h100 {{\n kernel {kernel} {{\n {line}\n }}\n}}", source.name);
+        let refused = split_streams::run(&source, &parse(&mapping).unwrap(), 132).expect_err(says);
+        assert!(refused.message.contains(says) && refused.help.is_some(), "{refused}");
+    }
+    // Without the pass the lowering says what is missing.
+    let source = tile::parse::parse(&text("plans/decode.tile")).unwrap();
+    let mapping = text("mappings/decode.mapping");
+    let mapping = mapping.split("    kernel decode_merge").next().unwrap().to_string() + "}\n";
+    let refused = gpu::lower(&source, &parse(&mapping).unwrap()).expect_err("not cut");
+    assert!(refused[0].message.contains("split: decode has not been cut"), "{refused:?}");
+}

@@ -5,7 +5,7 @@ CARGO ?= cargo
 MODEL ?= target/model
 PTXAS ?= target/ptxas
 
-.PHONY: run test lint model llvm ptxas
+.PHONY: run test lint model llvm ptxas benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -24,6 +24,10 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+# docs/benchmarks.md from the committed result files, ours and the peers'.
+benchmarks:
+	$(CARGO) run --release --quiet -- report docs/results/*.jsonl > docs/benchmarks.md
 
 # The weights and tokenizer of all-MiniLM-L6-v2; the network is used the first time only.
 model:

@@ -10,6 +10,7 @@ mod device;
 mod explain;
 mod gpu;
 mod lower;
+mod report;
 mod run;
 mod source;
 mod text;
@@ -57,6 +58,8 @@ enum Command {
     Selftest(device::SelftestArgs),
     /// Time library cascades at the shapes of the field's benchmarks
     Bench(bench::BenchArgs),
+    /// Join result files of benchmarks into tables of ratios
+    Report(report::ReportArgs),
     /// Solve an integer constraint system
     Csp(csp::CspArgs),
 }
@@ -118,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Cache(c) => device::cache(&c),
         Command::Selftest(a) => device::selftest(&a),
         Command::Bench(a) => bench::bench(&a),
+        Command::Report(a) => report::report(&a),
         Command::Csp(a) => csp::csp(&a),
     };
     let (code, message) = match done {

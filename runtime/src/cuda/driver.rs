@@ -214,6 +214,14 @@ impl Module {
         Ok(Module { handle, context: Arc::clone(context) })
     }
 
+    /// Has the driver assemble and load a text in one step, without a log.
+    pub(super) fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, CudaError> {
+        let mut source = text.as_bytes().to_vec();
+        source.push(0);
+        // SAFETY: a text that ends with a zero byte is checked by the driver's assembler.
+        unsafe { Module::load(context, &source) }
+    }
+
     /// The kernel of this name. It lives as long as the module.
     pub(super) fn function(&self, symbol: &str) -> Result<Function, CudaError> {
         self.context.enter()?;

@@ -184,15 +184,27 @@ impl Engine {
                     tracing::warn!(%key, %error, "cached code does not load and is rebuilt");
                 }
                 self.assembled.fetch_add(1, Ordering::Relaxed);
-                let code = link::assemble(self.context(), gpu, &artifact.name, text, arch)?;
-                if let Some(cache) = &self.cache
-                    && let Err(error) = cache.put(&key, &code.image)
-                {
-                    tracing::warn!(%error, "a kernel is not cached");
+                match link::assemble(self.context(), gpu, &artifact.name, text, arch) {
+                    Ok(code) => {
+                        if let Some(cache) = &self.cache
+                            && let Err(error) = cache.put(&key, &code.image)
+                        {
+                            tracing::warn!(%error, "a kernel is not cached");
+                        }
+                        tracing::debug!(log = code.log, "assembled");
+                        // SAFETY: the driver's assembler made it a line above.
+                        (unsafe { Module::load(self.context(), &code.image)? }, code.log)
+                    }
+                    // A driver whose linker refuses what its loader takes: no code to cache then.
+                    Err(error @ CudaError::Assemble { .. }) => match Module::load_text(self.context(), text) {
+                        Ok(module) => {
+                            tracing::warn!(%error, "the driver's linker refuses a text that loads");
+                            (module, String::new())
+                        }
+                        Err(_) => return Err(error.into()),
+                    },
+                    Err(error) => return Err(error.into()),
                 }
-                tracing::debug!(log = code.log, "assembled");
-                // SAFETY: the driver's assembler made it a line above.
-                (unsafe { Module::load(self.context(), &code.image)? }, code.log)
             }
         };
         let mut functions = Vec::new();

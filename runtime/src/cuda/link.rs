@@ -51,21 +51,16 @@ impl Logs {
     }
 }
 
-/// Assembles PTX for the context's device.
-pub(super) fn assemble(
-    context: &Context,
-    gpu: &Gpu,
-    name: &str,
-    text: &str,
-    arch: &str,
-) -> Result<Assembled, CudaError> {
-    if !gpu.runs(arch) {
-        let (arch, device) = (arch.to_owned(), gpu.name.clone());
-        return Err(CudaError::Arch { arch, device, capability: gpu.capability });
-    }
-    context.enter()?;
+/// The driver's number for an architecture with instructions of its own: `sm_90a` is 90 and a bit.
+fn accelerated(arch: &str) -> Option<usize> {
+    let number: usize = arch.strip_prefix("sm_")?.strip_suffix('a')?.parse().ok()?;
+    Some((1 << 16) + number)
+}
+
+/// Runs the driver's linker on a PTX text in the current context; the code, if it succeeds, and its logs.
+fn link(text: &str, target: Option<usize>) -> (CUresult, Vec<u8>, Logs) {
     let mut logs = Logs { info: vec![0; LOG_BYTES], error: vec![0; LOG_BYTES] };
-    let mut options = [
+    let mut options = vec![
         Opt::CU_JIT_INFO_LOG_BUFFER,
         Opt::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
         Opt::CU_JIT_ERROR_LOG_BUFFER,
@@ -73,13 +68,17 @@ pub(super) fn assemble(
         Opt::CU_JIT_LOG_VERBOSE,
     ];
     // The driver takes numbers in the place of the pointers.
-    let mut values: [*mut c_void; 5] = [
+    let mut values: Vec<*mut c_void> = vec![
         logs.info.as_mut_ptr().cast(),
         ptr::without_provenance_mut(LOG_BYTES),
         logs.error.as_mut_ptr().cast(),
         ptr::without_provenance_mut(LOG_BYTES),
         ptr::without_provenance_mut(1),
     ];
+    if let Some(target) = target {
+        options.push(Opt::CU_JIT_TARGET);
+        values.push(ptr::without_provenance_mut(target));
+    }
     let mut source = text.as_bytes().to_vec();
     source.push(0);
     let mut state = ptr::null_mut();
@@ -113,6 +112,32 @@ pub(super) fn assemble(
         }
         result
     };
+    (result, image, logs)
+}
+
+/// Assembles PTX for the context's device.
+pub(super) fn assemble(
+    context: &Context,
+    gpu: &Gpu,
+    name: &str,
+    text: &str,
+    arch: &str,
+) -> Result<Assembled, CudaError> {
+    if !gpu.runs(arch) {
+        let (arch, device) = (arch.to_owned(), gpu.name.clone());
+        return Err(CudaError::Arch { arch, device, capability: gpu.capability });
+    }
+    context.enter()?;
+    // The driver takes the device's own architecture; one that must be told of the variant is told.
+    let (mut result, mut image, mut logs) = link(text, None);
+    if result != CUresult::CUDA_SUCCESS
+        && let Some(target) = accelerated(arch)
+    {
+        let again = link(text, Some(target));
+        if again.0 == CUresult::CUDA_SUCCESS {
+            (result, image, logs) = again;
+        }
+    }
     let log = logs.text();
     match result {
         CUresult::CUDA_SUCCESS => Ok(Assembled { image, log }),
@@ -152,6 +177,12 @@ mod tests {
         assert_ne!(base, of("text", "sm_90a", &Gpu { driver: 12080, ..gpu.clone() }));
         assert_ne!(base, of("text", "sm_90a", &Gpu { capability: (10, 0), ..gpu.clone() }));
         assert_eq!(base, of("text", "sm_90a", &Gpu { index: 1, ..gpu }), "two cards of one kind share");
+    }
+
+    #[test]
+    fn architectures_with_their_own_instructions_have_numbers() {
+        assert_eq!(accelerated("sm_90a"), Some(65_626));
+        assert_eq!(accelerated("sm_80"), None);
     }
 
     #[test]

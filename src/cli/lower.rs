@@ -12,6 +12,7 @@ use einfall_ir::cascade::bind::Given;
 use einfall_ir::cascade::{Cascade, eval};
 use einfall_ir::kernel::atoms;
 use einfall_ir::mapping::Mapping;
+use einfall_ir::target::DataSheet;
 use einfall_ir::tile;
 use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_ir::tolerance::{Expected, expect};
@@ -31,7 +32,7 @@ pub fn passes() {
 pub enum Lowering {
     /// Kernels for this machine's processor
     Cpu,
-    /// Kernels with roles, channels and schedules; needs --mapping
+    /// Kernels with roles, channels and schedules
     Gpu,
 }
 
@@ -46,7 +47,7 @@ pub struct LowerArgs {
     /// Stop after this pass (`einfall passes` lists them) and print what it made
     #[arg(long, value_name = "PASS")]
     stop_after: Option<String>,
-    /// A mapping file; without it a CPU gets the model's choice
+    /// A mapping file; without it the model chooses, for this processor or an H100
     #[arg(long, value_name = "FILE")]
     mapping: Option<PathBuf>,
     /// Extents fixed at compile time
@@ -152,7 +153,7 @@ fn records(
     let mapping = match (mapping, target) {
         (Some(m), _) => Some(m),
         (None, Lowering::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
-        (None, Lowering::Gpu) => None,
+        (None, Lowering::Gpu) => Some(einfall_autotune::model_gpu::choose(&plan, &DataSheet::h100(), None)),
     };
     let context = Context { mapping, isa: Some(isa(&cpu)), ..to_tile };
     let made = trace(lower, Program::Tile(plan), &context, second);

@@ -192,7 +192,10 @@ pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
 }
 
 /// The plan of a cascade for a device whose contraction instructions the context names.
-pub(crate) fn plan_for(cascade: &Cascade, context: &Context) -> Result<Plan, Error> {
+///
+/// # Errors
+/// [`Error::Refused`] where something has no lowering.
+pub fn plan_for(cascade: &Cascade, context: &Context) -> Result<Plan, Error> {
     let mut program = Program::Cascade(cascade.clone());
     for pass in tables::TO_TILE {
         program =

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use einfall::with_statics;
+use einfall_autotune::{model_cpu, model_gpu};
+use einfall_codegen::pipeline::Context;
 use einfall_ir::analysis::explain::{Mapped, Options, report, to_json, to_text};
+use einfall_ir::analysis::traffic::{plan_traffic, roofline_us};
+use einfall_ir::cascade::{Cascade, Rank};
+use einfall_ir::kernel::atoms;
 use einfall_ir::target::DataSheet;
 
 use super::source::{Pairs, Source, sizes};
@@ -47,11 +52,9 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     for c in &mut module.cascades {
         let own: Vec<(String, u64)> = sizes(&args.statics).into_iter().filter(|(n, _)| c.rank(n).is_some()).collect();
         *c = with_statics(c, &own).map_err(|e| engine_failure(&source, e))?;
-        // What has no lowering has no kernels; its analyses stand all the same.
-        let Ok(plan) = einfall::plan(c) else { continue };
-        let mapping = (args.target == "cpu").then(|| einfall_autotune::model_cpu::choose(&plan, &target).to_string());
-        let entry = Mapped { kernels: Some(plan.kernels.len()), mapping, ..Mapped::default() };
-        mapped.insert(c.name.clone(), entry);
+        if let Some(entry) = map(c, &target, &given) {
+            mapped.insert(c.name.clone(), entry);
+        }
     }
     let report = report(&module, &Options { sizes: given, target: Some(target) }, &mapped);
     if args.json {
@@ -60,4 +63,26 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         print!("{}", to_text(&report));
     }
     Ok(())
+}
+
+/// The kernels of a cascade, the mapping that the model of the target chooses for them, and what that costs where every
+/// extent is known. None for what has no lowering: its analyses stand all the same.
+fn map(c: &Cascade, target: &DataSheet, given: &BTreeMap<String, u64>) -> Option<Mapped> {
+    let atoms = if target.gpu.is_some() { atoms::all().collect() } else { Vec::new() };
+    let plan = einfall::plan_for(c, &Context { atoms, ..Context::default() }).ok()?;
+    let extent = |r: &Rank| given.get(&r.name).copied().or(r.fixed);
+    let extents: Option<Vec<u64>> = plan.ranks.iter().map(|(_, r)| extent(r)).collect();
+    let mapping = match target.gpu {
+        Some(_) => model_gpu::choose(&plan, target, extents.as_deref()),
+        None => model_cpu::choose(&plan, target),
+    };
+    let mut entry =
+        Mapped { kernels: Some(plan.kernels.len()), mapping: Some(mapping.to_string()), ..Mapped::default() };
+    if let Some(n) = &extents
+        && let Some(t) = plan_traffic(&plan, &mapping, n, target)
+    {
+        entry.bytes = t.levels.iter().map(|l| (l.level.clone(), l.bytes())).collect();
+        entry.predicted_us = roofline_us(&plan, &mapping, n, target);
+    }
+    Some(entry)
 }

@@ -10,13 +10,14 @@
 //! Capacities and traffic are counted in elements of the smallest type involved, so the bytes are a lower bound too.
 //! A level with several instances is bounded by the capacity of one: its points are split among them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::derive::Derivation;
-use super::inline::{conjuncts, indices_of};
+use super::inline::indices_of;
 use super::passes::direct_indices;
 use crate::arena::Id;
 use crate::cascade::{Cascade, Einsum, Expr, ExprId, IndexId, OutputSource, TensorId, TensorKind};
+use crate::ops::{BinaryOp, UnaryOp};
 use crate::target::DataSheet;
 
 /// A lower bound of the bytes that enter (or leave) one memory level.
@@ -38,10 +39,11 @@ const PEBBLE: &str = "Hong & Kung 1981 with Brascamp-Lieb exponents (Christ et a
 /// its derivations.
 pub fn bounds(c: &Cascade, derived: &[Derivation], extents: &[u64], target: &DataSheet) -> Vec<Bound> {
     let mut out = Vec::new();
+    let spaces: Vec<(&Einsum, Option<Space>)> = c.einsums().map(|e| (e, Space::of(c, e, extents))).collect();
     for level in target.levels.iter().skip(1) {
         let mut whole = (compulsory_bytes(c, extents), "compulsory traffic: inputs once, outputs once".to_string());
-        for e in c.einsums() {
-            let Some(x) = Space::of(c, e, extents) else { continue };
+        for (e, x) in &spaces {
+            let Some(x) = x else { continue };
             let name = c.tensors[e.targets[0].tensor].name.clone();
             let (alone, once) = (x.bound(level.bytes, &x.arrays), x.once_bytes());
             if x.contracts {
@@ -221,48 +223,104 @@ fn matches_reduction(c: &Cascade, e: ExprId) -> usize {
     n
 }
 
-/// The share of points that a filter over indices keeps, counted; none if it reads data or is too large to count.
+/// Boxes of points that a filter is looked at for.
+const BOXES: usize = 1 << 14;
+
+/// The share of points that a filter over indices certainly keeps, by halving boxes until it is decided on them or
+/// [`BOXES`] were looked at (what is then undecided is left out: bounds stay bounds); none if it reads data.
 fn kept_fraction(c: &Cascade, filter: ExprId, extents: &[u64]) -> Option<f64> {
-    let mut all = Vec::new();
-    conjuncts(c, filter, &mut all);
     let vars: Vec<IndexId> = indices_of(c, filter).into_iter().collect();
     let sizes: Vec<u64> = vars.iter().map(|i| c.indices[*i].extent.eval(extents).ok()).collect::<Option<_>>()?;
-    let total = sizes.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n <= 1 << 24)?;
-    if total == 0 {
+    let total: f64 = sizes.iter().map(|n| *n as f64).product();
+    if total == 0.0 {
         return Some(0.0);
     }
-    let mut kept = 0u64;
-    for code in 0..total {
-        let mut rest = code;
-        let at: Vec<i64> = sizes
-            .iter()
-            .map(|n| {
-                let v = rest % n;
-                rest /= n;
-                v as i64
-            })
-            .collect();
-        let value = |i: IndexId| vars.iter().position(|v| *v == i).map(|k| at[k]);
-        let mut holds = true;
-        for p in &all {
-            holds &= integer(c, *p, extents, &value)? != 0;
+    // Largest boxes first.
+    let mut open: BTreeMap<u128, Vec<Vec<(i64, i64)>>> = BTreeMap::new();
+    let points = |b: &[(i64, i64)]| b.iter().map(|(l, h)| (h - l + 1) as u128).product::<u128>();
+    let whole: Vec<(i64, i64)> = sizes.iter().map(|n| Some((0, i64::try_from(n - 1).ok()?))).collect::<Option<_>>()?;
+    open.insert(points(&whole), vec![whole]);
+    let mut kept = 0.0;
+    for _ in 0..BOXES {
+        let Some(mut entry) = open.last_entry() else { break };
+        let b = entry.get_mut().pop()?;
+        if entry.get().is_empty() {
+            entry.remove();
         }
-        kept += u64::from(holds);
+        let value = |i: IndexId| vars.iter().position(|v| *v == i).map(|k| b[k]);
+        match truth(c, filter, extents, &value)? {
+            (1.., _) => kept += points(&b) as f64,
+            (_, 0) => {}
+            _ => {
+                let (k, (l, h)) = b.iter().copied().enumerate().max_by_key(|(_, (l, h))| h - l)?;
+                if l == h {
+                    return None;
+                }
+                for half in [(l, l + (h - l) / 2), (l + (h - l) / 2 + 1, h)] {
+                    let mut part = b.clone();
+                    part[k] = half;
+                    open.entry(points(&part)).or_default().push(part);
+                }
+            }
+        }
     }
-    Some(kept as f64 / total as f64)
+    Some(kept / total)
 }
 
-/// An integer expression over indices and extents.
-fn integer(c: &Cascade, e: ExprId, extents: &[u64], value: &impl Fn(IndexId) -> Option<i64>) -> Option<i64> {
-    let of = |e: ExprId| integer(c, e, extents, value);
+/// Bounds of an integer expression or predicate (0 or 1) over a box of indices; none if it reads data.
+fn truth(
+    c: &Cascade,
+    e: ExprId,
+    extents: &[u64],
+    value: &impl Fn(IndexId) -> Option<(i64, i64)>,
+) -> Option<(i64, i64)> {
+    let of = |e: ExprId| truth(c, e, extents, value);
+    let point = |n: i64| Some((n, n));
     match &c.exprs[e] {
-        Expr::Int(n) => Some(*n),
-        Expr::Size(n) => n.eval(extents).ok().and_then(|n| i64::try_from(n).ok()),
+        Expr::Int(n) => point(*n),
+        Expr::Size(n) => n.eval(extents).ok().and_then(|n| i64::try_from(n).ok()).and_then(point),
         Expr::Index(i) => value(*i),
-        Expr::Unary(op, a) => Some(op.eval(of(*a)? as f64) as i64),
-        Expr::Binary(op, a, b) => Some(op.eval(of(*a)? as f64, of(*b)? as f64, true) as i64),
-        Expr::Select(k, a, b) => of(if of(*k)? != 0 { *a } else { *b }),
-        Expr::Float(_)
+        Expr::Unary(UnaryOp::Neg, a) => of(*a).map(|(l, h)| (-h, -l)),
+        Expr::Unary(UnaryOp::Not, a) => of(*a).map(|(l, h)| (i64::from(h == 0), i64::from(l == 0))),
+        Expr::Unary(UnaryOp::Abs, a) => of(*a).map(|(l, h)| (l.max(-h).max(0), h.max(-l))),
+        Expr::Binary(op, a, b) => {
+            let ((al, ah), (bl, bh)) = (of(*a)?, of(*b)?);
+            let holds = |always: bool, sometimes: bool| Some((i64::from(always), i64::from(sometimes)));
+            match op {
+                BinaryOp::Add => Some((al.checked_add(bl)?, ah.checked_add(bh)?)),
+                BinaryOp::Sub => Some((al.checked_sub(bh)?, ah.checked_sub(bl)?)),
+                BinaryOp::Mul => {
+                    let all = [al.checked_mul(bl)?, al.checked_mul(bh)?, ah.checked_mul(bl)?, ah.checked_mul(bh)?];
+                    Some((*all.iter().min()?, *all.iter().max()?))
+                }
+                BinaryOp::Div if bl == bh && bl > 0 => Some((al.div_euclid(bl), ah.div_euclid(bl))),
+                BinaryOp::Mod if bl == bh && bl > 0 && al.div_euclid(bl) == ah.div_euclid(bl) => {
+                    Some((al.rem_euclid(bl), ah.rem_euclid(bl)))
+                }
+                BinaryOp::Mod if bl == bh && bl > 0 => Some((0, bl - 1)),
+                BinaryOp::Min => Some((al.min(bl), ah.min(bh))),
+                BinaryOp::Max => Some((al.max(bl), ah.max(bh))),
+                BinaryOp::Lt => holds(ah < bl, al < bh),
+                BinaryOp::Le => holds(ah <= bl, al <= bh),
+                BinaryOp::Gt => holds(al > bh, ah > bl),
+                BinaryOp::Ge => holds(al >= bh, ah >= bl),
+                BinaryOp::Eq => holds(al == ah && bl == bh && al == bl, al <= bh && bl <= ah),
+                BinaryOp::Ne => holds(ah < bl || al > bh, !(al == ah && bl == bh && al == bl)),
+                BinaryOp::And => holds(al > 0 && bl > 0, ah > 0 && bh > 0),
+                BinaryOp::Or => holds(al > 0 || bl > 0, ah > 0 || bh > 0),
+                BinaryOp::Div | BinaryOp::Mod | BinaryOp::Pow => None,
+            }
+        }
+        Expr::Select(k, a, b) => match of(*k)? {
+            (1.., _) => of(*a),
+            (_, 0) => of(*b),
+            _ => {
+                let ((al, ah), (bl, bh)) = (of(*a)?, of(*b)?);
+                Some((al.min(bl), ah.max(bh)))
+            }
+        },
+        Expr::Unary(..)
+        | Expr::Float(_)
         | Expr::Read { .. }
         | Expr::Cast(..)
         | Expr::Tuple(_)
@@ -397,6 +455,24 @@ mod tests {
             assert!(bound <= best, "S={s}: bound {bound}, achieved {best}");
             assert!(best <= 2.5 * bound, "S={s}: bound {bound} is vacuous against {best}");
         }
+    }
+
+    #[test]
+    fn filters_are_counted() {
+        let of = |filter: &str, sizes: &[u64]| {
+            let c = one(&format!(
+                "cascade c[M, N](x: f32[M,N]) -> (y: f32[M]) {{\n y[m] = sum(n) x[m,n] where {filter}\n}}"
+            ));
+            let e = c.einsums().next().unwrap();
+            kept_fraction(&c, e.filter.unwrap(), sizes).unwrap()
+        };
+        assert_eq!(of("n <= m", &[16, 16]), 136.0 / 256.0);
+        assert_eq!(of("n <= m + (N - M)", &[8, 16]), 100.0 / 128.0);
+        assert_eq!(of("n <= m and n > m - 3", &[16, 16]), 45.0 / 256.0);
+        assert_eq!(of("n % 4 == 1 or n / 2 == 3", &[3, 16]), 6.0 / 16.0);
+        // Many points: never more than there are, and not much less.
+        let large = of("n <= m", &[1 << 20, 1 << 20]);
+        assert!((0.49..=0.5).contains(&large), "{large}");
     }
 
     fn derived(c: &Cascade) -> Vec<Derivation> {

@@ -129,6 +129,14 @@ pub fn plan_traffic(plan: &Plan, mapping: &Mapping, extents: &[u64], sheet: &Dat
     Some(out)
 }
 
+/// The roofline times of a plan's kernels, one after another, in microseconds. None if an extent does not evaluate.
+pub fn roofline_us(plan: &Plan, mapping: &Mapping, extents: &[u64], sheet: &DataSheet) -> Option<f64> {
+    let default = KernelMapping::default();
+    let own = |k: &Kernel| mapping.kernels.iter().find(|m| m.kernel == k.name).unwrap_or(&default).clone();
+    let us = |k: &Kernel| Some(kernel_traffic(plan, k, &own(k), extents, sheet)?.roofline_us(sheet));
+    plan.kernels.iter().map(us).sum()
+}
+
 /// What `kernel` of `plan` moves under `mapping` on `sheet`, for these extents of the plan's ranks. An axis without a
 /// block is one block (a grid axis: one coordinate). None if an extent does not evaluate.
 pub fn kernel_traffic(

@@ -123,9 +123,9 @@ impl Facts<'_> {
     }
 
     /// Makes `vars` hold at the start of every trip of a loop.
-    pub(super) fn carried(&self, var: usize, counter: Interval, body: &[Stmt], vars: &mut Vec<Option<Interval>>) {
+    pub(super) fn carried(&self, var: usize, counter: Interval, body: &[Stmt], vars: &mut [Option<Interval>]) {
         loop {
-            let mut after = vars.clone();
+            let mut after = vars.to_vec();
             after[var] = Some(counter);
             self.flow(body, &mut after);
             let mut moved = false;

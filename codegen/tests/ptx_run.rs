@@ -1,0 +1,291 @@
+//! Printed PTX, run: what the reference kernels compute is what their tile plans mean.
+
+mod machine;
+
+use einfall_codegen::backend::ptx::{Target, print};
+use einfall_codegen::lower::form::form_kernels;
+use einfall_codegen::lower::gpu;
+use einfall_codegen::passes::extract_reductions::extract_reductions;
+use einfall_codegen::passes::propagate_support::propagate_support;
+use einfall_ir::arena::Id;
+use einfall_ir::array::Array;
+use einfall_ir::artifact::{Artifact, Code, Condition, Slot};
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::Module;
+use einfall_ir::tile::{self, BufferKind, Plan};
+use half::{bf16, f16};
+use machine::{Machine, Map, parse};
+
+fn text(path: &str) -> String {
+    let path = format!("{}/../tests/{path}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+fn formed(name: &str) -> Plan {
+    let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
+    let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
+    form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap()
+}
+
+fn mapped(plan: &Plan, mapping: &str) -> Module {
+    let mapping = einfall_ir::mapping::parse::parse(mapping).unwrap_or_else(|e| panic!("{e}"));
+    gpu::lower(plan, &mapping).unwrap_or_else(|e| panic!("{e:?}"))
+}
+
+fn encode(dtype: DType, x: f64) -> u64 {
+    match dtype {
+        DType::F64 => x.to_bits(),
+        DType::F32 | DType::Tf32 => u64::from((x as f32).to_bits()),
+        DType::F16 => u64::from(f16::from_f64(x).to_bits()),
+        DType::BF16 => u64::from(bf16::from_f64(x).to_bits()),
+        _ => x as i64 as u64,
+    }
+}
+
+fn decode(dtype: DType, b: u64) -> f64 {
+    match dtype {
+        DType::F64 => f64::from_bits(b),
+        DType::F32 | DType::Tf32 => f64::from(f32::from_bits(b as u32)),
+        DType::F16 => f16::from_bits(b as u16).to_f64(),
+        DType::BF16 => bf16::from_bits(b as u16).to_f64(),
+        DType::I64 => b as i64 as f64,
+        DType::I32 => f64::from(b as u32 as i32),
+        DType::I8 => f64::from(b as u8 as i8),
+        DType::U8 | DType::Bool => f64::from(b as u8),
+        DType::F8E4M3 | DType::F8E5M2 | DType::I4 => panic!("{dtype} arrays"),
+    }
+}
+
+/// An array: its address, extents, strides in elements, values given.
+type Place = (u64, Vec<u64>, Vec<u64>, Vec<f64>);
+
+/// Runs an artifact on inputs; the outputs.
+fn execute(a: &Artifact, ranks: &[u64], inputs: &[Array]) -> Vec<Vec<f64>> {
+    let Code::Ptx { text, .. } = &a.code else { panic!("no PTX") };
+    let mut given = inputs.iter();
+    // Arrays stand apart, aligned; what is not written is not a number.
+    let mut global: Vec<u8> = vec![0xFF; 4096];
+    let mut places: Vec<Place> = Vec::new();
+    for (_, b) in a.buffers.iter() {
+        let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
+        let mut strides = vec![1; dims.len()];
+        for d in (1..dims.len()).rev() {
+            strides[d - 1] = strides[d] * dims[d];
+        }
+        let at = global.len() as u64;
+        let bytes = b.dtype.bytes(1) as usize;
+        let values = match b.kind {
+            BufferKind::Input | BufferKind::InOut => given.next().unwrap().data.clone(),
+            BufferKind::Output | BufferKind::Workspace => Vec::new(),
+        };
+        let n = dims.iter().product::<u64>() as usize;
+        global.resize((global.len() + n * bytes + 256).next_multiple_of(256), 0xFF);
+        for (i, x) in values.iter().enumerate() {
+            Machine::write(&mut global, at + (i * bytes) as u64, bytes, encode(b.dtype, *x));
+        }
+        places.push((at, dims, strides, values));
+    }
+    let holds = |c: &Condition| match c {
+        Condition::AtMost(s, n) => s.eval(ranks).unwrap() <= *n,
+        Condition::Multiple(s, n) => s.eval(ranks).unwrap() % n == 0,
+        Condition::Aligned(b, n) => {
+            let strides = &places[b.index()].2;
+            let bytes = a.buffers[*b].dtype.bytes(1);
+            256 % n == 0 && strides.split_last().is_none_or(|(_, s)| s.iter().all(|s| (s * bytes).is_multiple_of(*n)))
+        }
+    };
+    let mut done: Vec<&String> = Vec::new();
+    for l in &a.launches {
+        let gpu = l.gpu.as_ref().unwrap();
+        if let Some(k) = &gpu.variant_of {
+            if done.contains(&k) || !gpu.assumes.iter().all(holds) {
+                continue;
+            }
+            done.push(k);
+        }
+        let params = l.slots.iter().map(|s| match s {
+            Slot::Base(b) => places[b.index()].0,
+            Slot::Stride(b, d) => places[b.index()].2[*d],
+            Slot::Scalar(b) => Slot::scalar_bits(a.buffers[*b].dtype, places[b.index()].3[0]),
+            Slot::Extent(r) => ranks[r.index()],
+        });
+        let params: Vec<u64> = params.collect();
+        let entry = parse(text, &l.symbol);
+        let tasks: u64 = l.grid.iter().map(|g| g.eval(ranks).unwrap()).product();
+        let size: u64 = gpu.cluster.iter().product::<u64>().max(1);
+        for first in (0..tasks).step_by(size as usize) {
+            let maps = gpu.maps.iter().map(|m| {
+                let (at, dims, strides, _) = &places[m.buffer.index()];
+                let bytes = a.buffers[m.buffer].dtype.bytes(1);
+                Map {
+                    base: *at,
+                    extents: m.dims.iter().map(|d| dims[*d]).collect(),
+                    strides: m.dims.iter().map(|d| strides[*d] * bytes).collect(),
+                    boxed: m.extents.iter().map(|e| u64::from(*e)).collect(),
+                    swizzle: u64::from(m.swizzle_bytes),
+                    bytes,
+                }
+            });
+            let maps = maps.collect();
+            let threads = u64::from(gpu.threads);
+            Machine::new(&entry, params.clone(), maps, &mut global, first, size as usize, threads).run();
+        }
+    }
+    let outs = a.buffers.iter().zip(&places).filter(|((_, b), _)| b.kind == BufferKind::Output);
+    let read = |((_, b), (at, dims, ..)): ((_, &tile::Buffer), &(u64, Vec<u64>, _, _))| {
+        let bytes = b.dtype.bytes(1);
+        let n = dims.iter().product::<u64>();
+        (0..n).map(|i| decode(b.dtype, Machine::read(&global, at + i * bytes, bytes as usize))).collect()
+    };
+    outs.map(read).collect()
+}
+
+/// Inputs of a plan: small integers, or floats of their types in [-1, 1]; scalars 0.125.
+fn inputs(plan: &Plan, ranks: &[u64], integers: bool) -> Vec<Array> {
+    let mut s = 7u64;
+    let mut next = move || {
+        s = s.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        s >> 33
+    };
+    let taken = plan.buffers.iter().filter(|(_, b)| matches!(b.kind, BufferKind::Input | BufferKind::InOut));
+    taken
+        .map(|(_, b)| {
+            let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
+            Array::from_fn(b.dtype, &dims, |_| match dims.is_empty() {
+                true => 0.125,
+                false if integers => (next() % 3) as f64 - 1.0,
+                false => DType::BF16.round(next() as f64 / f64::from(1u32 << 30) - 1.0),
+            })
+        })
+        .collect()
+}
+
+fn printed(plan: &Plan, module: &Module) -> Artifact {
+    print(plan, module, &Target::sm_90a()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Runs the printed kernels and compares with the plan in float64: exactly for sums of small integers, otherwise to
+/// `roundings` of the stored type (or of bf16 operands) relative to the largest output.
+fn agrees(plan: &Plan, module: &Module, ranks: &[u64], roundings: f64) {
+    compare(plan, &printed(plan, module), ranks, roundings);
+}
+
+fn compare(plan: &Plan, artifact: &Artifact, ranks: &[u64], roundings: f64) {
+    let inputs = inputs(plan, ranks, roundings == 0.0);
+    let got = execute(artifact, ranks, &inputs);
+    let want = tile::eval::run(plan, ranks, &inputs, &tile::eval::Options::default()).unwrap();
+    for (got, want) in got.iter().zip(&want) {
+        let most = want.data.iter().fold(0f64, |m, x| m.max(x.abs()));
+        let allowed = roundings * DType::BF16.unit_roundoff() * most;
+        let wrong: Vec<(usize, f64, f64)> = got
+            .iter()
+            .zip(&want.data)
+            .enumerate()
+            .filter(|(_, (x, y))| !(*x == *y || (x.is_nan() && y.is_nan()) || (*x - *y).abs() <= allowed))
+            .map(|(i, (x, y))| (i, *x, *y))
+            .collect();
+        let some = &wrong[..wrong.len().min(8)];
+        assert!(wrong.is_empty(), "{} at {ranks:?}: {} of {} differ: {some:?}", plan.name, wrong.len(), got.len());
+    }
+}
+
+fn reference(plan: &str, mapping: &str) -> (Plan, Module) {
+    let plan = tile::parse::parse(&text(&format!("plans/{plan}.tile"))).unwrap();
+    let module = mapped(&plan, &text(&format!("mappings/{mapping}.mapping")));
+    (plan, module)
+}
+
+#[test]
+fn gemm_with_multicast_is_exact_on_integers() {
+    let (plan, module) = reference("gemm", "gemm");
+    agrees(&plan, &module, &[300, 264, 200], 0.0);
+    agrees(&plan, &module, &[64, 256, 64], 0.0);
+}
+
+/// What goes wrong on a device without a word is seen here: each fault makes a wrong result or stops the machine.
+#[test]
+fn planted_faults_are_caught() {
+    let (plan, module) = reference("gemm", "gemm");
+    let good = printed(&plan, &module);
+    let Code::Ptx { text, arch } = &good.code else { panic!("no PTX") };
+    for (from, to) in [
+        // The swizzle of the epilogue's stores; the stride of a descriptor; its transpose.
+        ("xor.b32", "or.b32"),
+        ("1073741888}", "1073741889}"),
+        (", 1, 1, 0, 1", ", 1, 1, 0, 0"),
+        // A barrier that counts warps that never come; bytes that are not waited for; a task's row.
+        ("213016], 16", "213016], 20"),
+        ("], 49152", "], 49136"),
+        ("mov.u32 %cluster_rank, %cluster_ctarank", "mov.u32 %cluster_rank, 0"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let mut bad = good.clone();
+        bad.code = Code::Ptx { text: text.replace(from, to), arch: arch.clone() };
+        let caught = std::panic::catch_unwind(|| compare(&plan, &bad, &[256, 256, 320], 0.0));
+        assert!(caught.is_err(), "`{from}` → `{to}` is not noticed");
+    }
+}
+
+#[test]
+fn persistent_gemm_is_exact_on_integers() {
+    let (plan, module) = reference("gemm", "gemm_persistent");
+    agrees(&plan, &module, &[520, 520, 136], 0.0);
+}
+
+#[test]
+fn attention_agrees() {
+    let (plan, module) = reference("attention", "attention");
+    // P and O are rounded to bf16, and P's row sum is not.
+    agrees(&plan, &module, &[1, 1, 2, 200, 328, 128, 128], 4.0);
+    let (plan, module) = reference("attention_full", "attention_full");
+    agrees(&plan, &module, &[1, 1, 1, 136, 392, 72, 80], 4.0);
+}
+
+#[test]
+fn persistent_attention_agrees() {
+    let (plan, module) = reference("attention", "attention_persistent");
+    agrees(&plan, &module, &[1, 1, 2, 264, 264, 128, 128], 4.0);
+}
+
+#[test]
+fn an_lstm_agrees() {
+    let (plan, module) = reference("lstm_gates", "lstm");
+    // Four steps, each rounding the state to bf16.
+    agrees(&plan, &module, &[4, 18, 1, 128], 8.0);
+    agrees(&plan, &module, &[3, 5, 2, 104], 8.0);
+}
+
+#[test]
+fn a_fused_linear_layer_agrees() {
+    let plan = formed("linear_gelu");
+    let module = mapped(&plan, &text("mappings/linear_gelu.mapping"));
+    agrees(&plan, &module, &[200, 136, 264], 1.5);
+}
+
+#[test]
+fn kernels_without_contractions_agree() {
+    let rows = |kernel: &str, grid: &str, row: &str, units: u64| {
+        format!(
+            "kernel {kernel} {{\n{grid}axis {row} block 256 units {units} whole\n}}\n\
+             kernel {kernel} {{\n{grid}axis {row} block 64 units {units}\n}}\n"
+        )
+    };
+    for (name, kernel, row) in [
+        ("layernorm", "layernorm_0", "k"),
+        ("rmsnorm", "rmsnorm_0", "k"),
+        ("softmax", "softmax_0", "n"),
+        ("argmax", "argmax_rows_0", "n"),
+        ("logsumexp", "logsumexp_rows_0", "n"),
+        ("third_moment", "third_moment_0", "k"),
+        ("entropy", "entropy_0", "n"),
+    ] {
+        for units in [1, 4] {
+            let plan = formed(name);
+            let entries = rows(kernel, "axis m block 1\n", row, units);
+            let module = mapped(&plan, &format!("mapping {} on h100 {{\n{entries}}}\n", plan.name));
+            for ranks in [[5, 256], [3, 200], [2, 129], [3, 640], [1, 1]] {
+                agrees(&plan, &module, &ranks, 1.5);
+            }
+        }
+    }
+}

@@ -11,7 +11,8 @@ use einfall_ir::{kernel, tile};
 
 use crate::lower;
 use crate::passes::{
-    extract_reductions, fix_extents, fold_exponents, propagate_support, round_operands, split_constant_dims,
+    extract_reductions, fix_extents, fold_exponents, load_reads, propagate_support, round_operands,
+    split_constant_dims, unroll_axes,
 };
 use crate::pipeline::{Forms, Level, Pass, Program};
 
@@ -55,6 +56,18 @@ pub const TO_TILE: &[Pass] = &[
         level: Level::Tile,
         step: |p, _| Ok(Program::Tile(fold_exponents::fold_exponents(plan(p)))),
         why: "after one-pass forms, whose anchors it reads; before operands are copied",
+    },
+    Pass {
+        name: "load-reads",
+        level: Level::Tile,
+        step: |p, context| Ok(Program::Tile(load_reads::load_reads(plan(p), &context.atoms))),
+        why: "before axes are unrolled, so that one load becomes one per coordinate",
+    },
+    Pass {
+        name: "unroll-axes",
+        level: Level::Tile,
+        step: |p, context| Ok(Program::Tile(unroll_axes::unroll_axes(plan(p), &context.atoms))),
+        why: "before operands are copied: each coordinate's contraction has its own",
     },
     Pass {
         name: "round-operands",

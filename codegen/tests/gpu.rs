@@ -430,6 +430,8 @@ fn library(cascade: &str, mapping: &str, sizes: &[&[u64]]) -> Module {
 #[test]
 fn library_linear_layers() {
     library("linear_gelu", "linear_gelu", &[&[200, 136, 264]]);
+    library("matmul", "matmul_128x256", &[&[300, 264, 200], &[8, 8, 8]]);
+    library("matmul", "matmul_128x128", &[&[300, 264, 200], &[128, 128, 64]]);
 }
 
 #[test]
@@ -437,4 +439,72 @@ fn library_attention_causal() {
     // [B, G, R, M, N, E, F]: tails in m, n, e and f; rows without keys (M > N); one block, none to skip.
     let sizes: [&[u64]; 3] = [&[1, 1, 2, 200, 300, 72, 80], &[1, 1, 1, 300, 130, 128, 128], &[2, 1, 1, 40, 40, 64, 16]];
     library("attention", "attention_128_causal", &sizes);
+    library("attention", "attention_64_causal", &[&[1, 1, 2, 200, 300, 64, 64], &[1, 2, 1, 16, 400, 40, 56]]);
+    library("attention", "attention_256_causal", &[&[1, 1, 1, 136, 200, 256, 256]]);
+}
+
+#[test]
+fn library_attention_full() {
+    // [B, H, M, N, E, F].
+    library("attention_full", "attention_128_full", &[&[1, 2, 136, 360, 128, 128], &[1, 1, 8, 176, 128, 128]]);
+    library("attention_full", "attention_64_full", &[&[1, 1, 200, 300, 64, 64]]);
+    library("attention_full", "attention_256_full", &[&[1, 1, 136, 200, 256, 248]]);
+}
+
+#[test]
+fn library_lstm_resident() {
+    // [T, B, H, D]: batch and width with tails, a single step, no step.
+    library("lstm", "lstm_128", &[&[5, 20, 2, 96], &[1, 3, 1, 128], &[0, 2, 1, 64]]);
+}
+
+/// Operations per score in the softmax of the blocks without a mask: one multiply-add, one power of two, one maximum,
+/// one sum and one rounding.
+#[test]
+fn a_score_costs_one_multiply_add_and_one_power() {
+    use einfall_ir::kernel::{Expr, Stmt};
+    let plan = formed("attention", &[]);
+    let module = checked(&plan, &text("mappings/attention_128_causal.mapping"));
+    let k = &module.kernels[0];
+    let consumer = k.roles.iter().find(|r| r.name == "consumer").unwrap();
+    fn loops<'s>(body: &'s [Stmt], found: &mut Vec<&'s [Stmt]>) {
+        for s in body {
+            match s {
+                Stmt::For { body, .. } => {
+                    found.push(body);
+                    loops(body, found);
+                }
+                Stmt::If { then, otherwise, .. } => {
+                    loops(then, found);
+                    loops(otherwise, found);
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut all = Vec::new();
+    loops(&consumer.body, &mut all);
+    // The loop without masks: none of its maps selects by coordinates of scores.
+    let wide = |f: einfall_ir::kernel::FragId| k.frags[f].dist.dims.len() == 2 && k.frags[f].name != "sum_n_2";
+    let per_score = |body: &[Stmt]| {
+        let mut names = Vec::new();
+        for s in body {
+            match s {
+                Stmt::Map { out, value: Expr::Frag { .. } } if wide(*out) => names.push("copy".to_string()),
+                Stmt::Map { out, value } if wide(*out) => names.push(format!("{value:?}")),
+                Stmt::Reduce { src, op, .. } if wide(*src) => names.push(op.name().to_string()),
+                _ => {}
+            }
+        }
+        names
+    };
+    let plain = all.iter().map(|b| per_score(b)).find(|n| !n.is_empty() && n.iter().all(|x| !x.contains("Select")));
+    let plain = plain.expect("a loop without masks");
+    let kinds: Vec<&str> = plain.iter().map(|x| x.split('(').next().unwrap()).collect();
+    // max, exp2(r * c - x), its sum, and the copy that rounds.
+    assert_eq!(kinds, ["max", "Unary", "sum", "copy"], "{plain:#?}");
+    let power = &plain[1];
+    let count = |what: &str| power.matches(what).count();
+    assert_eq!((count("Exp2"), count("Sub"), count("Div"), count("Add")), (1, 1, 0, 0), "{power}");
+    // One product per score; the other is of two scalars.
+    assert_eq!(count("Mul"), 2, "{power}");
 }

@@ -5,11 +5,13 @@ use einfall_ir::diag::{Diagnostic, Span};
 pub mod extract_reductions;
 pub mod fix_extents;
 pub mod fold_exponents;
+pub mod load_reads;
 pub mod propagate_support;
 pub(crate) mod rewrite;
 pub(crate) mod rewrite_tiles;
 pub mod round_operands;
 pub mod split_constant_dims;
+pub mod unroll_axes;
 
 /// A construct that has no lowering yet: an expected refusal with its place, not a bug.
 #[derive(Clone, Debug, PartialEq)]

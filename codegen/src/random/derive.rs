@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Engine, Scope};
 use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping, OpMapping, RoleMapping, Source, TileMapping};
-use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan, Space, TileId};
+use einfall_ir::tile::{AxisId, AxisKind, Expr, Kernel, Op, Plan, Space, TileId};
 
 use super::Rng;
 
@@ -99,26 +99,32 @@ fn kernel(plan: &Plan, k: &Kernel, choices: &Choices) -> Result<KernelMapping, S
     }
     let has = |t: TileId, a: &AxisId| k.tiles[t].axes.contains(a);
     let produced = |t: TileId| !ops.iter().any(|(_, op, _)| matches!(op, Op::Load { out, .. } if *out == t));
-    // The axis whose rows an instruction's left operand has: one that every contraction keeps and one operand has.
-    let rows = k.axes.ids().find(|a| {
+    // What is read under another axis goes from unit to unit, through shared memory: only a right operand can.
+    let exchanged = |t: TileId| {
+        ops.iter().any(|(_, op, _)| {
+            let Op::Map { out, value } = op else { return false };
+            let mut renamed = false;
+            k.walk(*value, &mut |_, e| renamed |= matches!(e, Expr::TileAt { .. }));
+            *out == t && renamed
+        })
+    };
+    // The axis whose rows an instruction's left operand has: one that every contraction keeps and one operand has; the
+    // innermost, the left operands as written before the right ones.
+    let fits = |a: &AxisId| {
         contracts.iter().all(|(_, op, _)| {
             let Op::Contract { out, a: x, b: y, .. } = op else { return false };
-            has(*out, a) && has(*x, a) != has(*y, a) && (produced(*x) as u8 + produced(*y) as u8) < 2
-        }) && contracts.iter().all(|(_, op, _)| {
-            let Op::Contract { a: x, b: y, .. } = op else { return false };
-            // What the step makes is the left operand wherever it can be.
-            [x, y].iter().all(|t| !produced(**t) || has(**t, a)) || k.axes[*a].kind == AxisKind::Inner
+            let operand = |t: &TileId| match (produced(*t), exchanged(*t)) {
+                (_, true) => !has(*t, a),
+                (true, false) => has(*t, a),
+                (false, false) => true,
+            };
+            has(*out, a) && has(*x, a) != has(*y, a) && operand(x) && operand(y)
         })
-    });
-    // Rows of a state exchanged between units come through shared memory, so that any kept axis will do there.
-    let rows = rows.or_else(|| {
-        k.axes.ids().rev().find(|a| {
-            contracts.iter().all(|(_, op, _)| {
-                let Op::Contract { out, a: x, b: y, .. } = op else { return false };
-                has(*out, a) && has(*x, a) != has(*y, a)
-            })
-        })
-    });
+    };
+    let as_written =
+        |a: &AxisId| contracts.iter().all(|(_, op, _)| matches!(op, Op::Contract { a: x, .. } if has(*x, a)));
+    let candidates: Vec<AxisId> = k.axes.ids().filter(fits).collect();
+    let rows = candidates.iter().rev().find(|a| as_written(a)).or(candidates.last()).copied();
     let Some(rows) = rows else { return Err(format!("no axis of kernel {} is every contraction's rows", k.name)) };
     let mut turned = Vec::new();
     let mut blocks: BTreeMap<AxisId, u64> = BTreeMap::new();
@@ -134,9 +140,10 @@ fn kernel(plan: &Plan, k: &Kernel, choices: &Choices) -> Result<KernelMapping, S
         let columns = k.tiles[*out].axes.iter().rev().find(|x| has(right, x) && !has(left, x));
         let Some(&columns) = columns else { return Err(format!("{name} has no columns")) };
         let [.., depth] = over[..] else { return Err(format!("{name} sums nothing")) };
-        for x in [columns, depth] {
-            blocks.insert(x, inner(x));
-        }
+        // A state that goes round between units is for few tasks at once: narrow blocks.
+        let narrow = exchanged(right) && k.axes[columns].kind == AxisKind::Grid;
+        blocks.insert(columns, if narrow { 16 } else { inner(columns) });
+        blocks.insert(depth, if exchanged(right) { 64 * choices.units } else { inner(depth) });
         turned.push(Turned { name: name.clone(), left, right, swapped, columns, carried: *carry });
     }
     for (id, a) in k.axes.iter() {

@@ -175,6 +175,11 @@ impl Emit<'_, '_> {
         let mut walk = vec![None; frame.dims.len()];
         let mut origin = Vec::new();
         for (d, a) in f.tile(t).dims.iter().enumerate() {
+            if f.axis(own(a)).block != f.axis(*a).block {
+                let (x, y) = (f.axis_name(*a), f.axis_name(own(a)));
+                let message = format!("{} has other blocks along {x} than {y}", f.ops[i].name);
+                return refuse("channels", message, "give both axes the same block");
+            }
             origin.push(f.unit_offset(own(a), place.role));
             match frame.dims.iter().position(|x| *x == own(a)) {
                 Some(p) => walk[p] = Some((d, 1)),
@@ -213,6 +218,18 @@ impl Emit<'_, '_> {
             return refuse("store engine", message, "store from registers");
         };
         let stage = f.channel(f.home(t)).and_then(|c| self.stage(c, at));
+        // The engine clips at the array's end alone: an axis that ends before it would overwrite what follows.
+        let clipped = |a: &AxisId| {
+            let mut at = position.iter().zip(&f.plan.buffers[buffer].dims);
+            f.axis(*a).exact
+                || at.any(|(p, n)| {
+                    f.kernel.exprs[*p] == einfall_ir::tile::Expr::Coord(*a) && *n == f.kernel.axes[*a].extent
+                })
+        };
+        if let Some(a) = dims.iter().find(|a| !clipped(a)) {
+            let message = format!("{} ends within the array along {}", f.ops[i].name, f.axis_name(*a));
+            return refuse("store engine", message, "store from registers");
+        }
         let part: Vec<u64> = dims.iter().map(|a| f.held(*a, place.role)).collect();
         for (first, extents) in self.boxes(t, &part) {
             let mut to = dst.clone();

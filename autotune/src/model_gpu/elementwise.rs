@@ -172,7 +172,7 @@ pub fn choose(kernel: &Kernel, plan: &Plan, sheet: &DataSheet) -> KernelMapping 
 pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Vec<KernelMapping> {
     let f = Facts::new(plan, kernel, sizes);
     let bytes = bytes_per_thread(sheet);
-    let lead = f.contiguous.iter().max_by_key(|(a, (dims, _))| (*dims, **a)).map(|(a, x)| (*a, x.1));
+    let lead = f.contiguous.iter().max_by_key(|(a, (dims, _))| (*dims, std::cmp::Reverse(**a))).map(|(a, x)| (*a, x.1));
     let Some((lead, elem)) = lead else {
         return vec![scalars(&f)];
     };

@@ -4,23 +4,27 @@
 //! `bandwidth · latency / multiprocessors` bytes under way (H200: 4.8 TB/s · 800 clocks / 132 = 16 KB); a row held from
 //! its load to its store is being loaded for a quarter of that time, so that four times as much must be resident
 //! ([`RESIDENT`]: 64 KB). A thread that holds n bytes of a row needs about [`WORKING`] + n / 4 · 1.5 registers
-//! (what it holds, and half of it again in f32 on the way), which bounds the threads of a multiprocessor; the rule takes
-//! the fewest 16-byte loads per thread that keep enough resident. H200, bf16: 64 bytes, so that a row of 4096 is held
-//! by four warps, 1337 threads and 85 KB; one of 1024 by one warp. Walked rows have as much in flight per step.
+//! (what it holds, and half of it again in f32 on the way), which bounds the threads of a multiprocessor and which the
+//! assembler is held to; the rule takes the fewest 16-byte loads per thread that keep enough resident. H200, bf16: 64
+//! bytes and 64 registers, so that a row of 4096 is held by four warps, and eight rows, 64 KB, are resident; one of
+//! 1024 is held by one warp. Walked rows have as much in flight per step.
 //! Invariant: blocks are multiples of whole accesses of whole warps, and the last entry of a kernel takes any extent.
 
 use std::collections::BTreeMap;
 
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
-use einfall_ir::mapping::{AxisMapping, KernelMapping};
+use einfall_ir::kernel::Scope;
+use einfall_ir::mapping::{AxisMapping, KernelMapping, RoleMapping};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{AxisId, AxisKind, BufferId, Expr, ExprId, Kernel, Node, Op, Plan};
 
 /// How often the bytes under way must be resident.
 const RESIDENT: f64 = 4.0;
 /// Registers of a thread beside what it holds.
-const WORKING: u64 = 24;
+const WORKING: u64 = 40;
+/// Registers of a thread that walks, beside that.
+const WALKING: u64 = 16;
 /// Threads of a warp.
 const WARP: u64 = 32;
 /// Bytes of the widest access.
@@ -38,6 +42,8 @@ struct Facts<'a> {
     sizes: Option<&'a [u64]>,
     /// Axes along which arrays are contiguous: the dimensions of the largest such array, bytes of its elements.
     contiguous: BTreeMap<AxisId, (usize, u64)>,
+    /// Bytes per element of a row of all arrays that several operations read, by the axis they are contiguous in.
+    held: BTreeMap<AxisId, u64>,
     /// Axes that scans run along.
     scanned: Vec<AxisId>,
     /// Axes of sequential streams, which take one step at a time.
@@ -53,6 +59,7 @@ impl<'a> Facts<'a> {
             kernel,
             sizes,
             contiguous: BTreeMap::new(),
+            held: BTreeMap::new(),
             scanned: Vec::new(),
             stepped: Vec::new(),
             walked: Vec::new(),
@@ -84,7 +91,36 @@ impl<'a> Facts<'a> {
                 });
             }
         });
+        f.hold();
         f
+    }
+
+    /// Notes what several operations read.
+    fn hold(&mut self) {
+        let mut readers: BTreeMap<(Size, BufferId), (AxisId, usize)> = BTreeMap::new();
+        self.kernel.for_each_op(&mut |op, _| {
+            let mut read = Vec::new();
+            for root in op.roots() {
+                self.kernel.walk(root, &mut |_, e| {
+                    if let Expr::Read { buffer, at } = e
+                        && let Some(axis) = at.last().and_then(|last| self.steps_along(*last))
+                    {
+                        read.push((*buffer, axis));
+                    }
+                });
+            }
+            read.sort();
+            read.dedup();
+            for (buffer, axis) in read {
+                let extent = self.kernel.axes[axis].extent.clone();
+                readers.entry((extent, buffer)).or_insert((axis, 0)).1 += 1;
+            }
+        });
+        for ((_, buffer), (axis, n)) in readers {
+            if n > 1 {
+                *self.held.entry(axis).or_insert(0) += self.plan.buffers[buffer].dtype.bytes(1).max(1);
+            }
+        }
     }
 
     fn access(&mut self, buffer: BufferId, at: &[ExprId]) {
@@ -199,7 +235,27 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
         }
     }
     out.push(walked(&f, lead, width, bytes / ACCESS));
+    let most = sheet.gpu.as_ref().map_or(255, |g| g.thread_registers) / 8 * 8;
+    for m in &mut out {
+        bound(&f, (lead, elem), bytes, most, m);
+    }
     out
+}
+
+/// Bounds the registers of an entry's only role by what its threads hold.
+fn bound(f: &Facts<'_>, (lead, elem): (AxisId, u64), bytes: u64, most: u64, m: &mut KernelMapping) {
+    let units = m.axes.iter().map(|a| a.units).max().unwrap_or(1);
+    let Some(row) = m.axis(&f.kernel.axes[lead].name) else { return };
+    let elems = row.block / row.units / WARP;
+    let held = f.held.get(&lead).copied().unwrap_or(0).max(elem);
+    if elems * elem > bytes {
+        // Few such rows fit in any case.
+        return;
+    }
+    let more = if row.whole { 0 } else { WALKING };
+    let registers = WORKING + more + elems * held / 4 + elems * elem / 8;
+    let regs = Some(registers.next_multiple_of(8).min(most));
+    m.roles = vec![RoleMapping { role: "main".into(), scope: Scope::Warp, units, regs, ping_pong: false }];
 }
 
 /// An entry's axes: those given, everything else one coordinate at a time or, walked, a few.

@@ -121,13 +121,15 @@ pub fn resources(kernel: &Kernel, limits: &Limits) -> Resources {
     }
     let own = |r: &Role| r.units * r.scope.threads();
     let threads: u64 = kernel.roles.iter().map(own).sum();
-    let sets = kernel.roles.iter().any(|r| r.regs.is_some());
+    // A role alone hands over no registers: its number is a bound that the assembler keeps, by holding fewer values at
+    // once.
+    let sets = kernel.roles.len() > 1 && kernel.roles.iter().any(|r| r.regs.is_some());
     // Without budgets of their own all threads get the same, a multiple of 8.
     let even = (limits.registers / threads.max(1) / 8 * 8).min(limits.thread_registers);
     let mut registers = 0;
     let mut roles = Vec::new();
     for r in &kernel.roles {
-        let budget = r.regs.unwrap_or(even);
+        let budget = r.regs.filter(|_| sets).unwrap_or(even);
         let allocated = if sets { own(r).next_multiple_of(128) } else { own(r) };
         registers += allocated * budget;
         let fragment_registers = peak(kernel, r);

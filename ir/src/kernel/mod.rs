@@ -199,7 +199,7 @@ pub struct Role {
     pub scope: Scope,
     /// How many units.
     pub units: u64,
-    /// Registers per thread by setmaxnreg.
+    /// Registers per thread: by setmaxnreg among other roles, else the most the assembler uses.
     pub regs: Option<u64>,
     /// What each unit does.
     pub body: Vec<Stmt>,

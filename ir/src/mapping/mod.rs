@@ -143,7 +143,8 @@ pub struct RoleMapping {
     pub scope: Scope,
     /// How many units.
     pub units: u64,
-    /// Registers per thread.
+    /// Registers per thread: what setmaxnreg gives a role among others; for a role alone the most the assembler uses,
+    /// so that enough tasks are resident.
     pub regs: Option<u64>,
     /// Whether its units take turns at the tensor cores by named barriers (ping-pong).
     pub ping_pong: bool,

@@ -233,7 +233,7 @@ impl<'a> Emit<'a> {
         self.t.line("and.b32 %lane, %thread, 31");
         self.init_barriers();
         let end = self.t.label();
-        let budgets = self.k.roles.iter().any(|r| r.regs.is_some());
+        let budgets = self.k.roles.len() > 1 && self.k.roles.iter().any(|r| r.regs.is_some());
         let even = (self.target.registers / self.threads.max(1) / 8 * 8).min(255);
         let places = std::mem::take(&mut self.places);
         let mut at = 0;
@@ -497,7 +497,7 @@ fn ends_quietly(rest: &[Stmt]) -> bool {
 
 /// Warps of every role, warpgroup roles first; warps of the task.
 fn place_roles(k: &Kernel) -> (Vec<Place>, u64) {
-    let budgets = k.roles.iter().any(|r| r.regs.is_some());
+    let budgets = k.roles.len() > 1 && k.roles.iter().any(|r| r.regs.is_some());
     let mut order: Vec<usize> = (0..k.roles.len()).collect();
     order.sort_by_key(|r| k.roles[*r].scope != Scope::Warpgroup);
     let mut places = Vec::new();

@@ -114,9 +114,14 @@ fn kernel(
     let threads = e.threads;
     let clustered = k.cluster.iter().product::<u64>() > 1;
     let explicit = if clustered { ".explicitcluster\n" } else { "" };
+    // A role alone is bound as a whole.
+    let bound = match k.roles.as_slice() {
+        [role] => role.regs.map(|r| format!(".maxnreg {r}\n")).unwrap_or_default(),
+        _ => String::new(),
+    };
     let _ = writeln!(
         text,
-        "\n.visible .entry {name}(\n{}\n)\n{explicit}.maxntid {threads}, 1, 1\n.minnctapersm 1\n{{\n{head}{}}}",
+        "\n.visible .entry {name}(\n{}\n)\n{explicit}.maxntid {threads}, 1, 1\n.minnctapersm 1\n{bound}{{\n{head}{}}}",
         params.join(",\n"),
         e.t.out
     );

@@ -47,6 +47,12 @@ pub(super) fn run(plan: &Plan, name: &str, entries: Vec<Kernel>) -> Step<Vec<Ker
             all.push(Kernel { assumes, ..k.clone() });
         }
         let last = k.assumes.is_empty();
+        // Element by element there is more to compute and nothing to gain from more tasks.
+        let alone = all.last().is_some_and(|a: &Kernel| a.assumes.len() > k.assumes.len()) && k.roles.len() == 1;
+        let mut k = k;
+        if alone {
+            k.roles.iter_mut().for_each(|r| r.regs = None);
+        }
         all.push(k);
         if last {
             break;

@@ -291,3 +291,15 @@ fn what_cannot_be_done_is_refused() {
     let refused = gpu::lower(&plan, &einfall_ir::mapping::parse::parse(text).unwrap()).expect_err("too long");
     assert!(refused[0].message.contains("no entry for softmax_0 holds its extents"), "{refused:?}");
 }
+
+/// Tasks of a persistent kernel meet again in every row.
+#[test]
+fn rows_in_a_work_loop() {
+    for units in [1, 2, 4] {
+        let grid = "axis m block 1\nwork persistent\n";
+        for name in ["layernorm", "softmax"] {
+            let row = if name == "softmax" { "n" } else { "k" };
+            check(name, &rows(&format!("{name}_0"), grid, row, 128, 32, units), &[&[300, 100], &[270, 150]]);
+        }
+    }
+}

@@ -304,9 +304,6 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
     if cut.is_empty() && facts.roles.len() == 1 && facts.roles[0].units > 1 {
         return refuse("units", "several units would do the same work", "cut an axis over them by `units`");
     }
-    if facts.axes.iter().filter(|a| a.cluster > 1).count() > 1 {
-        return refuse("cluster", "clusters along several axes are not lowered yet", "keep `cluster` on one axis");
-    }
     for (id, t) in kernel.tiles.iter().filter(|(id, _)| facts.tile(*id).space == Space::Registers) {
         let uses = |o: &&OpFacts<'_>| o.op.outs().contains(&id) || facts.reads(o.op).contains(&id);
         let mut users = facts.ops.iter().filter(uses);

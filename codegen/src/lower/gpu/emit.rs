@@ -139,7 +139,6 @@ impl<'f, 'a> Emit<'f, 'a> {
                 Some(k.frags.push(Frag { name: t.name.clone(), dtype: own.dtype, dist }))
             })
             .collect();
-        let cluster = f.cluster_tasks();
         let (mut full, mut empty) = (Vec::new(), Vec::new());
         for c in &f.channels {
             let writers = if c.by_engine { 1 } else { f.roles[c.producer].units };
@@ -148,7 +147,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             };
             full.push(bar(format!("{}_full", c.name), writers));
             empty.push(c.needs_empty().then(|| {
-                let sharers = if c.multicast { cluster } else { 1 };
+                let sharers = f.peers(&c.multicast).len() as u64;
                 bar(format!("{}_empty", c.name), f.roles[c.consumer].units * sharers)
             }));
         }
@@ -311,10 +310,10 @@ impl<'f, 'a> Emit<'f, 'a> {
     pub(super) fn release(&self, channel: usize, at: &Iteration, out: &mut Vec<Stmt>) {
         let Some(barrier) = self.empty[channel] else { return };
         let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));
-        let cluster = self.f.cluster_tasks();
-        let sharers = if self.f.channels[channel].multicast { cluster } else { 1 };
-        for rank in 0..sharers {
-            let remote = (sharers > 1).then_some(Expr::Int(rank as i64));
+        let peers = self.f.peers(&self.f.channels[channel].multicast);
+        let alone = peers.len() == 1;
+        for rank in peers {
+            let remote = (!alone).then_some(rank);
             out.push(Stmt::Arrive { barrier, stage: stage.clone(), expect_bytes: None, remote });
         }
     }

@@ -8,7 +8,7 @@
 
 use einfall_ir::arena::Id;
 use einfall_ir::kernel::Engine;
-use einfall_ir::tile::{Op, Space, TileId};
+use einfall_ir::tile::{AxisId, Op, Space, TileId};
 
 use super::apply_mapping::{Facts, Item};
 use super::{Step, refuse};
@@ -28,8 +28,8 @@ pub(super) struct Channel {
     pub stream: Option<usize>,
     /// Whether it is filled more than once.
     pub turns: bool,
-    /// Whether the tasks of a cluster fill each other's copy.
-    pub multicast: bool,
+    /// Axes along which the tasks of a cluster fill each other's copies.
+    pub multicast: Vec<AxisId>,
     /// The operation after which a stage is free.
     pub last_reader: usize,
     /// The operation that starts filling a stage.
@@ -99,7 +99,8 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         };
         let key = |i: &usize| (f.ops[*i].mapping.skew, f.ops[*i].mapping.slot, *i);
         let last_reader = readers.iter().copied().max_by_key(key).unwrap_or(first);
-        let multicast = m.multicast.is_some();
+        let along = |name: &String| f.kernel.axes.ids().find(|a| f.axis_name(*a) == name);
+        let multicast: Vec<AxisId> = m.multicast.as_ref().and_then(along).into_iter().collect();
         let stages = m.stages;
         let joins = |c: &&mut Channel| {
             by_engine
@@ -111,7 +112,9 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         if let Some(c) = channels.iter_mut().find(joins) {
             c.name = format!("{}_{}", c.name, tile.name);
             c.tiles.push(id);
-            c.multicast |= multicast;
+            c.multicast.extend(multicast);
+            c.multicast.sort();
+            c.multicast.dedup();
             if key(writer) < key(&c.first_writer) {
                 c.first_writer = *writer;
             }

@@ -123,6 +123,45 @@ impl Facts<'_> {
         if outer == 1 { rank } else { rem(rank, Expr::Int(own as i64)) }
     }
 
+    /// How far ranks of neighbours along an axis are apart.
+    fn rank_stride(&self, a: AxisId) -> u64 {
+        let axes = self.grid_axes();
+        let at = axes.iter().position(|x| *x == a);
+        axes.iter().skip(at.map_or(0, |i| i + 1)).map(|x| self.axis(*x).cluster).product()
+    }
+
+    /// The rank of the first task of the cluster in the task's line along an axis, and the ranks it can be.
+    pub fn line(&self, a: AxisId) -> (Expr, Vec<u64>) {
+        let (stride, own) = (self.rank_stride(a), self.axis(a).cluster);
+        let firsts: Vec<u64> = (0..self.cluster_tasks()).filter(|r| r / stride % own == 0).collect();
+        let first = match firsts.as_slice() {
+            [only] => Expr::Int(*only as i64),
+            _ => sub(Expr::ClusterRank, mul(self.cluster_position(a), Expr::Int(stride as i64))),
+        };
+        (first, firsts)
+    }
+
+    /// Ranks of the tasks of the cluster in the task's line along an axis.
+    pub fn line_ranks(&self, a: AxisId, first: u64) -> impl Iterator<Item = u64> {
+        let stride = self.rank_stride(a);
+        (0..self.axis(a).cluster).map(move |j| first + j * stride)
+    }
+
+    /// Ranks of all tasks that fill the task's memory along `axes`, its own among them.
+    pub fn peers(&self, axes: &[AxisId]) -> Vec<Expr> {
+        let Some((first_axis, rest)) = axes.split_first() else { return vec![Expr::ClusterRank] };
+        let along = |a: AxisId, place: Expr| add(self.line(a).0, mul(place, Expr::Int(self.rank_stride(a) as i64)));
+        let mut ranks: Vec<Expr> =
+            (0..self.axis(*first_axis).cluster).map(|j| along(*first_axis, Expr::Int(j as i64))).collect();
+        for a in rest {
+            // The task itself is among the first axis's.
+            let n = self.axis(*a).cluster;
+            let others = (1..n).map(|j| add(self.cluster_position(*a), Expr::Int(j as i64)));
+            ranks.extend(others.map(|x| along(*a, rem(x, Expr::Int(n as i64)))));
+        }
+        ranks
+    }
+
     /// Clusters along a grid axis.
     fn clusters(&self, a: AxisId) -> Expr {
         let x = self.axis(a);

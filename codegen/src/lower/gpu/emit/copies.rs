@@ -4,6 +4,7 @@
 //! zero-filled on the way in and clipped on the way out.
 
 use einfall_ir::kernel::{Bound, Engine, Expr, FenceKind, GroupKind, Stmt, View};
+use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{AxisId, BufferId, ExprId, TileId};
 
 use super::super::assign_layouts::renamed;
@@ -103,8 +104,9 @@ impl Emit<'_, '_> {
                 remote: None,
             });
         }
-        let cluster: u64 = f.axes.iter().map(|a| a.cluster).product();
-        let shares = if f.tile(t).mapping.multicast.is_some() { cluster } else { 1 };
+        let along = f.tile(t).mapping.multicast.as_ref();
+        let along = along.and_then(|name| f.kernel.axes.ids().find(|a| f.axis_name(*a) == name));
+        let shares = along.map_or(1, |a| f.axis(a).cluster);
         // Each task of the cluster copies one slice of the outer dimension to all.
         let layout = f.tile(t).layout.as_ref().expect("shared tiles have a layout");
         let outer = layout.dims.iter().position(|d| d.first().is_some_and(|g| g.stride != 1)).unwrap_or(0);
@@ -116,7 +118,8 @@ impl Emit<'_, '_> {
             let mut offset: Vec<Expr> = first.iter().map(|x| Expr::Int(*x as i64)).collect();
             if shares > 1 {
                 extents[outer] /= shares;
-                offset[outer] = mul(Expr::ClusterRank, Expr::Int(extents[outer] as i64));
+                let place = along.map_or(Expr::Int(0), |a| f.cluster_position(a));
+                offset[outer] = mul(place, Expr::Int(extents[outer] as i64));
             }
             let mut from = src.clone();
             for (d, w) in from.walk.iter().enumerate() {
@@ -126,14 +129,29 @@ impl Emit<'_, '_> {
             }
             let walk = (0..dims.len()).map(|d| Some((d, 1))).collect();
             let dst = View { buf: self.shared(t), stage: stage.clone(), at: offset, walk };
-            out.push(Stmt::Copy {
+            let copy = |multicast| Stmt::Copy {
                 engine: Engine::Tma,
-                src: from,
-                dst,
-                extents,
+                src: from.clone(),
+                dst: dst.clone(),
+                extents: extents.clone(),
                 signal: Some((self.full[c], signal_stage.clone())),
-                multicast: (shares > 1).then_some((1 << shares) - 1),
-            });
+                multicast,
+            };
+            let Some(axis) = along.filter(|_| shares > 1) else {
+                out.push(copy(None));
+                continue;
+            };
+            // Masks are constants: one branch for each line of tasks along the axis.
+            let (own, lines) = f.line(axis);
+            for first in &lines {
+                let mask = f.line_ranks(axis, *first).map(|r| 1 << r).sum();
+                if lines.len() == 1 {
+                    out.push(copy(Some(mask)));
+                } else {
+                    let cond = own.clone().bin(BinaryOp::Eq, Expr::Int(*first as i64));
+                    out.push(Stmt::If { cond, then: vec![copy(Some(mask))], otherwise: Vec::new() });
+                }
+            }
         }
         Ok(())
     }

@@ -28,7 +28,8 @@ fn main() {
         let mut p =
             Program::Cascade(einfall_ir::cascade::parse(&text).unwrap_or_else(|e| panic!("{e:?}")).cascades.remove(0));
         for pass in tables::TO_TILE {
-            p = (pass.step)(p, &Context { atoms: einfall_ir::kernel::atoms::all().collect(), ..Context::default() }).unwrap();
+            p = (pass.step)(p, &Context { atoms: einfall_ir::kernel::atoms::all().collect(), ..Context::default() })
+                .unwrap();
         }
         match p {
             Program::Tile(t) => t,

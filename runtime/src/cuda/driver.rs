@@ -345,9 +345,24 @@ impl Stream {
             return Ok(());
         }
         use sys::CUmemorytype::{CU_MEMORYTYPE_DEVICE as DEVICE, CU_MEMORYTYPE_HOST as HOST};
-        // SAFETY: plain numbers; zero is a value of each.
-        let mut c: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-        (c.WidthInBytes, c.Height) = (copy.row_bytes, copy.rows);
+        let mut c = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: HOST,
+            srcHost: ptr::null(),
+            srcDevice: 0,
+            srcArray: ptr::null_mut(),
+            srcPitch: 0,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: HOST,
+            dstHost: ptr::null_mut(),
+            dstDevice: 0,
+            dstArray: ptr::null_mut(),
+            dstPitch: 0,
+            WidthInBytes: copy.row_bytes,
+            Height: copy.rows,
+        };
         match direction {
             Direction::ToDevice => {
                 (c.srcMemoryType, c.srcHost, c.srcPitch) = (HOST, copy.host.cast_const(), copy.row_bytes);

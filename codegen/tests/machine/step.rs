@@ -5,6 +5,9 @@ use half::{bf16, f16};
 use super::memory::decoded;
 use super::{Arg, Inst, Machine, Mbarrier, Status};
 
+/// Bits of an address within a task's shared memory.
+const WINDOW: u64 = 0xff_ffff;
+
 fn f(x: u64) -> f32 {
     f32::from_bits(x as u32)
 }
@@ -37,6 +40,8 @@ impl Machine<'_> {
                 "%tid.x" => warp.number * 32 + lane as u64,
                 "%ctaid.x" => self.first_task + warp.cta as u64,
                 "%cluster_ctarank" => warp.cta as u64,
+                // In a cluster the window of shared memory starts at the task's rank.
+                "smem" if self.shared.len() > 1 => 1024 | (warp.cta as u64) << 24,
                 "smem" => 1024,
                 _ if n.starts_with("map") => n[3..].parse().unwrap(),
                 _ => panic!("{n}"),
@@ -172,7 +177,7 @@ impl Machine<'_> {
             "mbarrier" => self.mbarrier(w, i, &op, active),
             "mapa" => {
                 for &l in active {
-                    let v = at(self, 1, l) & 0xff_ffff | (at(self, 2, l) + 1) << 24;
+                    let v = at(self, 1, l) & WINDOW | at(self, 2, l) << 24;
                     self.set(w, &i.args[0], l, v);
                 }
             }
@@ -194,7 +199,8 @@ impl Machine<'_> {
                     a => vec![a.clone()],
                 };
                 for &l in active {
-                    let address = at(self, m, l);
+                    let global = op[1] == "global";
+                    let address = at(self, m, l) & if global { u64::MAX } else { WINDOW };
                     assert!(
                         address.is_multiple_of((bytes * list.len()) as u64),
                         "unaligned: {} at {address:#x}",
@@ -202,7 +208,6 @@ impl Machine<'_> {
                     );
                     for (n, a) in list.iter().enumerate() {
                         let place = address + (n * bytes) as u64;
-                        let global = op[1] == "global";
                         if op[0] == "ld" {
                             let memory = if global { &*self.global } else { &self.shared[cta] };
                             let mut x = Machine::read(memory, place, bytes);
@@ -255,7 +260,7 @@ impl Machine<'_> {
         match op[1] {
             "init" => {
                 for &l in active {
-                    let (a, n) = (self.value(w, &i.args[0], l), self.value(w, &i.args[1], l) as i64);
+                    let (a, n) = (self.value(w, &i.args[0], l) & WINDOW, self.value(w, &i.args[1], l) as i64);
                     self.mbarriers.insert((cta, a), Mbarrier { count: n, pending: n, tx: 0, phase: 0 });
                 }
             }
@@ -263,9 +268,9 @@ impl Machine<'_> {
                 for &l in active {
                     let a = self.value(w, &i.args[1], l);
                     let (to, a) = if op.contains(&"shared::cluster") {
-                        ((a >> 24) as usize - 1, a & 0xff_ffff)
+                        ((a >> 24) as usize, a & WINDOW)
                     } else {
-                        (cta, a)
+                        (cta, a & WINDOW)
                     };
                     let tx = if op.contains(&"expect_tx") { self.value(w, &i.args[2], l) as i64 } else { 0 };
                     self.arrive(to, a, 1, tx);
@@ -273,7 +278,7 @@ impl Machine<'_> {
             }
             _ => {
                 for l in 0..32 {
-                    let (a, parity) = (self.value(w, &i.args[1], l), self.value(w, &i.args[2], l));
+                    let (a, parity) = (self.value(w, &i.args[1], l) & WINDOW, self.value(w, &i.args[2], l));
                     assert!(parity < 2, "{}", i.text);
                     let done = self.mbarriers[&(cta, a)].phase % 2 != parity;
                     self.set(w, &i.args[0], l, u64::from(done));
@@ -290,12 +295,12 @@ impl Machine<'_> {
         let Arg::Tensor(map, coords) = &i.args[t] else { panic!("{}", i.text) };
         let map = self.value(w, map, l) as usize;
         let coords: Vec<i32> = coords.iter().map(|c| self.value(w, c, l) as i32).collect();
-        let at = self.value(w, &i.args[s], l);
+        let at = self.value(w, &i.args[s], l) & WINDOW;
         let mask = if op.contains(&"multicast::cluster") { self.value(w, &i.args[3], l) } else { 1 << cta };
         let ctas: Vec<usize> = (0..self.shared.len()).filter(|c| mask >> c & 1 == 1).collect();
         let bytes = self.tensor(map, &coords, &ctas, at, load);
         if load {
-            let bar = self.value(w, &i.args[2], l);
+            let bar = self.value(w, &i.args[2], l) & WINDOW;
             ctas.iter().for_each(|c| self.arrive(*c, bar, 0, -bytes));
         }
     }
@@ -387,6 +392,9 @@ fn scalar(op: &[&str], a: &[u64], text: &str) -> u64 {
         ("fma", "f32") => bits(f(a[0]).mul_add(f(a[1]), f(a[2]))),
         ("min", "f32") => bits(if f(a[0]).is_nan() || f(a[1]).is_nan() { f32::NAN } else { f(a[0]).min(f(a[1])) }),
         ("max", "f32") => bits(if f(a[0]).is_nan() || f(a[1]).is_nan() { f32::NAN } else { f(a[0]).max(f(a[1])) }),
+        ("mul", "f64") => (d(a[0]) * d(a[1])).to_bits(),
+        ("sub", "f64") => (d(a[0]) - d(a[1])).to_bits(),
+        ("fma", "f64") => d(a[0]).mul_add(d(a[1]), d(a[2])).to_bits(),
         ("neg", "f32") => bits(-f(a[0])),
         ("abs", "f32") => bits(f(a[0]).abs()),
         ("copysign", "f32") => bits(f(a[1]).copysign(f(a[0]))),
@@ -451,6 +459,8 @@ fn convert(op: &[&str], a: &[u64], text: &str) -> u64 {
         ("f32", "f16") => bits(f16::from_bits(a[0] as u16).to_f32()),
         ("f32", "f64") => bits(d(a[0]) as f32),
         ("f64", "f32") => f64::from(f(a[0])).to_bits(),
+        ("f64", "f64") => d(a[0]).round_ties_even().to_bits(),
+        ("s64", "f64") => d(a[0]) as i64 as u64,
         ("f32", "s32") => bits(a[0] as u32 as i32 as f32),
         ("s32", "f32") => f(a[0]) as i32 as u32 as u64,
         ("s64", "s32") => a[0] as u32 as i32 as i64 as u64,

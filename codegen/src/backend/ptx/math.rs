@@ -2,7 +2,7 @@
 //!
 //! Errors in ulps of f32: sqrt 0.5; recip 1; rsqrt 2; exp, exp2 2 where the result is kept in f32, else (a result
 //! rounded to 16 bits at once, or `exp(a − b)` with b a row's) |x|·2⁻²³ + 2 in relative terms, below 1 ulp of 1 for
-//! x ≤ 0; log, log2, log1p 3; sigmoid, tanh, erf 4; sin, cos 3 (in f64). Subnormal results of exp are flushed to 0.
+//! x ≤ 0; log, log2, log1p 3; tanh, erf 4; sigmoid 4, for negative x as `exp(a − b)`; sin, cos 3 (in f64). Subnormal results of exp are flushed to 0.
 //! NaN is kept. Sources: exp by ex2.approx with a compensated product; log after Cephes `logf` (S. Moshier); erf after
 //! N. Juffa's `erff`; sine and cosine by Cody–Waite reduction in f64.
 
@@ -235,7 +235,6 @@ impl Emit<'_> {
         let a = self.f1("abs.f32", x);
         let t = self.fmul(&a, -LOG2_E);
         let e = self.f1("ex2.approx.ftz.f32", &t);
-        // The product's rounding, put back: e·(1 + ρ·ln2), needed where e is not small.
         let r = self.recip_1p(&e);
         let p = self.t.def(Ty::Pred, "setp.ge.f32", &[x, &self.f(0.0)]);
         let n = self.t.def(Ty::F32, "mul.f32", &[&e, &r]);

@@ -87,6 +87,28 @@ pub struct Work {
     per_op: Vec<(f64, f64, Vec<AxisId>)>,
     /// Share of each stream's points that its filter keeps.
     kept: Vec<f64>,
+    /// Loads and stores.
+    moves: Vec<Move>,
+    /// Whether a stream loads into registers.
+    register_loads: bool,
+    /// Contractions inside streams.
+    waits: f64,
+    /// Tiles that consumers hand over through shared memory.
+    hand_over: f64,
+    /// Bytes that an operation writes to shared memory per element of its tile.
+    written: Vec<f64>,
+}
+
+/// A load or store.
+#[derive(Clone, Debug)]
+struct Move {
+    axes: Vec<AxisId>,
+    bytes: f64,
+    load: bool,
+    fetched: bool,
+    stream: Option<usize>,
+    /// Bytes of everything it touches, once.
+    whole: f64,
 }
 
 fn functions(f: &Facts<'_>, root: ExprId) -> (f64, f64) {
@@ -151,7 +173,33 @@ impl Work {
         });
         let per_op = per_op.collect();
         let kept = (0..f.streams.len()).map(|i| kept_share(f, i, &extents)).collect();
-        Work { extents, per_op, kept }
+        let mut moves = Vec::new();
+        for (i, o) in f.ops.iter().enumerate() {
+            let (axes, dtype, load) = match o.op {
+                Op::Load { out, .. } => (f.tile_axes(*out).to_vec(), f.kernel.tiles[*out].dtype, true),
+                Op::Store { axes, buffer, .. } => (axes.clone(), f.plan.buffers[*buffer].dtype, false),
+                Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => continue,
+            };
+            let bytes = dtype.bytes(1) as f64;
+            let whole = axes.iter().map(|a| extents[a.index()]).product::<f64>() * bytes;
+            moves.push(Move { axes, bytes, load, fetched: s.fetches(f, i), stream: o.stream, whole });
+        }
+        let register_loads = moves.iter().any(|m| m.load && !m.fetched && m.stream.is_some());
+        let waits = s.contractions.iter().filter(|x| f.ops[x.op].stream.is_some()).count() as f64;
+        let hand_over = s.written().count() as f64 * 2.0;
+        let written = f.ops.iter().map(|o| match o.op {
+            Op::Map { out, .. } if s.places[out.index()].shared().is_some() => {
+                2.0 * f.kernel.tiles[*out].dtype.bytes(1) as f64
+            }
+            Op::Map { .. }
+            | Op::Load { .. }
+            | Op::Store { .. }
+            | Op::Reduce { .. }
+            | Op::Contract { .. }
+            | Op::Scan { .. } => 0.0,
+        });
+        let written = written.collect();
+        Work { extents, per_op, kept, moves, register_loads, waits, hand_over, written }
     }
 }
 
@@ -216,6 +264,16 @@ struct Chosen {
 
 /// What `values` costs on a device.
 pub fn cost(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, values: &[i64]) -> Cost {
+    price(space, work, sheet, gpu, values, false)
+}
+
+/// A lower bound in seconds for every assignment with the blocks, units, clusters and instructions of `values`: copies
+/// are hidden, and any number of tasks run at once.
+pub fn bound(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, values: &[i64]) -> f64 {
+    price(space, work, sheet, gpu, values, true).seconds
+}
+
+fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, values: &[i64], ideal: bool) -> Cost {
     let (f, s, v) = (space.facts, space.structure, &space.vars);
     let value = |x: Option<crate::csp::VarId>, none: f64| x.map_or(none, |x| values[x.idx()] as f64);
     let c = Chosen {
@@ -226,9 +284,9 @@ pub fn cost(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, va
     let block = |a: AxisId| c.blocks[a.index()];
     let extent = |a: AxisId| work.extents[a.index()];
     let blocks = |a: AxisId| (extent(a) / (block(a) * c.clusters[a.index()])).ceil() * c.clusters[a.index()];
-    let grid: Vec<AxisId> = {
+    let grid: &[AxisId] = {
         let order = v.order.map_or(0, |o| values[o.idx()].max(0) as usize);
-        space.orders[order].clone()
+        &space.orders[order]
     };
     let tasks: f64 = grid.iter().map(|a| blocks(*a)).product();
     let sms = gpu.multiprocessors as f64;
@@ -290,10 +348,7 @@ pub fn cost(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, va
             tail_special += sp * elements;
             tail_plain += pl * elements;
         }
-        if matches!(o.op, Op::Map { out, .. } if s.places[out.index()].shared().is_some()) {
-            let Op::Map { out, .. } = o.op else { continue };
-            shared += 2.0 * elements * f.kernel.tiles[*out].dtype.bytes(1) as f64 * times;
-        }
+        shared += work.written[i] * elements * times;
     }
     let special = special / gpu.special_per_clock as f64;
     let plain = plain / gpu.fma_per_clock as f64;
@@ -301,48 +356,43 @@ pub fn cost(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, va
 
     // Traffic per task: what it fetches, loads and stores.
     let (mut l2_task, mut l2_stream, mut dram) = (0.0, 0.0, 0.0);
-    let mut register_loads = false;
     let l2_capacity = sheet.level("l2").map_or(1e7, |l| l.bytes as f64);
-    let resident = resident(space, gpu, &c, values);
+    let resident = if ideal { 1 } else { resident(space, gpu, &c, values) };
     let wave = (sms * resident as f64).min(tasks).max(1.0);
-    for (i, o) in f.ops.iter().enumerate() {
-        let (axes, bytes, load): (Vec<AxisId>, f64, bool) = match o.op {
-            Op::Load { out, .. } => (f.tile_axes(*out).to_vec(), f.kernel.tiles[*out].dtype.bytes(1) as f64, true),
-            Op::Store { axes, buffer, .. } => (axes.clone(), f.plan.buffers[*buffer].dtype.bytes(1) as f64, false),
-            Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => continue,
-        };
-        let tile: f64 = axes.iter().map(|a| block(*a)).product::<f64>() * bytes;
-        let times = often(o.stream);
-        let fetched = s.fetches(f, i);
-        let sharers: f64 = if fetched {
-            grid.iter().filter(|a| !axes.contains(a)).map(|a| c.clusters[a.index()]).product()
+    for m in &work.moves {
+        let tile: f64 = m.axes.iter().map(|a| block(*a)).product::<f64>() * m.bytes;
+        let times = often(m.stream);
+        let sharers: f64 = if m.fetched {
+            grid.iter().filter(|a| !m.axes.contains(a)).map(|a| c.clusters[a.index()]).product()
         } else {
             1.0
         };
         l2_task += tile * times / sharers;
-        if o.stream.is_some() && load {
+        if m.stream.is_some() && m.load {
             l2_stream += tile * times / sharers;
-            register_loads |= !fetched;
         }
         // Device memory: once if the array fits beside others in L2, otherwise once per wave and distinct block.
-        let whole: f64 = axes.iter().map(|a| extent(*a).max(1.0)).product::<f64>() * bytes;
-        let kept = o.stream.map_or(1.0, |x| work.kept[x].min(1.0));
-        if !load || whole <= l2_capacity / 2.0 {
-            dram += whole;
+        if !m.load || m.whole <= l2_capacity / 2.0 {
+            dram += m.whole;
             continue;
         }
+        let kept = m.stream.map_or(1.0, |x| work.kept[x].min(1.0));
         let mut rest = wave;
         let mut distinct = 1.0;
         for a in grid.iter().rev() {
             let along = blocks(*a).min(rest.max(1.0));
-            if axes.contains(a) {
+            if m.axes.contains(a) {
                 distinct *= along;
             }
             rest /= along;
         }
         let waves = (tasks / wave).ceil();
         let all = tasks * tile * times;
-        dram += (distinct * tile * times * waves).min(all).max(whole * kept);
+        if ideal {
+            dram += m.whole * kept;
+            continue;
+        }
+        dram += (distinct * tile * times * waves).min(all).max(m.whole * kept);
     }
 
     // One task alone, and how much of a multiprocessor it keeps busy.
@@ -378,7 +428,7 @@ pub fn cost(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, va
         Schedule::Plain | Schedule::Overlapped => 0.0,
     };
     // A stage is away while its copy travels and while it is read, which ends a trip after it began.
-    let exposed = if all_trips == 0.0 || (!register_loads && stages.is_infinite()) {
+    let exposed = if ideal || all_trips == 0.0 || (!work.register_loads && stages.is_infinite()) {
         0.0
     } else if ahead == 0.0 {
         all_trips * latency + fill
@@ -387,11 +437,9 @@ pub fn cost(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, va
     };
     // Registers have no ring: without prefetching their loads are waited for in every trip.
     let direct =
-        if register_loads && !matches!(s.schedule, Schedule::Prefetched(_)) { latency * all_trips } else { 0.0 };
-    let waits = s.contractions.iter().filter(|x| f.ops[x.op].stream.is_some()).count() as f64;
+        if work.register_loads && !matches!(s.schedule, Schedule::Prefetched(_)) { latency * all_trips } else { 0.0 };
     let hidden = if overlap > 0.0 { 0.25 } else { 1.0 };
-    let hand_over = s.written().count() as f64 * 2.0;
-    let sync = all_trips * gpu.barrier_latency as f64 * (waits * hidden + hand_over + 1.0);
+    let sync = all_trips * gpu.barrier_latency as f64 * (work.waits * hidden + work.hand_over + 1.0);
     let staged = v.staged.iter().flatten().any(|x| values[x.idx()] == 1);
     let store = (l2_task - l2_stream) / if staged { L2_PER_CLOCK } else { L2_PER_CLOCK / 2.0 };
     let busy = together.max(fill).max(shared / SHARED_PER_CLOCK) + tail;
@@ -399,7 +447,9 @@ pub fn cost(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, va
     let span = |r: f64| (r * busy).max(alone);
     let resident_f = resident as f64;
     let even = f.streams.iter().all(|x| x.filter.is_none()) || v.longest.is_none_or(|l| values[l.idx()] == 0);
-    let clocks = if even {
+    let clocks = if ideal {
+        (tasks / sms * busy).max(alone)
+    } else if even {
         let full = (tasks / (sms * resident_f)).floor();
         let rest = tasks - full * sms * resident_f;
         full * span(resident_f) + if rest > 0.0 { span((rest / sms).ceil()) } else { 0.0 }
@@ -433,7 +483,7 @@ pub fn cost(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, va
 /// Tasks on one multiprocessor at once.
 fn resident(space: &Space<'_, '_>, gpu: &Gpu, c: &Chosen, values: &[i64]) -> u64 {
     let s = space.structure;
-    let shared = space.shared_bytes().eval(values).unwrap_or(0).max(0) as u64 + TASK_SHARED_BYTES;
+    let shared = space.shared.eval(values).unwrap_or(0).max(0) as u64 + TASK_SHARED_BYTES;
     let threads = c.units as u64 * 128 + u64::from(s.producer) * 32;
     let regs = match space.vars.regs[..] {
         [producer, consumer] if values[consumer.idx()] > 0 => {

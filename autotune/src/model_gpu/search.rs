@@ -10,7 +10,7 @@ use einfall_ir::mapping::KernelMapping;
 use einfall_ir::target::{DataSheet, Gpu, TASK_SHARED_BYTES};
 use einfall_ir::tile::{AxisId, AxisKind};
 
-use super::cost::{Cost, Work, cost};
+use super::cost::{Cost, Work, bound, cost};
 use super::facts::Facts;
 use super::space::{STAGES, Space};
 use super::structure::{Place, Schedule, Structure};
@@ -98,6 +98,7 @@ fn budgets(gpu: &Gpu, units: i64, tasks: i64) -> (i64, i64) {
     (24, 24)
 }
 
+/// Fills what leading values leave open.
 struct Completer<'p, 's, 'a> {
     space: &'p Space<'s, 'a>,
     gpu: &'p Gpu,
@@ -106,6 +107,24 @@ struct Completer<'p, 's, 'a> {
 impl Completer<'_, '_, '_> {
     fn get(&self, values: &[i64], v: Option<VarId>) -> i64 {
         v.map_or(1, |v| values[v.idx()])
+    }
+
+    /// The leading values with more of everything else than fits: no completion costs less.
+    fn ideal(&self, leading: &[i64]) -> Vec<i64> {
+        let (s, v) = (self.space.structure, &self.space.vars);
+        let mut values = leading.to_vec();
+        let units = self.get(&values, v.units);
+        for (i, c) in s.contractions.iter().enumerate() {
+            let part = self.get(&values, v.block[c.n.index()]) / if s.cut == Some(c.n) { units } else { 1 };
+            values[v.atom[i].idx()] = (8..=256).rev().step_by(8).find(|n| part % n == 0).unwrap_or(8);
+        }
+        let flags = v.staged.iter().chain(&v.reuses).flatten().chain(&v.ping_pong).chain(&v.longest);
+        flags.for_each(|x| values[x.idx()] = 1);
+        v.stages.iter().flatten().for_each(|x| values[x.idx()] = 1);
+        if let [p, c] = v.regs[..] {
+            (values[p.idx()], values[c.idx()]) = (24, 128 / units.max(1));
+        }
+        values
     }
 
     /// Fills what follows from the leading values, for `tasks` tasks per multiprocessor; none if that does not fit.
@@ -161,7 +180,7 @@ impl Completer<'_, '_, '_> {
         }
         let room = (self.gpu.shared_per_multiprocessor as i64 / tasks - TASK_SHARED_BYTES as i64)
             .min(self.gpu.shared_per_task as i64);
-        let fits = |values: &[i64]| self.space.shared_bytes().eval(values).is_some_and(|b| b <= i128::from(room));
+        let fits = |values: &[i64]| self.space.shared.eval(values).is_some_and(|b| b <= i128::from(room));
         // Direct stores where staging leaves too little for the ring buffers.
         for staged in [true, false] {
             if !staged {
@@ -196,20 +215,48 @@ impl Completer<'_, '_, '_> {
 
 /// The best `k` mappings of a kernel, any two of which differ in structure or at least two leading numbers.
 pub fn search(facts: &Facts<'_>, all: &[Structure], sheet: &DataSheet, gpu: &Gpu, k: usize) -> Vec<Found> {
-    let mut found: Vec<(f64, usize, Vec<i64>)> = Vec::new();
     let spaces: Vec<Space<'_, '_>> = all.iter().map(|s| Space::new(facts, s, gpu)).collect();
     let works: Vec<Work> = all.iter().map(|s| Work::of(facts, s)).collect();
-    for (at, space) in spaces.iter().enumerate() {
+    // What is likely best comes first, so that its cost cuts off the rest.
+    let mut turn: Vec<usize> = (0..all.len()).collect();
+    turn.sort_by_key(|i| (!all[*i].producer, all[*i].schedule != Schedule::Overlapped, *i));
+    // Candidates kept for diversity: the cheapest of each structure and then of all, far more than asked for.
+    let wanted = if k == 1 { 1 } else { 64 * k };
+    let mut found: Vec<(f64, usize, Vec<i64>)> = Vec::new();
+    let mut limit = f64::INFINITY;
+    for at in turn {
+        let space = &spaces[at];
         let completer = Completer { space, gpu };
-        for leading in leading(space) {
-            for tasks in [1, 2] {
-                let Some(values) = completer.complete(leading.clone(), tasks) else { continue };
-                let c = cost(space, &works[at], sheet, gpu, &values);
-                found.push((c.seconds, at, values));
+        leading(space, &mut |leading| {
+            let price = |values: &[i64]| cost(space, &works[at], sheet, gpu, values).seconds;
+            if bound(space, &works[at], sheet, gpu, &completer.ideal(leading)) >= limit {
+                return;
             }
-        }
+            for tasks in [1, 2] {
+                let Some(mut values) = completer.complete(leading.to_vec(), tasks) else { continue };
+                let mut seconds = price(&values);
+                if let Some(order) = space.vars.order {
+                    // Only traffic depends on it.
+                    let mut other = values.clone();
+                    for i in 1..space.orders.len() {
+                        other[order.idx()] = i as i64;
+                        let s = price(&other);
+                        if s < seconds {
+                            (seconds, values[order.idx()]) = (s, i as i64);
+                        }
+                    }
+                }
+                if seconds < limit {
+                    found.push((seconds, at, values));
+                }
+            }
+            if found.len() >= 2 * wanted {
+                keep(&mut found, wanted);
+                limit = found.last().map_or(limit, |f| f.0);
+            }
+        });
     }
-    found.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| (x.1, &x.2).cmp(&(y.1, &y.2))));
+    keep(&mut found, usize::MAX);
     let mut out: Vec<Found> = Vec::new();
     for (_, at, values) in found {
         if out.len() >= k {
@@ -226,6 +273,12 @@ pub fn search(facts: &Facts<'_>, all: &[Structure], sheet: &DataSheet, gpu: &Gpu
     out
 }
 
+/// The cheapest `n`, in order.
+fn keep(found: &mut Vec<(f64, usize, Vec<i64>)>, n: usize) {
+    found.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| (x.1, &x.2).cmp(&(y.1, &y.2))));
+    found.truncate(n);
+}
+
 fn leading_vars(space: &Space<'_, '_>) -> Vec<VarId> {
     let v = &space.vars;
     v.block.iter().chain(&v.cluster).flatten().copied().chain(v.units).chain(v.order).collect()
@@ -235,51 +288,49 @@ fn distance(space: &Space<'_, '_>, x: &[i64], y: &[i64]) -> usize {
     leading_vars(space).into_iter().filter(|v| x[v.idx()] != y[v.idx()]).count()
 }
 
-/// Every combination of leading values worth trying, the others 0.
-fn leading(space: &Space<'_, '_>) -> Vec<Vec<i64>> {
+/// Calls `visit` on every combination of leading values worth trying; the other variables, and the order, are 0.
+fn leading(space: &Space<'_, '_>, visit: &mut dyn FnMut(&[i64])) {
     let v = &space.vars;
-    let mut lists: Vec<(VarId, Vec<i64>)> = Vec::new();
+    let domain = |x: VarId| values_of(&space.model.vars()[x.idx()].domain);
+    let mut lists: Vec<(VarId, Vec<i64>)> = v.units.iter().map(|u| (*u, domain(*u))).collect();
     for (i, b) in v.block.iter().enumerate() {
         if let Some(b) = b {
             lists.push((*b, tried(space, AxisId::new(i))));
         }
     }
-    for x in v.cluster.iter().flatten().chain(&v.units).chain(&v.order) {
-        lists.push((*x, values_of(&space.model.vars()[x.idx()].domain)));
-    }
-    let mut out = vec![vec![0; space.model.vars().len()]];
-    for (var, list) in lists {
-        let mut next = Vec::with_capacity(out.len() * list.len());
-        for base in out {
-            for value in &list {
-                let mut values = base.clone();
-                values[var.idx()] = *value;
-                if plausible(space, &values, var) {
-                    next.push(values);
-                }
-            }
-        }
-        out = next;
-    }
-    out
+    lists.extend(v.cluster.iter().flatten().map(|x| (*x, domain(*x))));
+    let mut values = vec![0; space.model.vars().len()];
+    descend(space, &lists, &mut values, visit);
 }
 
-/// Cheap tests as soon as their variables have values: one cluster axis, whole instructions per unit.
+fn descend(space: &Space<'_, '_>, lists: &[(VarId, Vec<i64>)], values: &mut [i64], visit: &mut dyn FnMut(&[i64])) {
+    let Some(((var, list), rest)) = lists.split_first() else {
+        visit(values);
+        return;
+    };
+    for value in list {
+        values[var.idx()] = *value;
+        if plausible(space, values, *var) {
+            descend(space, rest, values, visit);
+        }
+    }
+    values[var.idx()] = 0;
+}
+
+/// Cheap tests as soon as their variables have values: one cluster axis, whole instructions per unit, accumulators that
+/// can fit. 0 stands for no value yet.
 fn plausible(space: &Space<'_, '_>, values: &[i64], last: VarId) -> bool {
     let (s, v) = (space.structure, &space.vars);
-    let clusters: i64 = v.cluster.iter().flatten().map(|c| values[c.idx()].max(1)).product();
-    if clusters > 2 {
-        return false;
+    if v.cluster.contains(&Some(last)) {
+        return v.cluster.iter().flatten().map(|c| values[c.idx()].max(1)).product::<i64>() <= 2;
     }
-    if v.units != Some(last) {
-        return true;
-    }
-    let units = values[last.idx()];
+    let units = v.units.map_or(1, |u| values[u.idx()]);
+    let at = |a: AxisId| v.block[a.index()].map_or(1, |b| values[b.idx()]);
+    let part = |a: AxisId| if s.cut == Some(a) { units } else { 1 };
     s.contractions.iter().all(|c| {
-        let rows = |a: AxisId| v.block[a.index()].map_or(1, |b| values[b.idx()]);
-        let part = |a: AxisId| if s.cut == Some(a) { units } else { 1 };
-        // An accumulator beyond 256 registers per thread never fits.
-        let whole = rows(c.m) % (64 * part(c.m)) == 0 && rows(c.n) % (8 * part(c.n)) == 0;
-        whole && rows(c.m) / part(c.m) * rows(c.n) / part(c.n) <= 256 * 128
+        let (m, n) = (at(c.m), at(c.n));
+        let whole = m % (64 * part(c.m)) == 0 && n % (8 * part(c.n)) == 0;
+        // Two instructions' rows per unit at most, and no more accumulators than a thread has registers.
+        whole && m / part(c.m) <= 128 && (m == 0 || n == 0 || m / part(c.m) * n / part(c.n) <= 216 * 128)
     })
 }

@@ -68,6 +68,8 @@ pub struct Space<'s, 'a> {
     pub vars: Vars,
     /// Orders of the grid axes.
     pub orders: Vec<Vec<AxisId>>,
+    /// Shared memory in bytes.
+    pub shared: Expr,
 }
 
 /// The smallest step of blocks along an axis that instructions ask for.
@@ -88,8 +90,10 @@ impl<'s, 'a> Space<'s, 'a> {
     /// The CSP of `structure` on a device.
     pub fn new(facts: &'s Facts<'a>, structure: &'s Structure, gpu: &Gpu) -> Space<'s, 'a> {
         let orders = orders(facts, structure);
-        let mut space = Space { facts, structure, model: Model::new(), vars: Vars::default(), orders };
+        let (model, vars) = (Model::new(), Vars::default());
+        let mut space = Space { facts, structure, model, vars, orders, shared: Expr::Const(0) };
         space.variables();
+        space.shared = space.shared_bytes();
         space.shapes();
         space.shared_tiles();
         space.clusters(gpu);
@@ -303,8 +307,7 @@ impl<'s, 'a> Space<'s, 'a> {
         }
     }
 
-    /// Shared memory in bytes.
-    pub fn shared_bytes(&self) -> Expr {
+    fn shared_bytes(&self) -> Expr {
         let (f, s) = (self.facts, self.structure);
         let mut terms = Vec::new();
         for (i, place) in s.places.iter().enumerate() {
@@ -332,7 +335,7 @@ impl<'s, 'a> Space<'s, 'a> {
 
     fn resources(&mut self, gpu: &Gpu) {
         let (f, s) = (self.facts, self.structure);
-        self.model.constrain("shared memory", self.shared_bytes().at_most(gpu.shared_per_task as i64));
+        self.model.constrain("shared memory", self.shared.clone().at_most(gpu.shared_per_task as i64));
         let own = i64::from(s.producer) * 32;
         let threads = self.units() * 128 + own;
         self.model.constrain("threads", threads.clone().at_most(gpu.threads_per_task as i64));

@@ -325,7 +325,7 @@ fn placed(
         let stays = left && !right && if load.is_some() { once && loaded } else { computed };
         asked_computed |= left && !both && load.is_none();
         asked_loaded |= left && !both && once;
-        if !(left || right) || (stays && !right) {
+        if !right && (stays || !left) {
             continue;
         }
         let name = &facts.kernel.tiles[id].name;
@@ -666,10 +666,10 @@ fn scheduled(facts: &Facts<'_>, s: &mut Structure) -> Result<bool, Unsupported> 
                     s.slots[i] = 3;
                 }
             }
-            for b in 0..n {
+            for (b, late) in late.iter().enumerate() {
                 for a in 0..b {
                     let same = facts.ops[a].stream.is_some() && facts.ops[a].stream == facts.ops[b].stream;
-                    if same && s.skews[a] == s.skews[b] && !late[b] && conflict(facts, s, a, b) {
+                    if same && s.skews[a] == s.skews[b] && !late && conflict(facts, s, a, b) {
                         s.slots[b] = s.slots[b].max(s.slots[a]);
                     }
                 }

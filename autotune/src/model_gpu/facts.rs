@@ -22,6 +22,8 @@ pub struct AxisFacts {
     pub kind: AxisKind,
     /// Its extent, if sizes or the plan give it.
     pub extent: Option<u64>,
+    /// Whether the plan itself fixes the extent.
+    pub fixed: bool,
     /// Its block, where the plan declares it.
     pub declared: Option<u64>,
     /// Whether it is walked one by one by a sequential stream.
@@ -156,18 +158,32 @@ impl<'a> Facts<'a> {
                 None => known = false,
             });
             let extent = if known { a.extent.eval(&at).ok() } else { None };
+            let mut fixed = true;
+            a.extent.for_each_rank(&mut |r| fixed &= plan.ranks[r].fixed.is_some());
             let sequential = kernel.body.iter().any(|n| matches!(n, Node::Stream(s) if s.axis == id && s.sequential));
-            facts.axes.push(AxisFacts { name: a.name.clone(), kind: a.kind, extent, declared: a.block, sequential });
+            facts.axes.push(AxisFacts {
+                name: a.name.clone(),
+                kind: a.kind,
+                extent,
+                fixed,
+                declared: a.block,
+                sequential,
+            });
         }
         Ok(facts)
     }
 
-    /// The same facts with inner axes of unknown extent as long as the mapping's blocks.
-    pub fn with_inner(mut self, m: &einfall_ir::mapping::KernelMapping) -> Facts<'a> {
+    /// The same facts with inner axes of unknown extent as long as `length` says, by name.
+    pub fn with_inner(mut self, length: impl Fn(&str) -> Option<u64>) -> Facts<'a> {
         for a in self.axes.iter_mut().filter(|a| a.kind == AxisKind::Inner && a.extent.is_none()) {
-            a.extent = m.axis(&a.name).map(|l| l.block);
+            a.extent = length(&a.name);
         }
         self
+    }
+
+    /// Whether some inner axis has an unknown extent.
+    pub fn open(&self) -> bool {
+        self.axes.iter().any(|a| a.kind == AxisKind::Inner && a.extent.is_none())
     }
 
     fn push(&mut self, op: &'a Op, stream: Option<usize>, names: &[String]) {

@@ -65,8 +65,12 @@ pub fn kernel_candidates(
     sizes: Option<&[u64]>,
     k: usize,
 ) -> Result<Vec<(KernelMapping, Cost)>, Unsupported> {
+    mapped(Facts::new(plan, kernel, sizes)?, sheet, k)
+}
+
+fn mapped(facts: Facts<'_>, sheet: &DataSheet, k: usize) -> Result<Vec<(KernelMapping, Cost)>, Unsupported> {
     let gpu = device(sheet)?;
-    let facts = Facts::new(plan, kernel, sizes)?;
+    let kernel = facts.kernel;
     let all = structures(&facts)?;
     let found = search(&facts, &all, sheet, gpu, k);
     if found.is_empty() {
@@ -84,18 +88,34 @@ fn fallback(kernel: &Kernel) -> KernelMapping {
     KernelMapping { kernel: kernel.name.clone(), axes: axes.collect(), ..KernelMapping::default() }
 }
 
+/// Extents of inner axes that a kernel gets variants for where no size is given.
+const INNER_CLASSES: [u64; 3] = [64, 128, 256];
+
 /// The mapping of every kernel of `plan` for the device of `sheet`. `sizes`: one value per rank of the plan, the sizes
-/// to be fast at; inner axes are mapped for just these (or smaller) extents. Never fails: a kernel outside the model
-/// gets blocks alone.
+/// to be fast at; inner axes are mapped for just these (or smaller) extents. Without sizes, kernels with inner axes get
+/// variants for head widths up to 64, 128 and 256. Never fails: a kernel outside the model gets blocks alone.
 pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping {
-    let kernels = plan.kernels.iter().flat_map(|kernel| {
+    let mut kernels = Vec::new();
+    for kernel in &plan.kernels {
         if !contracts(kernel) {
-            return elementwise::variants(kernel, plan, sheet, sizes);
+            kernels.extend(elementwise::variants(kernel, plan, sheet, sizes));
+            continue;
         }
-        let found = kernel_candidates(plan, kernel, sheet, sizes, 1).ok();
-        vec![found.and_then(|c| c.into_iter().next()).map_or_else(|| fallback(kernel), |(m, _)| m)]
-    });
-    Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels: kernels.collect() }
+        let best = |facts: Facts<'_>| mapped(facts, sheet, 1).ok().and_then(|c| c.into_iter().next());
+        let before = kernels.len();
+        match Facts::new(plan, kernel, sizes) {
+            Ok(facts) if facts.open() => {
+                let classes = INNER_CLASSES.iter().filter_map(|n| best(facts.clone().with_inner(|_| Some(*n))));
+                kernels.extend(classes.map(|c| c.0));
+            }
+            Ok(facts) => kernels.extend(best(facts).map(|c| c.0)),
+            Err(_) => {}
+        }
+        if kernels.len() == before {
+            kernels.push(fallback(kernel));
+        }
+    }
+    Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 
 /// The best `k` mappings of the plan that differ in structure or several numbers, cheapest first, with the cost of all
@@ -146,9 +166,14 @@ impl std::fmt::Display for Rejected {
 pub fn why_not(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, mapping: &Mapping) -> Option<Rejected> {
     for kernel in plan.kernels.iter().filter(|k| contracts(k)) {
         let empty = KernelMapping { kernel: kernel.name.clone(), ..KernelMapping::default() };
-        let m = mapping.kernels.iter().find(|m| m.kernel == kernel.name).unwrap_or(&empty);
-        if let Err(e) = admitted(plan, kernel, sheet, sizes, m) {
-            return Some(e);
+        let mut entries: Vec<&KernelMapping> = mapping.kernels.iter().filter(|m| m.kernel == kernel.name).collect();
+        if entries.is_empty() {
+            entries.push(&empty);
+        }
+        for m in entries {
+            if let Err(e) = admitted(plan, kernel, sheet, sizes, m) {
+                return Some(e);
+            }
         }
     }
     None
@@ -169,7 +194,8 @@ pub fn admitted(
     let outside = |u: Unsupported| reject(u.constraint, u.message);
     let gpu = device(sheet).map_err(outside)?;
     // Without sizes an inner axis is as long as the mapping's block.
-    let facts = Facts::new(plan, kernel, sizes).map_err(outside)?.with_inner(m);
+    let facts = Facts::new(plan, kernel, sizes).map_err(outside)?;
+    let facts = facts.with_inner(|a| m.axis(a).map(|l| l.block));
     let all = structures(&facts).map_err(outside)?;
     let given = Normal::of(&facts, m);
     let mut best: Option<(usize, Rejected)> = None;

@@ -190,9 +190,7 @@ impl Completer<'_, '_, '_> {
             }
             let least = match (s.producer, s.schedule) {
                 (false, Schedule::Prefetched(n)) => n as i64 + 1,
-                (false, Schedule::Overlapped) => 3,
-                (false, Schedule::Plain) => 2,
-                (true, _) => 2,
+                (_, Schedule::Plain | Schedule::Overlapped | Schedule::Prefetched(_)) => 2,
             };
             for stages in (least..=STAGES as i64).rev().chain(if s.producer { Some(1) } else { None }) {
                 for (i, x) in v.stages.iter().enumerate() {

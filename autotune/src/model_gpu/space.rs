@@ -179,7 +179,9 @@ impl<'s, 'a> Space<'s, 'a> {
             let producer = Domain::Values(vec![0, 24, 32, 40, 48, 56]);
             self.vars.regs = vec![self.model.var("regs producer", producer), self.model.var("regs consumer", own(24))];
         }
-        if s.cut.is_some() {
+        // Units that hand tiles to each other in every trip cannot take turns.
+        let hands = s.written().any(|t| f.ops[f.writers(t)[0]].stream.is_some());
+        if s.cut.is_some() && !hands {
             self.vars.ping_pong = Some(self.model.var("ping_pong", flag.clone()));
         }
         if f.streams.iter().any(|x| x.filtered.iter().any(|a| f.axis(*a).kind == AxisKind::Grid)) {
@@ -193,6 +195,15 @@ impl<'s, 'a> Space<'s, 'a> {
     /// Instruction shapes.
     fn shapes(&mut self) {
         let (f, s) = (self.facts, self.structure);
+        // Whole axes of one extent may become one.
+        let inner = |a: &AxisId| f.axis(*a).kind == AxisKind::Inner && !f.axis(*a).fixed && s.is_sized(*a);
+        let inner: Vec<AxisId> = f.kernel.axes.ids().filter(inner).collect();
+        for pair in inner.windows(2) {
+            if f.kernel.axes[pair[0]].extent == f.kernel.axes[pair[1]].extent {
+                let same = self.block(pair[0]).equals(self.block(pair[1]));
+                self.model.constrain(format!("blocks of {} and {}", f.axis(pair[0]).name, f.axis(pair[1]).name), same);
+            }
+        }
         for (i, c) in s.contractions.iter().enumerate() {
             let name = &f.ops[c.op].name;
             let atom = Expr::Var(self.vars.atom[i]);
@@ -255,14 +266,24 @@ impl<'s, 'a> Space<'s, 'a> {
     fn least_stages(&mut self, t: TileId, name: &str) {
         let s = self.structure;
         let Some(stages) = self.vars.stages[t.index()] else { return };
+        // A sum that nothing else touches stays in flight into the next trip, and holds its operands until then.
+        let open = s.contractions.iter().any(|c| {
+            let stream = self.facts.ops[c.op].stream;
+            let mut others = self.facts.ops.iter().enumerate().filter(|(i, o)| *i != c.op && o.stream == stream);
+            (c.a == t || c.b == t) && stream.is_some() && !others.any(|(_, o)| o.touches(c.out))
+        });
         let least = match (s.producer, s.schedule) {
-            (true, _) => 1,
+            (true, _) => 1 + i64::from(open),
             (false, Schedule::Plain | Schedule::Overlapped) => 2,
             (false, Schedule::Prefetched(ahead)) => ahead as i64 + 1,
         };
-        let extra = i64::from(!s.producer && s.schedule == Schedule::Overlapped);
-        if least + extra > 1 {
-            self.model.constrain(format!("stages of {name}"), Expr::Const(least + extra).at_most(stages));
+        if least > 1 {
+            self.model.constrain(format!("stages of {name}"), Expr::Const(least).at_most(stages));
+        }
+        // A unit whose turn is later still reads the stage before the one that the first unit waits for.
+        if let Some(p) = self.vars.ping_pong {
+            let two = (Expr::Const(1) + p).at_most(stages);
+            self.model.constrain(format!("turns around {name}"), two);
         }
     }
 

@@ -246,6 +246,7 @@ fn cuts(facts: &Facts<'_>) -> Result<Vec<Vec<bool>>, Unsupported> {
     may.reverse();
     may.truncate(6);
     let mut all = Vec::new();
+    let mut why = None;
     let mut codes: Vec<u32> = (0..1 << may.len()).collect();
     codes.sort_by_key(|c| (c.count_ones(), *c));
     for code in codes {
@@ -253,13 +254,15 @@ fn cuts(facts: &Facts<'_>) -> Result<Vec<Vec<bool>>, Unsupported> {
         for (bit, i) in may.iter().enumerate() {
             sized[*i] = code >> bit & 1 == 1;
         }
-        if oriented(facts, &sized, 0).is_ok() {
-            all.push(sized);
+        match oriented(facts, &sized, 0) {
+            Ok(_) => all.push(sized),
+            // Rules of types say more than those of shapes that another cut may have.
+            Err(e) if why.as_ref().is_none_or(|w: &Unsupported| w.constraint == "atom shape") => why = Some(e),
+            Err(_) => {}
         }
     }
-    if all.is_empty() {
-        let first = oriented(facts, &must, 0).err();
-        return Err(first.unwrap_or(Unsupported { constraint: "atom shape".into(), message: "no axis to cut".into() }));
+    if let (true, Some(why)) = (all.is_empty(), why) {
+        return Err(why);
     }
     Ok(all)
 }
@@ -609,6 +612,10 @@ fn variants(facts: &Facts<'_>, base: Structure, out: &mut Vec<Structure>, why: &
                 Schedule::Prefetched(3),
             ];
             for schedule in schedules {
+                // A role that fetches for itself would wait for copies it has not issued yet.
+                if schedule == Schedule::Overlapped && fetches && !producer {
+                    continue;
+                }
                 let mut s = Structure { producer, cut, schedule, ..base.clone() };
                 match scheduled(facts, &mut s) {
                     Ok(true) => out.push(s),

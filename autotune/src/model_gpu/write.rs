@@ -31,6 +31,8 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
             block: v.block[i].map_or(1, value),
             cluster: v.cluster[i].map_or(1, value),
             units: if s.cut == Some(AxisId::new(i)) { units } else { 1 },
+            // Inner blocks hold the extents they were made for.
+            whole: a.kind == AxisKind::Inner && !a.fixed,
             ..AxisMapping::new(&a.name, 1)
         })
         .collect();

@@ -84,8 +84,9 @@ fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) ->
 /// # Errors
 /// As [`lower`].
 pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kernel::Module, Vec<Diagnostic>> {
-    let (plan, mapping) = stage_stores::run(plan, mapping).map_err(|d| vec![d])?;
-    einfall_ir::mapping::verify::verify(&mapping, &plan)?;
+    let bare = |m: &KernelMapping| KernelMapping { kernel: m.kernel.clone(), ..KernelMapping::default() };
+    let names = Mapping { kernels: mapping.kernels.iter().map(bare).collect(), ..mapping.clone() };
+    einfall_ir::mapping::verify::verify(&names, plan)?;
     let mut kernels = Vec::new();
     for k in &plan.kernels {
         let empty = KernelMapping { kernel: k.name.clone(), ..KernelMapping::default() };
@@ -95,7 +96,12 @@ pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kern
         }
         let mut all = Vec::new();
         for m in entries {
-            let Some(lowered) = variant(&plan, k, m, limits).map_err(|d| vec![d])? else { continue };
+            // Each entry stages what it sends.
+            let one = Mapping { kernels: vec![m.clone()], ..mapping.clone() };
+            let (staged, one) = stage_stores::run(plan, &one).map_err(|d| vec![d])?;
+            einfall_ir::mapping::verify::verify(&one, &staged)?;
+            let (m, own) = (&one.kernels[0], staged.kernels.iter().find(|x| x.name == k.name).unwrap_or(k));
+            let Some(lowered) = variant(&staged, own, m, limits).map_err(|d| vec![d])? else { continue };
             let exceeded = resources::check(&lowered, limits);
             if !exceeded.is_empty() {
                 let refused = exceeded.iter().filter_map(|x| {
@@ -106,7 +112,7 @@ pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kern
             }
             all.push(lowered);
         }
-        kernels.extend(variants::run(&plan, &k.name, all).map_err(|d| vec![d])?);
+        kernels.extend(variants::run(plan, &k.name, all).map_err(|d| vec![d])?);
     }
     Ok(kernel::Module { name: plan.name.clone(), ranks: plan.ranks.clone(), kernels })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use einfall::{Engine, Options};
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, parse};
+use einfall_ir::target::DataSheet;
 use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_runtime::Cpu;
 use einfall_runtime::cache::Cache;
@@ -16,8 +17,48 @@ fn options() -> Result<Options, Failure> {
     Options::from_env().map_err(Failure::Usage)
 }
 
+/// Arguments of `devices`.
+#[derive(clap::Args)]
+pub struct DevicesArgs {
+    /// Print the built-in data sheets instead
+    #[arg(long)]
+    sheets: bool,
+}
+
+/// A data sheet for the reader: one line a level, one for a GPU's limits.
+fn sheet_text(s: &DataSheet) -> String {
+    let mut text = format!("{}\n", s.name);
+    for l in &s.levels {
+        let rate = l.bandwidth * l.instances as f64 / 1e9;
+        text += &format!("  {:10} {:>15} bytes x {:<4} {rate:>9.0} GB/s\n", l.name, l.bytes, l.instances);
+    }
+    let peaks: Vec<String> = s.peak.iter().map(|(n, r)| format!("{n} {:.1}", r / 1e12)).collect();
+    text += &format!("  Tflop/s    {}\n", peaks.join(", "));
+    if let Some(g) = &s.gpu {
+        text += &format!(
+            "  GPU        {} multiprocessors at {:.2} GHz, {} registers, {} threads, {} bytes of shared memory a task, \
+             clusters of {}, {}, {}\n",
+            g.multiprocessors,
+            g.clock / 1e9,
+            g.registers,
+            g.threads_per_multiprocessor,
+            g.shared_per_task,
+            g.max_cluster,
+            g.atoms.join(" "),
+            g.copy_engines.join(" ")
+        );
+    }
+    text
+}
+
 /// Lists devices and what they compile with. A machine without LLVM or without a CUDA driver is described all the same.
-pub fn devices() -> Result<(), Failure> {
+pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
+    if args.sheets {
+        for sheet in DataSheet::all() {
+            print!("{}", sheet_text(&sheet));
+        }
+        return Ok(());
+    }
     let cpu = Cpu::detect();
     let isa: Vec<&str> = cpu.isa.iter().map(|i| i.name()).collect();
     println!("cpu");

@@ -1,17 +1,21 @@
 //! `explain`: passes, derivations, bounds and the plan of every cascade of a file.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use einfall::with_statics;
 use einfall_autotune::{model_cpu, model_gpu};
+use einfall_codegen::lower::gpu::stage_stores;
 use einfall_codegen::pipeline::Context;
 use einfall_ir::analysis::explain::{Mapped, Options, report, to_json, to_text};
 use einfall_ir::analysis::traffic::{plan_traffic, roofline_us};
-use einfall_ir::cascade::{Cascade, Rank};
+use einfall_ir::cascade::{Cascade, Module, Rank};
 use einfall_ir::kernel::atoms;
+use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
+use einfall_ir::tile::Plan;
 
+use super::lower::{gpu_plan, plan_sizes, read_mapping};
 use super::source::{Pairs, Source, sizes};
 use super::{Failure, engine_failure};
 
@@ -29,6 +33,9 @@ pub struct ExplainArgs {
     /// The data sheet whose memory levels are bounded
     #[arg(long, default_value = "cpu")]
     target: String,
+    /// Name the constraint that rejects this mapping, and stop
+    #[arg(long, value_name = "FILE")]
+    why_not: Option<PathBuf>,
     /// Print the versioned JSON of docs/explain-schema.md
     #[arg(long)]
     json: bool,
@@ -47,6 +54,9 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         if !module.cascades.iter().any(|c| c.rank(name).is_some()) {
             return Err(Failure::Usage(format!("no cascade of {} has a rank `{name}`", source.name)));
         }
+    }
+    if let Some(path) = &args.why_not {
+        return why_not(&source, &module, &target, &given, path);
     }
     let mut mapped = BTreeMap::new();
     for c in &mut module.cascades {
@@ -76,8 +86,8 @@ fn map(c: &Cascade, target: &DataSheet, given: &BTreeMap<String, u64>) -> Option
         Some(_) => model_gpu::choose(&plan, target, extents.as_deref()),
         None => model_cpu::choose(&plan, target),
     };
-    let mut entry =
-        Mapped { kernels: Some(plan.kernels.len()), mapping: Some(mapping.to_string()), ..Mapped::default() };
+    let text = predictions(&plan, target, extents.as_deref()) + &mapping.to_string();
+    let mut entry = Mapped { kernels: Some(plan.kernels.len()), mapping: Some(text), ..Mapped::default() };
     if let Some(n) = &extents
         && let Some(t) = plan_traffic(&plan, &mapping, n, target)
     {
@@ -85,4 +95,61 @@ fn map(c: &Cascade, target: &DataSheet, given: &BTreeMap<String, u64>) -> Option
         entry.predicted_us = roofline_us(&plan, &mapping, n, target);
     }
     Some(entry)
+}
+
+/// What the GPU model predicts for the kernels that contract, a comment line each.
+fn predictions(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> String {
+    let mut text = String::new();
+    for kernel in plan.kernels.iter().filter(|_| sheet.gpu.is_some()) {
+        match model_gpu::kernel_candidates(plan, kernel, sheet, sizes, 1) {
+            Ok(found) => {
+                let cost = &found[0].1;
+                let us = cost.seconds * 1e6;
+                text += &format!("// {}: predicted {us:.1} us, {} binds:", kernel.name, cost.binding);
+                for (term, seconds) in &cost.terms {
+                    text += &format!(" {term} {:.1} us;", seconds * 1e6);
+                }
+                text += &format!(" {:.0} tasks, {} per multiprocessor\n", cost.tasks, cost.resident);
+            }
+            Err(e) => text += &format!("// {}: {}: {}\n", kernel.name, e.constraint, e.message),
+        }
+    }
+    text
+}
+
+/// Names what rejects a mapping file.
+fn why_not(
+    source: &Source,
+    module: &Module,
+    sheet: &DataSheet,
+    given: &BTreeMap<String, u64>,
+    path: &Path,
+) -> Result<(), Failure> {
+    let mapping = read_mapping(path)?;
+    let named = module.cascades.iter().find(|c| c.name == mapping.plan);
+    let Some(cascade) = named else {
+        return Err(Failure::Wrong(format!(
+            "{}: no cascade `{}`, which the mapping is for",
+            source.name, mapping.plan
+        )));
+    };
+    let Some(plan) = gpu_plan(cascade) else {
+        return Err(Failure::Wrong(format!("{}: `{}` has no plan", source.name, cascade.name)));
+    };
+    // Staging tiles of stores are named by mappings too.
+    for entry in &mapping.kernels {
+        let one = Mapping { kernels: vec![entry.clone()], ..mapping.clone() };
+        let staged = stage_stores::run(&plan, &one).map_err(|d| vec![d]);
+        let fits = staged.and_then(|(plan, one)| einfall_ir::mapping::verify::verify(&one, &plan));
+        fits.map_err(|d| Failure::Wrong(d.iter().map(|d| format!("{}\n", d.message)).collect()))?;
+    }
+    let list: Vec<(String, u64)> = given.iter().map(|(n, v)| (n.clone(), *v)).collect();
+    let sizes = plan_sizes(&plan, &list)?;
+    match model_gpu::why_not(&plan, sheet, sizes.as_deref(), &mapping) {
+        Some(rejected) => Err(Failure::Wrong(rejected.to_string())),
+        None => {
+            println!("the model admits {}", path.display());
+            Ok(())
+        }
+    }
 }

@@ -28,12 +28,29 @@ pub fn passes() {
 }
 
 /// Which lowering follows the tile level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Lowering {
     /// Kernels for this machine's processor
     Cpu,
-    /// Kernels with roles, channels and schedules
-    Gpu,
+    /// Kernels with roles, channels and schedules, for the GPU of a data sheet
+    Gpu(Box<DataSheet>),
+}
+
+impl std::str::FromStr for Lowering {
+    type Err = String;
+
+    /// `cpu`, `gpu` (the H100's data sheet) or the name of a GPU's data sheet.
+    fn from_str(text: &str) -> Result<Lowering, String> {
+        let sheet = match text {
+            "cpu" => return Ok(Lowering::Cpu),
+            "gpu" => Some(DataSheet::h100()),
+            name => DataSheet::named(name).filter(|s| s.gpu.is_some()),
+        };
+        sheet.map(|s| Lowering::Gpu(Box::new(s))).ok_or_else(|| {
+            let gpus = DataSheet::all().into_iter().filter(|s| s.gpu.is_some()).map(|s| s.name);
+            format!("choose cpu, gpu, {}", gpus.collect::<Vec<_>>().join(", "))
+        })
+    }
 }
 
 /// Arguments of `lower`.
@@ -47,15 +64,21 @@ pub struct LowerArgs {
     /// Stop after this pass (`einfall passes` lists them) and print what it made
     #[arg(long, value_name = "PASS")]
     stop_after: Option<String>,
-    /// A mapping file; without it the model chooses, for this processor or an H100
+    /// A mapping file; without it the model chooses
     #[arg(long, value_name = "FILE")]
     mapping: Option<PathBuf>,
     /// Extents fixed at compile time
     #[arg(long = "static", value_name = "RANK=N,..")]
     statics: Vec<Pairs<u64>>,
     /// What to lower to
-    #[arg(long, value_enum, default_value_t = Lowering::Cpu)]
+    #[arg(long, default_value = "cpu", value_name = "cpu|gpu|SHEET")]
     target: Lowering,
+    /// Extents the mapping is chosen for, each of them; without them it serves every size
+    #[arg(long, value_name = "RANK=N,..")]
+    size: Vec<Pairs<u64>>,
+    /// Print the mapping instead
+    #[arg(long, conflicts_with_all = ["trace", "emit"])]
+    print_mapping: bool,
     /// Print what every pass made, not only the last
     #[arg(long)]
     trace: bool,
@@ -117,16 +140,13 @@ fn records(
     source: &Source,
     program: Program,
     mapping: Option<Mapping>,
-    target: Lowering,
+    target: &Lowering,
+    given: &[(String, u64)],
     stop_after: Option<&str>,
-) -> Result<Vec<Record>, Failure> {
-    let lower = match target {
-        Lowering::Cpu => tables::CPU,
-        Lowering::Gpu => tables::GPU,
-    };
-    let atoms = match target {
-        Lowering::Cpu => Vec::new(),
-        Lowering::Gpu => atoms::all().collect(),
+) -> Result<(Vec<Record>, Option<Mapping>), Failure> {
+    let (lower, atoms) = match target {
+        Lowering::Cpu => (tables::CPU, Vec::new()),
+        Lowering::Gpu(_) => (tables::GPU, atoms::all().collect()),
     };
     let to_tile = Context { atoms, ..Context::default() };
     let first = stop_after.filter(|n| tables::TO_TILE.iter().any(|p| p.name == *n));
@@ -140,7 +160,7 @@ fn records(
             let made = trace(tables::TO_TILE, program, &to_tile, first);
             all = made.map_err(|(_, stop)| stop_failure(source, stop))?;
             if first.is_some() {
-                return Ok(all);
+                return Ok((all, None));
             }
             all.last().map(|r| r.program.clone())
         }
@@ -153,12 +173,40 @@ fn records(
     let mapping = match (mapping, target) {
         (Some(m), _) => Some(m),
         (None, Lowering::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
-        (None, Lowering::Gpu) => Some(einfall_autotune::model_gpu::choose(&plan, &DataSheet::h100(), None)),
+        (None, Lowering::Gpu(sheet)) => {
+            let sizes = plan_sizes(&plan, given)?;
+            Some(einfall_autotune::model_gpu::choose(&plan, sheet, sizes.as_deref()))
+        }
     };
-    let context = Context { mapping, isa: Some(isa(&cpu)), ..to_tile };
+    let context = Context { mapping: mapping.clone(), isa: Some(isa(&cpu)), ..to_tile };
     let made = trace(lower, Program::Tile(plan), &context, second);
     all.extend(made.map_err(|(_, stop)| stop_failure(source, stop))?);
-    Ok(all)
+    Ok((all, mapping))
+}
+
+/// The plan of a cascade for a GPU, with operands rounded for its instructions; none where it is refused.
+pub fn gpu_plan(cascade: &Cascade) -> Option<tile::Plan> {
+    let context = Context { atoms: atoms::all().collect(), ..Context::default() };
+    let made = trace(tables::TO_TILE, Program::Cascade(cascade.clone()), &context, None).ok()?;
+    match made.into_iter().last()?.program {
+        Program::Tile(plan) => Some(plan),
+        Program::Cascade(_) | Program::Kernel(_) => None,
+    }
+}
+
+/// One value per rank of the plan; none where nothing is given.
+///
+/// # Errors
+/// A rank without a value.
+pub fn plan_sizes(plan: &tile::Plan, given: &[(String, u64)]) -> Result<Option<Vec<u64>>, Failure> {
+    if given.is_empty() {
+        return Ok(None);
+    }
+    let value = |r: &einfall_ir::cascade::Rank| {
+        let given = given.iter().find(|(n, _)| *n == r.name).map(|g| g.1);
+        r.fixed.or(given).ok_or_else(|| Failure::Usage(format!("--size gives no extent of `{}`", r.name)))
+    };
+    plan.ranks.iter().map(|(_, r)| value(r)).collect::<Result<_, _>>().map(Some)
 }
 
 /// The vector facts of this processor, without asking LLVM.
@@ -182,7 +230,16 @@ pub fn lower(args: &LowerArgs) -> Result<(), Failure> {
         Program::Cascade(cascade)
     };
     let mapping = args.mapping.as_deref().map(read_mapping).transpose()?;
-    let records = records(&source, program.clone(), mapping, args.target, args.stop_after.as_deref())?;
+    let given: Vec<(String, u64)> = sizes(&args.size);
+    let (records, mapping) =
+        records(&source, program.clone(), mapping, &args.target, &given, args.stop_after.as_deref())?;
+    if args.print_mapping {
+        match mapping {
+            Some(m) => print!("{m}"),
+            None => return Err(Failure::Usage("--print-mapping needs the passes up to the mapping".to_owned())),
+        }
+        return Ok(());
+    }
     if let Some(form) = args.emit {
         return emit(&source, &program, &records, form);
     }
@@ -217,7 +274,7 @@ pub fn bisect(args: &BisectArgs) -> Result<(), Failure> {
     let b = bindings(&source, &c, &Given { sizes: sizes(&args.size), ..Given::default() })?;
     let inputs = random(&c, &b, args.random, Variant::Normal).map_err(|e| source.bind_failure(&e))?;
     let expected = expect(&c, &b, &inputs, &eval::Options::default()).map_err(Failure::wrong)?;
-    let records = records(&source, Program::Cascade(c.clone()), None, Lowering::Cpu, None)?;
+    let (records, _) = records(&source, Program::Cascade(c.clone()), None, &Lowering::Cpu, &[], None)?;
     for r in &records {
         println!("{:20} {}", r.name, if r.unchanged { "(unchanged)" } else { r.level.name() });
     }

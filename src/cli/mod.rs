@@ -50,7 +50,7 @@ enum Command {
     /// Run a cascade on arrays from files or at random
     Run(run::RunArgs),
     /// List devices and what they compile with
-    Devices,
+    Devices(device::DevicesArgs),
     /// Show or clear the cache of compiled kernels
     #[command(subcommand)]
     Cache(device::CacheCommand),
@@ -117,7 +117,7 @@ pub fn main() -> ExitCode {
         Command::Lower(a) => lower::lower(&a),
         Command::Bisect(a) => lower::bisect(&a),
         Command::Run(a) => run::run(&a),
-        Command::Devices => device::devices(),
+        Command::Devices(a) => device::devices(&a),
         Command::Cache(c) => device::cache(&c),
         Command::Selftest(a) => device::selftest(&a),
         Command::Bench(a) => bench::bench(&a),

@@ -105,7 +105,8 @@ struct Move {
     axes: Vec<AxisId>,
     bytes: f64,
     load: bool,
-    fetched: bool,
+    /// The tile, if a copy engine fetches it.
+    fetched: Option<usize>,
     stream: Option<usize>,
     /// Bytes of everything it touches, once.
     whole: f64,
@@ -182,9 +183,14 @@ impl Work {
             };
             let bytes = dtype.bytes(1) as f64;
             let whole = axes.iter().map(|a| extents[a.index()]).product::<f64>() * bytes;
-            moves.push(Move { axes, bytes, load, fetched: s.fetches(f, i), stream: o.stream, whole });
+            let fetched = match o.op {
+                Op::Load { out, .. } if s.fetches(f, i) => Some(out.index()),
+                Op::Load { .. } | Op::Store { .. } => None,
+                Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => None,
+            };
+            moves.push(Move { axes, bytes, load, fetched, stream: o.stream, whole });
         }
-        let register_loads = moves.iter().any(|m| m.load && !m.fetched && m.stream.is_some());
+        let register_loads = moves.iter().any(|m| m.load && m.fetched.is_none() && m.stream.is_some());
         let waits = s.contractions.iter().filter(|x| f.ops[x.op].stream.is_some()).count() as f64;
         let hand_over = s.written().count() as f64 * 2.0;
         let written = f.ops.iter().map(|o| match o.op {
@@ -355,14 +361,14 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     let tail = (tail_special / gpu.special_per_clock as f64).max(tail_plain / gpu.fma_per_clock as f64);
 
     // Traffic per task: what it fetches, loads and stores.
-    let (mut l2_task, mut l2_stream, mut dram) = (0.0, 0.0, 0.0);
+    let (mut l2_task, mut l2_stream, mut fill, mut dram) = (0.0, 0.0, 0.0, 0.0);
     let l2_capacity = sheet.level("l2").map_or(1e7, |l| l.bytes as f64);
     let resident = if ideal { 1 } else { resident(space, gpu, &c, values) };
     let wave = (sms * resident as f64).min(tasks).max(1.0);
     for m in &work.moves {
         let tile: f64 = m.axes.iter().map(|a| block(*a)).product::<f64>() * m.bytes;
         let times = often(m.stream);
-        let sharers: f64 = if m.fetched {
+        let sharers: f64 = if m.fetched.is_some() {
             grid.iter().filter(|a| !m.axes.contains(a)).map(|a| c.clusters[a.index()]).product()
         } else {
             1.0
@@ -370,6 +376,9 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         l2_task += tile * times / sharers;
         if m.stream.is_some() && m.load {
             l2_stream += tile * times / sharers;
+            // A copy engine takes as long for a narrow row as for a whole span.
+            let span = m.fetched.and_then(|t| v.swizzle[t]).map_or(128.0, |w| values[w.idx()] as f64);
+            fill += tile * times / sharers * if span > 0.0 { 128.0 / span } else { 1.0 };
         }
         // Device memory: once if the array fits beside others in L2, otherwise once per wave and distinct block.
         if !m.load || m.whole <= l2_capacity / 2.0 {
@@ -417,7 +426,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     };
     let together = tensor.max(elementwise) + (1.0 - overlap) * tensor.min(elementwise);
     let all_trips: f64 = trips.iter().sum();
-    let fill = l2_stream / L2_PER_CLOCK;
+    let fill = fill / L2_PER_CLOCK;
     let stages =
         s.fetched().filter_map(|t| v.stages[t.index()]).map(|x| values[x.idx()] as f64).fold(f64::INFINITY, f64::min);
     let latency = gpu.memory_latency as f64;
@@ -442,7 +451,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     let sync = all_trips * gpu.barrier_latency as f64 * (work.waits * hidden + work.hand_over + 1.0);
     let staged = v.staged.iter().flatten().any(|x| values[x.idx()] == 1);
     let store = (l2_task - l2_stream) / if staged { L2_PER_CLOCK } else { L2_PER_CLOCK / 2.0 };
-    let busy = together.max(fill).max(shared / SHARED_PER_CLOCK) + tail;
+    let busy = together.max(fill).max(shared / SHARED_PER_CLOCK) + tail + 0.25 * sync;
     let alone = together.max(fill) + exposed + direct + sync + tail + store + TASK_OVERHEAD + latency;
     let span = |r: f64| (r * busy).max(alone);
     let resident_f = resident as f64;

@@ -389,6 +389,21 @@ fn boxed(facts: &Facts<'_>, sized: &[bool], load: usize, own: &[AxisId]) -> Resu
     if place.iter().any(Option::is_none) || !once {
         return unsupported("copy engine", format!("{name} is not a box of its array"));
     }
+    let Op::Load { buffer, .. } = facts.ops[load].op else {
+        return unsupported("copy engine", "only loads are fetched");
+    };
+    // What is summed must be 0 beyond the axis, which an engine makes so at the array's edge only.
+    let summed = |a: AxisId| {
+        facts.contractions().any(|c| matches!(facts.ops[c].op, Op::Contract { over, .. } if over.contains(&a)))
+    };
+    for ((e, p), dim) in at.iter().zip(&place).zip(&facts.plan.buffers[*buffer].dims) {
+        if let Some(Some(a)) = p
+            && summed(*a)
+            && (facts.kernel.exprs[*e] != Expr::Coord(*a) || facts.kernel.axes[*a].extent != *dim)
+        {
+            return unsupported("copy engine", format!("{name} is summed over a part of its array"));
+        }
+    }
     match place.last() {
         Some(Some(Some(a))) => Ok(*a),
         _ => unsupported("copy engine", format!("{name} does not walk the contiguous dimension of its array")),
@@ -562,7 +577,12 @@ fn stores(facts: &Facts<'_>, s: &Structure) -> Vec<Leaving> {
         let own = s.sized_of(axes);
         let place: Vec<Option<Option<AxisId>>> = at.iter().map(|e| facts.linear(*e, &|a| s.is_sized(a))).collect();
         let found: Vec<AxisId> = place.iter().flatten().flatten().copied().collect();
-        let simple = join.is_none() && when.is_none() && place.iter().all(Option::is_some);
+        // An engine clips at the array's edge, so that must be where the axes end.
+        let ends = at.iter().zip(&place).zip(&facts.plan.buffers[*buffer].dims).all(|((e, p), dim)| match p {
+            Some(Some(a)) => facts.kernel.exprs[*e] == Expr::Coord(*a) && facts.kernel.axes[*a].extent == *dim,
+            Some(None) | None => true,
+        });
+        let simple = ends && join.is_none() && when.is_none() && place.iter().all(Option::is_some);
         let staged = match own.as_slice() {
             &[x, y] if simple && found.len() == 2 && found.contains(&x) && place.last() == Some(&Some(Some(y))) => {
                 Some([x, y])

@@ -237,8 +237,11 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         if self.context.make_current().is_ok() {
-            // SAFETY: loaded once; the kernels' users hold the module and are gone.
-            let _ = unsafe { sys::cuModuleUnload(self.handle) };
+            // SAFETY: loaded once; those who launch its kernels hold it and are gone, and what they launched has ended.
+            unsafe {
+                let _ = sys::cuCtxSynchronize();
+                let _ = sys::cuModuleUnload(self.handle);
+            }
         }
     }
 }
@@ -288,8 +291,11 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if self.owned && self.context.make_current().is_ok() {
-            // SAFETY: allocated once by `alloc`. The driver frees only after what runs on the device has ended.
-            let _ = unsafe { sys::cuMemFree_v2(self.address) };
+            // SAFETY: allocated once by `alloc`; nothing that still runs uses it after the wait.
+            unsafe {
+                let _ = sys::cuCtxSynchronize();
+                let _ = sys::cuMemFree_v2(self.address);
+            }
         }
     }
 }

@@ -109,15 +109,15 @@ pub fn target(gpu: &Gpu) -> ptx::Target {
     ptx::Target { registers: u64::from(gpu.registers), ..target }
 }
 
-/// The data sheet of a device: of the built-in sheets the one of its model, else the nearest older capability's, with
-/// the device's own capacities.
+/// The data sheet of a device: of the built-in sheets the one of its model, else the first of the nearest capability not
+/// above its own, with the device's own capacities.
 pub fn data_sheet(gpu: &Gpu) -> DataSheet {
     let capability = 10 * gpu.capability.0 + gpu.capability.1;
     let name = gpu.name.to_lowercase();
     let older = |s: &DataSheet| s.gpu.as_ref().filter(|g| g.capability <= capability).map(|g| g.capability);
     let sheets = DataSheet::all();
     let named = sheets.iter().find(|s| older(s).is_some() && name.contains(&s.name));
-    let nearest = || sheets.iter().filter(|s| older(s).is_some()).max_by_key(|s| older(s));
+    let nearest = || sheets.iter().rev().filter(|s| older(s).is_some()).max_by_key(|s| older(s));
     let mut sheet = named.or_else(nearest).cloned().unwrap_or_else(DataSheet::a100);
     if let Some(g) = &mut sheet.gpu {
         g.multiprocessors = u64::from(gpu.sms);

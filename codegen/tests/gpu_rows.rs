@@ -185,6 +185,18 @@ fn selections_scans_and_gathers() {
     }
 }
 
+#[test]
+fn contractions_without_an_instruction() {
+    // Means over masked tokens [batch, tokens, columns]: the tokens of a block are held, the columns walked.
+    let pooled = "kernel mean_pool_0 {\naxis b block 1\naxis d block 64 units 2\naxis t_2 block 64 whole\n\
+                  axis t block 64 whole\n}\nkernel mean_pool_1 {\naxis b block 1\naxis d block 64\n}\n";
+    check("mean_pool", pooled, &[&[3, 50, 72], &[2, 64, 130], &[1, 1, 1], &[2, 0, 8]]);
+    let rows = "kernel sigmoid_minus_max_0 {\naxis m block 2\naxis f block 32\naxis n block 8\n}\n";
+    check("sigmoid_minus_max", rows, &[&[5, 20, 40], &[3, 8, 32], &[1, 1, 1], &[2, 0, 4]]);
+    let linear = "kernel linear_0 {\naxis m block 4 units 4\naxis n block 32\naxis k block 8\n}\n";
+    check("linear", linear, &[&[6, 40, 20], &[1, 1, 1], &[4, 32, 0]]);
+}
+
 /// Cascades of the library whose plans contract nothing.
 fn without_contractions() -> Vec<(&'static str, Plan)> {
     let form = |source: &str| {

@@ -1,7 +1,7 @@
 //! GPU lowering: a tile plan with a mapping becomes kernels with roles, channels and schedules.
 //!
 //! The steps, one file each: [`stage_stores`] (stores that leave through shared memory get a staging tile),
-//! [`hold_rows`], [`walk_inner`] and [`share_reads`] (which axes are whole in a block, and what is read once then),
+//! [`reduce_products`] (contractions without an instruction), [`hold_rows`], [`walk_inner`] and [`share_reads`] (which axes are whole in a block, and what is read once then),
 //! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`work_loop`] (which blocks a task computes, and
 //! in which order), [`assign_layouts`] (swizzled shared layouts; who holds what in registers, from the atoms or as [`spread`] says), [`insert_channels`] (a ring buffer with full
 //! and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks of a stream that need
@@ -24,6 +24,7 @@ mod exprs;
 mod hold_rows;
 mod insert_channels;
 mod order_free;
+mod reduce_products;
 mod schedule;
 mod share_reads;
 mod split_domains;
@@ -67,7 +68,9 @@ pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagn
 /// One kernel by one entry of its mapping; none if its extents never fit.
 fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) -> Step<Option<kernel::Kernel>> {
     let Some(assumes) = variants::assumptions(plan, k, m) else { return Ok(None) };
-    let mut k = walk_inner::run(plan, &hold_rows::run(k, m)?, m);
+    let blocks_alone = m.tiles.is_empty() && m.ops.is_empty();
+    let products = if blocks_alone { reduce_products::run(k) } else { k.clone() };
+    let mut k = walk_inner::run(plan, &hold_rows::run(&products, m)?, m);
     if m.ops.iter().all(|o| o.atom.is_none()) {
         k = share_reads::run(plan, &k);
     }

@@ -323,3 +323,14 @@ fn scalar_functions_keep_their_ulps() {
         }
     }
 }
+
+#[test]
+fn decode_in_parts_agrees() {
+    let mapping = text("mappings/decode.mapping");
+    let plan = tile::parse::parse(&text("plans/decode.tile")).unwrap();
+    let split = gpu::split_streams::run(&plan, &einfall_ir::mapping::parse::parse(&mapping).unwrap(), 132).unwrap();
+    let module = mapped(&split, &mapping);
+    // [B, H, R, N, E, F]: a tail and a part without keys; no keys.
+    agrees(&split, &module, &[1, 2, 4, 700, 128, 128], 4.0);
+    agrees(&split, &module, &[1, 1, 3, 0, 64, 64], 4.0);
+}

@@ -180,6 +180,17 @@ fn planted_faults_in_work_loops_are_caught() {
     assert_eq!(missed, sound);
 }
 
+/// Two swizzle spans of k per step, and a tile of two atoms in n; k ends within a step.
+#[test]
+fn gemm_blocks_of_several_atoms() {
+    let plan = tile::parse::parse(&text("plans/gemm.tile")).unwrap();
+    let base = text("mappings/gemm.mapping");
+    let deep = base.replace("axis k block 64", "axis k block 128").replace("axis n block 256", "axis n block 128");
+    for mapping in [deep.replace("m64n256k16", "m64n128k16"), base.replace("m64n256k16", "m64n128k16")] {
+        agrees(&plan, &checked(&plan, &mapping), &[140, 264, 328], 1);
+    }
+}
+
 /// Clusters along both axes: each task sends a slice of A along its row of tasks and of B along its column.
 #[test]
 fn gemm_clusters_along_two_axes() {

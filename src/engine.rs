@@ -306,7 +306,7 @@ impl Kernel {
             c.ranks.iter().zip(&bindings.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
         let runtime = self.executable.bind(&sizes)?;
         let defaults = defaults(c, &bindings)?;
-        Ok(Bound { runtime, bindings, defaults })
+        Ok(Bound { runtime, cascade: self.cascade.clone(), bindings, defaults })
     }
 }
 
@@ -325,6 +325,8 @@ pub(crate) fn defaults(c: &Cascade, bindings: &Bindings) -> Result<Vec<(String, 
 #[derive(Debug)]
 pub struct Bound {
     runtime: einfall_runtime::Bound,
+    /// For the facts over scalars, which code relies on.
+    cascade: Cascade,
     bindings: Bindings,
     /// Scalars the caller need not give.
     defaults: Vec<(String, f64)>,
@@ -344,13 +346,17 @@ impl Bound {
     /// Runs every kernel on the caller's arrays and returns the time of each. Scalars with a default may be left out.
     ///
     /// # Errors
-    /// [`Error::Runtime`], before anything is written.
+    /// [`Error::Bind`] where a scalar breaks a fact, [`Error::Runtime`]; before anything is written.
     pub fn launch<'a>(&'a self, mut arguments: Arguments<'a>) -> Result<Vec<std::time::Duration>, Error> {
         for (name, value) in &self.defaults {
             if !arguments.gives(name) {
                 arguments = arguments.scalar(name, *value);
             }
         }
+        let c = &self.cascade;
+        let tensor = |name: &str| c.params.iter().copied().find(|t| c.tensors[*t].name == name);
+        let scalars: Vec<_> = arguments.scalars().iter().filter_map(|(n, v)| Some((tensor(n)?, *v))).collect();
+        check_facts(c, &self.bindings, &scalars)?;
         Ok(self.runtime.launch(arguments)?)
     }
 

@@ -29,3 +29,18 @@ fn scalars_are_results_too() {
         }
     }
 }
+
+/// A fact over a scalar holds for the value given at launch, not only for its default.
+#[test]
+fn scalars_that_break_a_fact_are_refused_at_launch() {
+    use einfall::runtime::Arguments;
+    let text = "cascade scaled[N](x: f32[N], s: f32 = 1.0) -> (y: f32[N]) {
+        require s > 0
+        y[n] = s * x[n]
+    }";
+    let module = parse(text).unwrap_or_else(|d| panic!("{d:?}"));
+    let kernel = Engine::new(&Options::default()).unwrap().compile(&module.cascades[0]).unwrap();
+    let bound = kernel.bind(&[("N", 3)]).unwrap();
+    let refused = bound.launch(Arguments::new().scalar("s", -1.0)).unwrap_err();
+    assert!(matches!(refused, einfall::Error::Bind(_)), "{refused}");
+}

@@ -61,6 +61,11 @@ impl<'a> Arguments<'a> {
             || self.scalars.iter().any(|(n, _)| *n == name)
     }
 
+    /// The scalars given by value, by name.
+    pub fn scalars(&self) -> &[(&'a str, f64)] {
+        &self.scalars
+    }
+
     /// Memory for temporaries: at least [`Bound::workspace_bytes`], 64-byte aligned. Without it the launch takes its
     /// own.
     pub fn workspace(mut self, memory: &'a mut [u8]) -> Arguments<'a> {

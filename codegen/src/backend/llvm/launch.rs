@@ -1,6 +1,6 @@
 //! Functions, slots and launches: a kernel module as an artifact.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use einfall_ir::arena::Id;
@@ -190,7 +190,7 @@ fn kernel(
     decls.append(&mut w.decls);
 
     let (reads, writes) = traffic(source);
-    let bytes = reads.iter().chain(&writes).fold(Size::Const(0), |acc, b| add(acc, buffer_bytes(plan, *b)));
+    let bytes = launch_bytes(plan, source);
     Ok(Launch {
         symbol: name,
         slots,
@@ -320,6 +320,74 @@ pub(crate) fn buffer_bytes(plan: &Plan, b: BufferId) -> Size {
     mul(elems, Size::Const(u64::from(b.dtype.bits().div_ceil(8))))
 }
 
+/// Compulsory bytes of a launch: every array that is read once, every array that is written once; of an array that is
+/// only reached by data (a gather, a scatter) as many elements as there are points to reach it from, at most all.
+pub(crate) fn launch_bytes(plan: &Plan, k: &tile::Kernel) -> Size {
+    // Elements per array and direction; none: all of them.
+    let mut elems: BTreeMap<(BufferId, bool), Option<Size>> = BTreeMap::new();
+    let mut access = |b: BufferId, at: &[tile::ExprId], write: bool| {
+        let n = gathered_elems(plan, k, b, at);
+        let have = elems.entry((b, write)).or_insert_with(|| Some(Size::Const(0)));
+        *have = have.take().zip(n).map(|(a, n)| add(a, n));
+    };
+    k.for_each_op(&mut |op, _| match op {
+        Op::Load { buffer, at, .. } => access(*buffer, at, false),
+        Op::Store { buffer, at, .. } => access(*buffer, at, true),
+        Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => {}
+    });
+    for (_, e) in k.exprs.iter() {
+        if let tile::Expr::Read { buffer, at } = e {
+            access(*buffer, at, false);
+        }
+    }
+    let mut total = Size::Const(0);
+    for ((b, _), n) in elems {
+        let b = &plan.buffers[b];
+        let all = b.dims.iter().fold(Size::Const(1), |acc, d| mul(acc, d.clone()));
+        let n = match n {
+            Some(n) => Size::Min(Box::new(n), Box::new(all)),
+            None => all,
+        };
+        total = add(total, mul(n, Size::Const(u64::from(b.dtype.bits().div_ceil(8)))));
+    }
+    total
+}
+
+/// Elements that an access by data reaches at most; none for one by coordinates alone.
+fn gathered_elems(plan: &Plan, k: &tile::Kernel, b: BufferId, at: &[tile::ExprId]) -> Option<Size> {
+    let mut axes: BTreeSet<tile::AxisId> = BTreeSet::new();
+    let mut gathers = false;
+    let mut rest = Size::Const(1);
+    for (e, extent) in at.iter().zip(&plan.buffers[b].dims) {
+        let mut own = BTreeSet::new();
+        let mut by_data = false;
+        k.walk(*e, &mut |_, x| match x {
+            tile::Expr::Coord(a) => {
+                own.insert(*a);
+            }
+            tile::Expr::Tile(t) | tile::Expr::TileAt { tile: t, .. } => {
+                by_data = true;
+                own.extend(&k.tiles[*t].axes);
+            }
+            tile::Expr::Read { .. } => by_data = true,
+            tile::Expr::Int(_)
+            | tile::Expr::Float(_)
+            | tile::Expr::Size(_)
+            | tile::Expr::Unary(..)
+            | tile::Expr::Binary(..)
+            | tile::Expr::Select(..)
+            | tile::Expr::Cast(..) => {}
+        });
+        if by_data {
+            gathers = true;
+            axes.extend(own);
+        } else {
+            rest = mul(rest, extent.clone());
+        }
+    }
+    gathers.then(|| axes.iter().fold(rest, |acc, a| mul(acc, k.axes[*a].extent.clone())))
+}
+
 /// Operations of a launch: two per multiply-add of a contraction, one per arithmetic operator and point elsewhere.
 pub(crate) fn flops(k: &tile::Kernel) -> Size {
     let grid: Vec<tile::AxisId> =
@@ -387,4 +455,39 @@ pub(crate) fn flops(k: &tile::Kernel) -> Size {
         total = add(std::mem::replace(&mut total, Size::Const(0)), points);
     });
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gathered_rows_are_counted_not_the_table() {
+        let text = "plan embed[T, W, D] {
+    input word: f32[W, D]
+    input bias: f32[D]
+    input token: i32[T]
+    output Y: f32[T, D]
+    kernel embed {
+        grid t in T
+        inner d in D
+        tile i: i32[t]
+        tile x: f32[t, d]
+        i = load token[t]
+        x = load word[i, d]
+        store Y[t, d] = x + bias[d] over t, d
+    }
+}
+";
+        let plan = tile::parse::parse(text).expect("a plan");
+        let bytes = |t: u64, w: u64, d: u64| launch_bytes(&plan, &plan.kernels[0]).eval(&[t, w, d]).expect("known");
+        assert_eq!(bytes(8, 30_000, 16), 8 * 16 * 4 + 16 * 4 + 8 * 4 + 8 * 16 * 4);
+        // More tokens than rows reach at most every row.
+        assert_eq!(bytes(8, 3, 16), 3 * 16 * 4 + 16 * 4 + 8 * 4 + 8 * 16 * 4);
+        // Read by coordinates as well, the table counts whole.
+        let both = text.replace("x + bias[d]", "x + word[0, d]");
+        let plan = tile::parse::parse(&both).expect("a plan");
+        let n = launch_bytes(&plan, &plan.kernels[0]).eval(&[8, 30_000, 16]).expect("known");
+        assert_eq!(n, 30_000 * 16 * 4 + 8 * 4 + 8 * 16 * 4);
+    }
 }

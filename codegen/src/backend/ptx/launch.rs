@@ -13,7 +13,7 @@ use super::emit::Emit;
 use super::sync::walk;
 use super::text::{Ty, Val};
 use super::{Res, Target, Unprintable};
-use crate::backend::llvm::launch::{add, buffer_bytes, flops, is_parameter, size_of, symbol, traffic};
+use crate::backend::llvm::launch::{add, buffer_bytes, flops, is_parameter, launch_bytes, size_of, symbol, traffic};
 
 /// Prints every kernel of `module`, which was lowered from `plan`, as PTX for `target`.
 ///
@@ -130,7 +130,10 @@ fn kernel(
         Some(source) => traffic(source),
         None => arrays(k),
     };
-    let bytes = reads.iter().chain(&writes).fold(Size::Const(0), |acc, b| add(acc, buffer_bytes(plan, *b)));
+    let bytes = match source {
+        Some(source) => launch_bytes(plan, source),
+        None => reads.iter().chain(&writes).fold(Size::Const(0), |acc, b| add(acc, buffer_bytes(plan, *b))),
+    };
     let grid = k.grid.iter().map(|g| size_of(g).ok_or_else(|| e.fail("a grid of that form"))).collect::<Res<_>>()?;
     let mut cooperative = false;
     k.roles.iter().for_each(|r| walk(&r.body, &mut |s| cooperative |= matches!(s, Stmt::GridSync)));

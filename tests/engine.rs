@@ -43,4 +43,16 @@ fn scalars_that_break_a_fact_are_refused_at_launch() {
     let bound = kernel.bind(&[("N", 3)]).unwrap();
     let refused = bound.launch(Arguments::new().scalar("s", -1.0)).unwrap_err();
     assert!(matches!(refused, einfall::Error::Bind(_)), "{refused}");
+
+/// A gather is charged for the rows it reaches, at most the table.
+#[test]
+fn gathers_are_charged_by_rows() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/embedding.ein")).unwrap();
+    let module = parse(&text).unwrap_or_else(|d| panic!("{d:?}"));
+    let kernel = Engine::new(&Options::default()).unwrap().compile(&module.cascades[0]).unwrap();
+    for (n, w, rows) in [(8, 30_000, 8), (8, 3, 3)] {
+        let bound = kernel.bind(&[("N", n), ("W", w), ("D", 16)]).unwrap();
+        let bytes: u64 = bound.runtime().kernels().map(|k| k.bytes).sum();
+        assert_eq!(bytes, rows * 16 * 2 + n * 4 + n * 16 * 2, "{n} of {w}");
+    }
 }

@@ -43,6 +43,7 @@ fn scalars_that_break_a_fact_are_refused_at_launch() {
     let bound = kernel.bind(&[("N", 3)]).unwrap();
     let refused = bound.launch(Arguments::new().scalar("s", -1.0)).unwrap_err();
     assert!(matches!(refused, einfall::Error::Bind(_)), "{refused}");
+}
 
 /// A gather is charged for the rows it reaches, at most the table.
 #[test]

@@ -71,8 +71,8 @@ pub fn bounds(c: &Cascade, derived: &[Derivation], extents: &[u64], target: &Dat
 
 /// Bytes of every input that is read in full and of every output, once.
 pub fn compulsory_bytes(c: &Cascade, extents: &[u64]) -> f64 {
-    let mut read: BTreeSet<TensorId> = BTreeSet::new();
-    let mut partial: BTreeSet<TensorId> = BTreeSet::new();
+    // Elements that some read alone covers: no more of a dimension than its indices reach.
+    let mut read: BTreeMap<TensorId, f64> = BTreeMap::new();
     for e in c.einsums() {
         // A filter that reads data may leave nothing; a gather need not touch every element.
         let by_data = e.filter.is_some_and(|f| {
@@ -88,7 +88,17 @@ pub fn compulsory_bytes(c: &Cascade, extents: &[u64]) -> f64 {
                         c.walk(*a, &mut |_, y| gathered |= matches!(y, Expr::Read { .. } | Expr::Segment { .. }));
                         gathered |= direct_indices(c, *a).is_empty();
                     }
-                    if gathered { &mut partial } else { &mut read }.insert(*tensor);
+                    if gathered {
+                        return;
+                    }
+                    let size = |n: &crate::cascade::Size| n.eval(extents).map_or(0.0, |n| n as f64);
+                    let reach = |a: &ExprId| -> f64 {
+                        direct_indices(c, *a).iter().map(|i| size(&c.indices[*i].extent)).product()
+                    };
+                    let dims = &c.tensors[*tensor].dims;
+                    let elems: f64 = at.iter().zip(dims).map(|(a, d)| reach(a).min(size(d))).product();
+                    let have = read.entry(*tensor).or_insert(0.0);
+                    *have = have.max(elems);
                 }
             });
         }
@@ -100,8 +110,8 @@ pub fn compulsory_bytes(c: &Cascade, extents: &[u64]) -> f64 {
     let inputs: f64 = c
         .params
         .iter()
-        .filter(|t| read.contains(t) && c.tensors[**t].kind == TensorKind::Input)
-        .map(|t| bytes(&c.tensors[*t].dims, c.tensors[*t].dtype))
+        .filter(|t| c.tensors[**t].kind == TensorKind::Input)
+        .filter_map(|t| Some(read.get(t)? * f64::from(c.tensors[*t].dtype.bits()) / 8.0))
         .sum();
     let outputs: f64 = c.outputs.iter().map(|o| bytes(&o.dims, o.dtype)).sum();
     inputs + outputs
@@ -473,6 +483,13 @@ mod tests {
         // Many points: never more than there are, and not much less.
         let large = of("n <= m", &[1 << 20, 1 << 20]);
         assert!((0.49..=0.5).contains(&large), "{large}");
+    }
+
+    #[test]
+    fn rows_beyond_an_index_are_not_read() {
+        let c =
+            one("cascade c[T, P, D](x: f32[P,D]) -> (y: f32[T,D]) {\n require T <= P\n y[t,d] for t in T = x[t,d]\n}");
+        assert_eq!(compulsory_bytes(&c, &[4, 100, 8]), 2.0 * 4.0 * 8.0 * 4.0);
     }
 
     fn derived(c: &Cascade) -> Vec<Derivation> {

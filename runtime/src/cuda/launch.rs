@@ -5,7 +5,7 @@
 
 use super::array::DeviceArray;
 use super::driver::{Context, Graph, Kept, Memory, Stream};
-use super::engine::{Executable, parameter_bytes};
+use super::engine::Executable;
 use super::error::CudaError;
 use super::tensor_map;
 use crate::arguments::{Named, Place, places};
@@ -183,8 +183,8 @@ impl Bound {
                 threads: gpu.threads,
                 shared_bytes: gpu.shared_bytes as u32,
                 attributes: attributes(gpu, !steps.is_empty()),
-                parameter_bytes: parameter_bytes(maps.len(), &launch.slots),
-                parameters,
+                pointers: pointers(&parameters, maps.len(), launch.slots.len()),
+                _parameters: parameters,
             });
         }
         keep.push(Kept::Memory(Arc::new(workspace)));
@@ -472,6 +472,12 @@ fn parameters(
     Ok(HostArray::from_bytes(DType::U8, &[bytes.len() as u64], &bytes)?)
 }
 
+/// Where each parameter of a block is: maps of 128 bytes, then slots of 8.
+fn pointers(block: &HostArray, maps: usize, slots: usize) -> Vec<*const u8> {
+    let offsets = (0..maps).map(|i| 128 * i).chain((0..slots).map(|i| 128 * maps + 8 * i));
+    offsets.map(|at| block.bytes()[at..].as_ptr()).collect()
+}
+
 /// One kernel, ready to be launched.
 struct Step {
     function: sys::CUfunction,
@@ -479,8 +485,11 @@ struct Step {
     threads: u32,
     shared_bytes: u32,
     attributes: Vec<sys::CUlaunchAttribute>,
-    parameters: HostArray,
-    parameter_bytes: usize,
+    /// Keeps what `pointers` points into.
+    _parameters: HostArray,
+    /// Where each parameter is. The assembler, not the convention, decides their offsets: it aligns maps in the
+    /// constant bank, so a packed buffer in one piece would be read askew.
+    pointers: Vec<*const u8>,
 }
 
 impl std::fmt::Debug for Step {
@@ -519,18 +528,16 @@ impl Prepared {
                 numAttrs: step.attributes.len() as u32,
                 ..config(step.tasks, step.threads, step.shared_bytes, stream.handle, &mut [])
             };
-            // 1 and 2 are CU_LAUNCH_PARAM_BUFFER_POINTER and _SIZE, 0 ends the list.
-            let mut extra: [*mut c_void; 5] = [
-                std::ptr::without_provenance_mut(1),
-                step.parameters.bytes().as_ptr().cast_mut().cast(),
-                std::ptr::without_provenance_mut(2),
-                (&raw const step.parameter_bytes).cast_mut().cast(),
-                std::ptr::null_mut(),
-            ];
             // SAFETY: the loader's caller vouches for the code; its parameters are laid out as the convention says and
             // the arrays were checked; the driver reads the attributes and copies the parameters before it returns.
-            let result =
-                unsafe { sys::cuLaunchKernelEx(&config, step.function, std::ptr::null_mut(), extra.as_mut_ptr()) };
+            let result = unsafe {
+                sys::cuLaunchKernelEx(
+                    &config,
+                    step.function,
+                    step.pointers.as_ptr().cast_mut().cast(),
+                    std::ptr::null_mut(),
+                )
+            };
             self.context.check(result, || format!("launching kernel {index} of {:?}", self.names))?;
         }
         Ok(())
@@ -556,6 +563,7 @@ impl Prepared {
 
 #[cfg(test)]
 mod tests {
+    use super::super::engine::parameter_bytes;
     use super::*;
     use einfall_ir::arena::Arena;
     use einfall_ir::artifact::{Artifact, Code};
@@ -619,6 +627,9 @@ mod tests {
         assert_eq!(block.view().base() as usize % 64, 0);
         let words: Vec<u64> = block.bytes().chunks(8).map(|w| u64::from_le_bytes(w.try_into().unwrap())).collect();
         assert_eq!(words[..16], [7; 16]);
+        let start = block.bytes().as_ptr() as usize;
+        let at: Vec<usize> = pointers(&block, 1, launch.slots.len()).iter().map(|p| *p as usize - start).collect();
+        assert_eq!(at, [0, 128, 136, 144, 152, 160]);
         assert_eq!(words[16..], [0x2000, 8, 2.5f64.to_bits(), 100, 16]);
         assert!(parameters(&p, launch, &[], &[None, None, None], &sizes.extents).is_err());
     }

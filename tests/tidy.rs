@@ -23,6 +23,7 @@ const LOWERING: &[(&str, &str)] = &[
     ("form-kernels", "codegen/src/lower/form/mod.rs"),
     ("apply-blocks", "codegen/src/lower/cpu/mod.rs"),
     ("lower-cpu", "codegen/src/lower/cpu/mod.rs"),
+    ("split-streams", "codegen/src/lower/gpu/split_streams.rs"),
     ("lower-gpu", "codegen/src/lower/gpu/mod.rs"),
 ];
 

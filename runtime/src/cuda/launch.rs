@@ -17,7 +17,6 @@ use einfall_ir::arena::Id;
 use einfall_ir::artifact::{Condition, GpuLaunch, Launch, Slot, TensorMap};
 use einfall_ir::dtype::DType;
 use einfall_ir::tile::{BufferId, BufferKind};
-use std::ffi::c_void;
 use std::sync::Arc;
 
 /// Tasks a grid may have along x.

@@ -214,12 +214,24 @@ impl Module {
         Ok(Module { handle, context: Arc::clone(context) })
     }
 
-    /// Has the driver assemble and load a text in one step, without a log.
-    pub(super) fn load_text(context: &Arc<Context>, text: &str) -> Result<Module, CudaError> {
-        let mut source = text.as_bytes().to_vec();
-        source.push(0);
-        // SAFETY: a text that ends with a zero byte is checked by the driver's assembler.
-        unsafe { Module::load(context, &source) }
+    /// Has the driver assemble and load a text in one step, with options as numbers or addresses.
+    ///
+    /// # Safety
+    /// The text ends with a zero byte, and what the option values point to outlives the call.
+    pub(super) unsafe fn load_text(
+        context: &Arc<Context>,
+        source: &[u8],
+        options: &mut [sys::CUjit_option],
+        values: &mut [*mut c_void],
+    ) -> (sys::CUresult, Option<Module>) {
+        let mut handle = ptr::null_mut();
+        let n = options.len() as u32;
+        // SAFETY: the caller's promise; the driver's assembler checks the text and copies it.
+        let result = unsafe {
+            sys::cuModuleLoadDataEx(&mut handle, source.as_ptr().cast(), n, options.as_mut_ptr(), values.as_mut_ptr())
+        };
+        let loaded = result == sys::CUresult::CUDA_SUCCESS;
+        (result, loaded.then(|| Module { handle, context: Arc::clone(context) }))
     }
 
     /// The kernel of this name. It lives as long as the module.

@@ -170,42 +170,12 @@ impl Engine {
             return Err(Error::Artifact { name: artifact.name, reason });
         };
         let gpu = &self.shared.gpu;
-        let key = link::key(text, arch, gpu);
-        let cached = self.cache.as_ref().and_then(|cache| cache.get(&key));
-        // SAFETY: the entry is whole and this user's, so `put` below wrote it from the assembler's output.
-        let cached = cached.map(|image| unsafe { Module::load(self.context(), &image) });
-        let (module, log) = match cached {
-            Some(Ok(module)) => {
-                tracing::debug!(%key, "the code comes from the cache");
-                (module, String::new())
-            }
-            refused => {
-                if let Some(Err(error)) = refused {
-                    tracing::warn!(%key, %error, "cached code does not load and is rebuilt");
-                }
+        let (module, log) = match link::wants_whole(text) {
+            true => {
                 self.assembled.fetch_add(1, Ordering::Relaxed);
-                match link::assemble(self.context(), gpu, &artifact.name, text, arch) {
-                    Ok(code) => {
-                        if let Some(cache) = &self.cache
-                            && let Err(error) = cache.put(&key, &code.image)
-                        {
-                            tracing::warn!(%error, "a kernel is not cached");
-                        }
-                        tracing::debug!(log = code.log, "assembled");
-                        // SAFETY: the driver's assembler made it a line above.
-                        (unsafe { Module::load(self.context(), &code.image)? }, code.log)
-                    }
-                    // A driver whose linker refuses what its loader takes: no code to cache then.
-                    Err(error @ CudaError::Assemble { .. }) => match Module::load_text(self.context(), text) {
-                        Ok(module) => {
-                            tracing::warn!(%error, "the driver's linker refuses a text that loads");
-                            (module, String::new())
-                        }
-                        Err(_) => return Err(error.into()),
-                    },
-                    Err(error) => return Err(error.into()),
-                }
+                link::load(self.context(), gpu, &artifact.name, text, arch)?
             }
+            false => self.linked(&artifact.name, text, arch)?,
         };
         let mut functions = Vec::new();
         for launch in &artifact.launches {
@@ -218,6 +188,44 @@ impl Engine {
             shared: Arc::clone(&self.shared),
             program: Program::new(artifact),
         }))
+    }
+
+    /// Code by the driver's linker, or from the cache.
+    fn linked(&self, name: &str, text: &str, arch: &str) -> Result<(Module, String), Error> {
+        let gpu = &self.shared.gpu;
+        let key = link::key(text, arch, gpu);
+        let cached = self.cache.as_ref().and_then(|cache| cache.get(&key));
+        // SAFETY: the entry is whole and this user's, so `put` below wrote it from the assembler's output.
+        match cached.map(|image| unsafe { Module::load(self.context(), &image) }) {
+            Some(Ok(module)) => {
+                tracing::debug!(%key, "the code comes from the cache");
+                return Ok((module, String::new()));
+            }
+            Some(Err(error)) => tracing::warn!(%key, %error, "cached code does not load and is rebuilt"),
+            None => {}
+        }
+        self.assembled.fetch_add(1, Ordering::Relaxed);
+        match link::assemble(self.context(), gpu, name, text, arch) {
+            Ok(code) => {
+                if let Some(cache) = &self.cache
+                    && let Err(error) = cache.put(&key, &code.image)
+                {
+                    tracing::warn!(%error, "a kernel is not cached");
+                }
+                tracing::debug!(log = code.log, "assembled");
+                // SAFETY: the driver's assembler made it a line above.
+                Ok((unsafe { Module::load(self.context(), &code.image)? }, code.log))
+            }
+            // A driver whose linker refuses what its loader takes: no code to cache then.
+            Err(error @ CudaError::Assemble { .. }) => match link::load(self.context(), gpu, name, text, arch) {
+                Ok(loaded) => {
+                    tracing::warn!(%error, "the driver's linker refuses a text that loads");
+                    Ok(loaded)
+                }
+                Err(_) => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Finds a kernel, checks it against the device and sets what its launches need.

@@ -3,7 +3,7 @@
 //! Invariant: what is cached under [`key`] is a function of what the key names: the PTX, the architecture, the device's
 //! capability, the driver's version and this crate's version. Source: CUDA driver API, `cuLink*`.
 
-use super::driver::{Context, call};
+use super::driver::{Context, Module, call};
 use super::error::CudaError;
 use super::gpu::Gpu;
 use crate::cache::Key;
@@ -11,6 +11,7 @@ use cudarc::driver::sys::{self, CUjit_option as Opt, CUresult};
 use einfall_ir::artifact;
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 
 /// Bytes of each of the assembler's logs that are kept.
 const LOG_BYTES: usize = 1 << 16;
@@ -42,6 +43,30 @@ struct Logs {
 }
 
 impl Logs {
+    fn new() -> Logs {
+        Logs { info: vec![0; LOG_BYTES], error: vec![0; LOG_BYTES] }
+    }
+
+    /// The assembler's options that name the buffers, and their values: the driver takes numbers in the place of
+    /// pointers.
+    fn options(&mut self) -> (Vec<Opt>, Vec<*mut c_void>) {
+        let options = vec![
+            Opt::CU_JIT_INFO_LOG_BUFFER,
+            Opt::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+            Opt::CU_JIT_ERROR_LOG_BUFFER,
+            Opt::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+            Opt::CU_JIT_LOG_VERBOSE,
+        ];
+        let values = vec![
+            self.info.as_mut_ptr().cast(),
+            ptr::without_provenance_mut(LOG_BYTES),
+            self.error.as_mut_ptr().cast(),
+            ptr::without_provenance_mut(LOG_BYTES),
+            ptr::without_provenance_mut(1),
+        ];
+        (options, values)
+    }
+
     fn text(&self) -> String {
         let read = |b: &[u8]| {
             let end = b.iter().position(|b| *b == 0).unwrap_or(b.len());
@@ -59,22 +84,8 @@ fn accelerated(arch: &str) -> Option<usize> {
 
 /// Runs the driver's linker on a PTX text in the current context; the code, if it succeeds, and its logs.
 fn link(text: &str, target: Option<usize>) -> (CUresult, Vec<u8>, Logs) {
-    let mut logs = Logs { info: vec![0; LOG_BYTES], error: vec![0; LOG_BYTES] };
-    let mut options = vec![
-        Opt::CU_JIT_INFO_LOG_BUFFER,
-        Opt::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
-        Opt::CU_JIT_ERROR_LOG_BUFFER,
-        Opt::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
-        Opt::CU_JIT_LOG_VERBOSE,
-    ];
-    // The driver takes numbers in the place of the pointers.
-    let mut values: Vec<*mut c_void> = vec![
-        logs.info.as_mut_ptr().cast(),
-        ptr::without_provenance_mut(LOG_BYTES),
-        logs.error.as_mut_ptr().cast(),
-        ptr::without_provenance_mut(LOG_BYTES),
-        ptr::without_provenance_mut(1),
-    ];
+    let mut logs = Logs::new();
+    let (mut options, mut values) = logs.options();
     if let Some(target) = target {
         options.push(Opt::CU_JIT_TARGET);
         values.push(ptr::without_provenance_mut(target));
@@ -141,23 +152,51 @@ pub(super) fn assemble(
     let log = logs.text();
     match result {
         CUresult::CUDA_SUCCESS => Ok(Assembled { image, log }),
-        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
-            Err(CudaError::OldAssembler { driver: gpu.driver, ptx: ptx_version(text).to_owned() })
+        result => Err(refused(result, gpu, name, text, log)),
+    }
+}
+
+/// Whether the code must be made of the whole program at once. The linker's input is relocatable, for which the
+/// assembler ignores `setmaxnreg` (its message C7504), spills, and serialises wgmma.
+pub(super) fn wants_whole(text: &str) -> bool {
+    text.contains("setmaxnreg") || text.contains("wgmma.")
+}
+
+/// Has the driver's loader assemble PTX and load it; its code stays in the driver's own cache.
+pub(super) fn load(
+    context: &Arc<Context>,
+    gpu: &Gpu,
+    name: &str,
+    text: &str,
+    arch: &str,
+) -> Result<(Module, String), CudaError> {
+    if !gpu.runs(arch) {
+        let (arch, device) = (arch.to_owned(), gpu.name.clone());
+        return Err(CudaError::Arch { arch, device, capability: gpu.capability });
+    }
+    context.enter()?;
+    let mut logs = Logs::new();
+    let (mut options, mut values) = logs.options();
+    let mut source = text.as_bytes().to_vec();
+    source.push(0);
+    // SAFETY: the text ends with a zero byte, and the logs live.
+    let (result, module) = unsafe { Module::load_text(context, &source, &mut options, &mut values) };
+    let log = logs.text();
+    module.map(|m| (m, log.clone())).ok_or_else(|| refused(result, gpu, name, text, log))
+}
+
+/// Why a text is not assembled.
+fn refused(result: CUresult, gpu: &Gpu, name: &str, text: &str, log: String) -> CudaError {
+    // An old assembler says so in its log where the code does not.
+    if result == CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION || log.contains("Unsupported .version") {
+        return CudaError::OldAssembler { driver: gpu.driver, ptx: ptx_version(text).to_owned() };
+    }
+    match call(result, || format!("assembling `{name}`")) {
+        Err(CudaError::Call { name: error, text, .. }) => {
+            CudaError::Assemble { name: name.to_owned(), error: format!("{error} ({text})"), log }
         }
-        result => {
-            // An old assembler says so in its log where the code does not.
-            if log.contains("Unsupported .version") {
-                return Err(CudaError::OldAssembler { driver: gpu.driver, ptx: ptx_version(text).to_owned() });
-            }
-            let what = || format!("assembling `{name}`");
-            match call(result, what) {
-                Err(CudaError::Call { name: error, text, .. }) => {
-                    Err(CudaError::Assemble { name: name.to_owned(), error: format!("{error} ({text})"), log })
-                }
-                Err(other) => Err(other),
-                Ok(()) => Ok(Assembled { image, log }),
-            }
-        }
+        Err(other) => other,
+        Ok(()) => CudaError::Assemble { name: name.to_owned(), error: "no code came out".to_owned(), log },
     }
 }
 
@@ -183,6 +222,12 @@ mod tests {
     fn architectures_with_their_own_instructions_have_numbers() {
         assert_eq!(accelerated("sm_90a"), Some(65_626));
         assert_eq!(accelerated("sm_80"), None);
+    }
+
+    #[test]
+    fn register_budgets_want_the_whole_program() {
+        assert!(wants_whole("setmaxnreg.inc.sync.aligned.u32 240;") && wants_whole("wgmma.fence.sync.aligned;"));
+        assert!(!wants_whole("fma.rn.f32 %f0, %f1, %f2, %f3;"));
     }
 
     #[test]

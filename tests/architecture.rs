@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
 const TEST_ARROWS: &[(&str, &str, &str)] = &[
     ("einfall-codegen", "einfall-kernels", "lowering is tested on the library's cascades"),
     ("einfall-codegen", "einfall-llvm", "emitted text is compiled and run"),
+    ("einfall-codegen", "einfall-autotune", "every mapping that the model admits is lowered"),
 ];
 
 /// Applications of the workspace: they may use the facade and nothing below it.

@@ -67,13 +67,14 @@ pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagn
 
 /// One kernel by one entry of its mapping; none if its extents never fit.
 fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) -> Step<Option<kernel::Kernel>> {
-    let Some(assumes) = variants::assumptions(plan, k, m) else { return Ok(None) };
+    let whole = k;
     let blocks_alone = m.tiles.is_empty() && m.ops.is_empty();
     let products = if blocks_alone { reduce_products::run(k) } else { k.clone() };
     let mut k = walk_inner::run(plan, &hold_rows::run(&products, m)?, m);
     if m.ops.iter().all(|o| o.atom.is_none()) {
         k = share_reads::run(plan, &k);
     }
+    let Some(assumes) = variants::assumptions(plan, whole, &k, m) else { return Ok(None) };
     let lowered = apply_mapping::run(plan, &k, m)
         .and_then(|f| work_loop::run(f, limits.multiprocessors))
         .and_then(assign_layouts::run)

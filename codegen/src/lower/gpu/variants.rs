@@ -9,17 +9,25 @@ use einfall_ir::arena::Id;
 use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Expr, FragId, Kernel, Stmt, View};
 use einfall_ir::mapping::KernelMapping;
 use einfall_ir::ops::BinaryOp;
-use einfall_ir::tile::{self, Plan};
+use einfall_ir::tile::{self, AxisKind, Plan};
 
 use super::apply_mapping::fixed;
 use super::exprs::size_of;
 use super::{Step, refuse};
 
-/// What the whole blocks of an entry take for granted; none if an extent is known not to fit.
-pub(super) fn assumptions(plan: &Plan, k: &tile::Kernel, m: &KernelMapping) -> Option<Vec<Assumption>> {
+/// What the blocks of an entry take for granted: those that are `whole` hold their extents, and so do those of inner
+/// axes in `lowered`, the kernel that is left when what can be walked is walked. None if an extent is known not to fit.
+pub(super) fn assumptions(
+    plan: &Plan,
+    k: &tile::Kernel,
+    lowered: &tile::Kernel,
+    m: &KernelMapping,
+) -> Option<Vec<Assumption>> {
     let mut out = Vec::new();
-    for (_, a) in k.axes.iter() {
-        let Some(x) = m.axis(&a.name).filter(|x| x.whole) else { continue };
+    let held = lowered.axes.iter().filter(|(_, a)| a.kind == AxisKind::Inner);
+    let whole = k.axes.iter().filter(|(_, a)| m.axis(&a.name).is_some_and(|x| x.whole));
+    for (_, a) in whole.chain(held) {
+        let Some(x) = m.axis(&a.name) else { continue };
         match fixed(&a.extent, &plan.ranks) {
             Some(n) if n > x.block => return None,
             Some(_) => {}

@@ -192,7 +192,7 @@ mod tests {
         for (from, to, says) in [
             ("clock = 1.83e9\n", "", "missing field `clock`"),
             ("name = \"dram\"", "name = \"hbm\"", "the first level is device memory"),
-            ("3.35e12", "9.35e12", "level l2 is no faster than dram"),
+            ("3.35e12", "99.5e12", "level l2 is no faster than dram"),
             ("max_cluster", "cluster", "unknown field `cluster`"),
         ] {
             assert!(TEXTS[0].contains(from), "{from}");

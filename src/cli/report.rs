@@ -79,7 +79,8 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
 /// The tables of `lines`, one per device and family.
 fn tables(lines: &[Line]) -> String {
     type Ways = BTreeMap<String, Times>;
-    let mut cases: BTreeMap<(&str, &str), Vec<(&str, Ways, Ways)>> = BTreeMap::new();
+    type Row<'a> = (&'a str, Ways, Ways);
+    let mut cases: BTreeMap<(&str, &str), Vec<Row>> = BTreeMap::new();
     for line in lines.iter().filter(|l| !l.case.is_empty() && l.error.is_none()) {
         let Some(ms) = line.ms else { continue };
         let table = cases.entry((&line.device, &line.family)).or_default();

@@ -2,7 +2,7 @@
 //!
 //! A kernel's [`facts`] lead to its [`structure`]s (cuts, orientations, places of tiles, roles, schedules); each
 //! structure has an integer CSP ([`space`]) over blocks, units, clusters, instructions, stages, swizzles, register
-//! budgets and orders; [`cost`] prices assignments and [`search`] finds the cheapest; [`write`] turns assignments into
+//! budgets and orders; [`cost`] prices assignments and [`mod@search`] finds the cheapest; [`mod@write`] turns assignments into
 //! mappings and back. Kernels without contractions go to [`elementwise`]. Invariant: nothing asks for a kernel's name;
 //! what is returned for a kernel that the model has a structure for satisfies every constraint of its CSP.
 

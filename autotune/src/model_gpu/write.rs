@@ -1,6 +1,6 @@
 //! Assignments as mappings, and mappings as assignments.
 //!
-//! Invariant: [`write`] then [`read`] gives the assignment back; two mappings with the same [`Normal`] mean the same to
+//! Invariant: [`write()`] then [`read()`] gives the assignment back; two mappings with the same [`Normal`] mean the same to
 //! the lowering, whatever their names of roles, numbers of slots and lines left out.
 
 use einfall_ir::arena::Id;

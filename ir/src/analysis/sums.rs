@@ -1,6 +1,6 @@
 //! J of a value that is made of several sums, whatever statements they stand in.
 //!
-//! A reduction's own J is that of its summand, but E[x²] − μ² says what Σ(x − μ)² says, and lse − Σp·s what −Σp·ln p
+//! A reduction's own J is that of its summand, but `E[x²] − μ²` says what Σ(x − μ)² says, and lse − Σp·s what −Σp·ln p
 //! says. In canonical form both spellings of a value are one sum of products of accumulators, so J is read off there.
 //! Accumulators with the most indices are carried, others (and denominators) only scale them. A value linear in them
 //! is Σ coefficient·accumulator: one function is carried per different coefficient. A value that is not linear in two

@@ -3,3 +3,4 @@
 pub mod csp;
 pub mod model_cpu;
 pub mod model_gpu;
+pub mod tune;

@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod source;
 mod text;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -58,6 +59,8 @@ enum Command {
     Selftest(device::SelftestArgs),
     /// Time library cascades at the shapes of the field's benchmarks
     Bench(bench::BenchArgs),
+    /// Measure mappings and keep the fastest
+    Tune(tune::TuneArgs),
     /// Join result files of benchmarks into tables of ratios
     Report(report::ReportArgs),
     /// Solve an integer constraint system
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
         Command::Cache(c) => device::cache(&c),
         Command::Selftest(a) => device::selftest(&a),
         Command::Bench(a) => bench::bench(&a),
+        Command::Tune(a) => tune::tune(&a),
         Command::Report(a) => report::report(&a),
         Command::Csp(a) => csp::csp(&a),
     };

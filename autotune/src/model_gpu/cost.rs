@@ -24,6 +24,8 @@ const SHARED_PER_CLOCK: f64 = 128.0;
 const L2_PER_CLOCK: f64 = 64.0;
 /// Clocks to start a task and to end it.
 const TASK_OVERHEAD: f64 = 1500.0;
+/// The term that is no resource: the time of the processor with everything that is exposed.
+const WAVES: &str = "latency and waves";
 /// Seconds to launch a kernel.
 const LAUNCH: f64 = 2e-6;
 
@@ -47,6 +49,11 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// Seconds that the busiest single resource takes: no order or overlap of the same work is faster.
+    pub fn floor(&self) -> f64 {
+        self.terms.iter().filter(|t| t.0 != WAVES).map(|t| t.1).fold(0.0, f64::max)
+    }
+
     /// Kernels one after the other: times and traffic add up; the binding term is that of the longest.
     pub fn total<'c>(parts: impl Iterator<Item = &'c Cost>) -> Cost {
         let mut out = Cost {
@@ -477,7 +484,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         ("tensor cores", tensor * share),
         ("special functions", (special + tail_special / gpu.special_per_clock as f64) * share),
         ("arithmetic", (plain + tail_plain / gpu.fma_per_clock as f64) * share),
-        ("latency and waves", clocks * per_clock),
+        (WAVES, clocks * per_clock),
     ];
     let seconds = terms.iter().map(|t| t.1).fold(0.0, f64::max) + LAUNCH;
     // The processor's own time binds unless a level, or a unit within 15% of it, explains it.
@@ -485,7 +492,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         .iter()
         .filter(|t| t.1 * 1.15 >= seconds - LAUNCH)
         .max_by(|a, b| a.1.total_cmp(&b.1))
-        .map_or("latency and waves", |t| t.0);
+        .map_or(WAVES, |t| t.0);
     Cost { seconds, terms, binding, dram_bytes, l2_bytes, tasks, resident }
 }
 

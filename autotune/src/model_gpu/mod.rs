@@ -145,6 +145,52 @@ pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usiz
         .collect()
 }
 
+/// What a mapping of all kernels costs: those with contractions, by the first entry of each; none where no kernel has
+/// a price.
+///
+/// # Errors
+/// The constraint that rejects it.
+pub fn price(
+    plan: &Plan,
+    sheet: &DataSheet,
+    sizes: Option<&[u64]>,
+    mapping: &Mapping,
+) -> Result<Option<Cost>, Rejected> {
+    let mut costs = Vec::new();
+    for kernel in plan.kernels.iter().filter(|k| contracts(k)) {
+        let empty = KernelMapping { kernel: kernel.name.clone(), ..KernelMapping::default() };
+        let entry = mapping.kernels.iter().find(|m| m.kernel == kernel.name).unwrap_or(&empty);
+        costs.push(admitted(plan, kernel, sheet, sizes, entry)?);
+    }
+    Ok((!costs.is_empty()).then(|| Cost::total(costs.iter())))
+}
+
+/// `n` mappings of the plan, every kernel with contractions drawn from what the model admits for it, all others by
+/// their rule; none where the model has nothing to draw from.
+pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, seed: u64, n: usize) -> Vec<Mapping> {
+    let mut lists: Vec<Vec<Vec<KernelMapping>>> = Vec::new();
+    let mut any = false;
+    for (i, kernel) in plan.kernels.iter().enumerate() {
+        let drawn = match contracts(kernel) {
+            true => sample(plan, kernel, sheet, sizes, seed.wrapping_add(i as u64), n).unwrap_or_default(),
+            false => Vec::new(),
+        };
+        any |= !drawn.is_empty();
+        lists.push(match (drawn.is_empty(), contracts(kernel)) {
+            (false, _) => drawn.into_iter().map(|m| vec![m]).collect(),
+            (true, true) => vec![vec![fallback(kernel)]],
+            (true, false) => vec![elementwise::variants(kernel, plan, sheet, sizes)],
+        });
+    }
+    let most = if any { lists.iter().map(Vec::len).max().unwrap_or(0) } else { 0 };
+    (0..most)
+        .map(|i| {
+            let kernels = lists.iter().flat_map(|l| l[i % l.len()].clone()).collect();
+            Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
+        })
+        .collect()
+}
+
 /// Why the model does not admit a mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {

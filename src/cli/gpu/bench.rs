@@ -343,7 +343,11 @@ fn prepare(
 }
 
 /// Random arrays for every parameter.
-fn fill(bound: &Bound, stream: &Stream, arrays: &mut Vec<(String, DeviceArray)>) -> Result<Prepared, einfall::Error> {
+pub fn fill(
+    bound: &Bound,
+    stream: &Stream,
+    arrays: &mut Vec<(String, DeviceArray)>,
+) -> Result<Prepared, einfall::Error> {
     let mut arguments = Arguments::new();
     let failed = |e| einfall::Error::Runtime(einfall_runtime::Error::Cuda(e));
     let specs: Vec<_> = bound.runtime().arrays().collect();
@@ -376,7 +380,7 @@ fn fill(bound: &Bound, stream: &Stream, arrays: &mut Vec<(String, DeviceArray)>)
 }
 
 /// Near-normal values; small integers for integer types.
-fn values(dtype: DType, shape: &[u64], seed: u64) -> Result<HostArray, einfall::Error> {
+pub fn values(dtype: DType, shape: &[u64], seed: u64) -> Result<HostArray, einfall::Error> {
     let made = |e: einfall_runtime::ArrayError| einfall::Error::Runtime(e.into());
     let mut array = HostArray::zeros(dtype, shape).map_err(made)?;
     let mut random = Random::new(seed + 1);

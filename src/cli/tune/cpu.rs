@@ -1,0 +1,127 @@
+//! Mappings on this machine's processor: compile, compare, time.
+
+use std::time::{Duration, Instant};
+
+use einfall::{Bound, CompileOptions, Engine, Options};
+use einfall_ir::mapping::Mapping;
+use einfall_ir::tile::BufferKind;
+use einfall_runtime::{Arguments, Cpu, HostArray};
+
+use super::super::Failure;
+use super::super::gpu::bench::values;
+use super::super::gpu::plans;
+use super::worker::{Fault, Loaded, Timing};
+
+/// Launches a median is of, at most.
+const LAUNCHES: usize = 2000;
+/// Most sets of arrays that take turns.
+const SETS: usize = 8;
+
+/// The processor with what is compiled and the arrays of a case.
+pub struct Bench {
+    engine: Engine,
+    cache_bytes: u64,
+    kernel: Option<einfall::Kernel>,
+    sets: Vec<Vec<(String, HostArray, bool)>>,
+}
+
+fn failed(e: impl std::fmt::Display) -> Fault {
+    Fault::Failed(e.to_string())
+}
+
+impl Bench {
+    /// Starts the engine.
+    pub fn new() -> Result<Bench, Failure> {
+        let engine = Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(Failure::machine)?;
+        let cpu = Cpu::detect();
+        let cache_bytes = cpu.caches.last().map_or(32 << 20, |c| c.bytes);
+        Ok(Bench { engine, cache_bytes, kernel: None, sets: Vec::new() })
+    }
+
+    /// Drops the arrays of the case before.
+    pub fn forget(&mut self) {
+        self.sets.clear();
+        self.kernel = None;
+    }
+
+    /// Compiles a mapping.
+    pub fn build(&mut self, loaded: &Loaded, mapping: Mapping) -> Result<(), Fault> {
+        let options = CompileOptions { mapping: Some(mapping), ..CompileOptions::default() };
+        self.kernel = Some(self.engine.compile_with(&loaded.cascade, &options).map_err(failed)?);
+        Ok(())
+    }
+
+    fn bound(&self, sizes: &[(String, u64)]) -> Result<Bound, Fault> {
+        self.kernel.as_ref().ok_or_else(|| failed("nothing is compiled"))?.bind(sizes).map_err(failed)
+    }
+
+    /// Compares results at the small sizes with the evaluator's.
+    pub fn check(&mut self, loaded: &mut Loaded) -> Result<(), Fault> {
+        let bound = self.bound(&loaded.small)?;
+        let case = loaded.expected().map_err(failed)?;
+        let (mut arrays, mut scalars) = (Vec::new(), Vec::new());
+        for (name, a) in &case.inputs {
+            match a.dims.is_empty() {
+                true => scalars.push((name.as_str(), a.data[0])),
+                false => arrays.push((name.as_str(), HostArray::from_values(a).map_err(failed)?)),
+            }
+        }
+        let given: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
+        let outputs = bound.runtime().run_to_arrays(&given, &scalars).map_err(failed)?;
+        plans::compare(&case.expected, &outputs).map(|_| ()).map_err(Fault::Wrong)
+    }
+
+    /// Times launches: random data, warm-up, the median. Where memory binds, sets of arrays beyond the last cache take
+    /// turns.
+    pub fn time(&mut self, loaded: &Loaded, budget: Duration) -> Result<Timing, Fault> {
+        let bound = self.bound(&loaded.case.sizes)?;
+        if self.sets.is_empty() {
+            let flops: u64 = bound.runtime().kernels().map(|k| k.flops).sum();
+            let bytes: u64 = bound.runtime().kernels().map(|k| k.bytes).sum();
+            // Few operations a byte: what is read must come from memory.
+            let cold = flops < 16 * bytes;
+            let many = (2 * self.cache_bytes).div_ceil(bytes.max(1)).clamp(2, SETS as u64) as usize;
+            let sets = (0..if cold { many } else { 1 }).map(|i| arrays(&bound, i as u64));
+            self.sets = sets.collect::<Result<_, _>>().map_err(failed)?;
+        }
+        let mut samples = Vec::new();
+        let begin = Instant::now();
+        let count = self.sets.len();
+        for turn in 0..LAUNCHES {
+            let mut arguments = Arguments::new();
+            for (name, array, written) in &mut self.sets[turn % count] {
+                arguments = match written {
+                    true => arguments.output(name, array.view_mut()),
+                    false => arguments.input(name, array.view()),
+                };
+            }
+            let start = Instant::now();
+            bound.launch(arguments).map_err(failed)?;
+            // The first round warms up.
+            if turn >= count.max(2) {
+                samples.push(start.elapsed().as_secs_f64() * 1e6);
+            }
+            if samples.len() >= 3 && begin.elapsed() > budget {
+                break;
+            }
+        }
+        samples.sort_by(f64::total_cmp);
+        Ok(Timing { us: samples[samples.len() / 2], launches: samples.len(), ..Timing::default() })
+    }
+}
+
+/// One set of arrays: near-normal values, never zeros; and whether each is written.
+fn arrays(bound: &Bound, seed: u64) -> Result<Vec<(String, HostArray, bool)>, String> {
+    let mut out = Vec::new();
+    for (i, spec) in bound.runtime().arrays().filter(|s| !s.shape.is_empty()).enumerate() {
+        let written = spec.kind != BufferKind::Input;
+        let array = match spec.kind {
+            BufferKind::Output => HostArray::zeros(spec.dtype, spec.shape).map_err(|e| e.to_string())?,
+            BufferKind::Input | BufferKind::InOut | BufferKind::Workspace => {
+                values(spec.dtype, spec.shape, 64 * seed + i as u64).map_err(|e| e.to_string())?
+            }
+        };
+        out.push((spec.name.to_owned(), array, written));
+    }
+    Ok(out)
+}

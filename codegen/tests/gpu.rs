@@ -265,6 +265,13 @@ fn lstm_resident() {
     for ranks in [[5, 20, 2, 96], [1, 3, 1, 128], [0, 2, 1, 64]] {
         agrees(&plan, &module, &ranks, 1);
     }
+    // Blocks of 8 rows; states that fill half an instruction, spread over all warps.
+    let (plan, module) = lower("lstm_gates", &[], &text("mappings/lstm_64.mapping"));
+    agrees(&plan, &module, &[4, 11, 2, 56], 1);
+    let (plan, module) = lower("lstm_gates", &[], &text("mappings/lstm_32.mapping"));
+    for ranks in [[4, 11, 2, 32], [3, 8, 1, 24]] {
+        agrees(&plan, &module, &ranks, 1);
+    }
 }
 
 /// Mutants of the kernel that no schedule catches: one line per fault and statement.
@@ -500,6 +507,52 @@ fn library_attention_full() {
 fn library_lstm_resident() {
     // [T, B, H, D]: batch and width with tails, a single step, no step.
     library("lstm", "lstm_128", &[&[5, 20, 2, 96], &[1, 3, 1, 128], &[0, 2, 1, 64]]);
+}
+
+/// A causal filter leaves out every key beyond the last, so a masked block selects once per score and nothing else asks
+/// where a key is; a filter that does not keeps its limits.
+#[test]
+fn a_mask_is_applied_once() {
+    use einfall_ir::kernel::Stmt;
+    let mapping = text("mappings/attention_128_causal.mapping");
+    let count = |plan: &Plan| {
+        let module = checked(plan, &mapping);
+        let printed = einfall_ir::kernel::print::print(&module);
+        let lines = |what: &[&str]| printed.lines().filter(|l| what.iter().all(|w| l.contains(w))).count();
+        let k = &module.kernels[0];
+        let limited = |body: &[Stmt]| {
+            body.iter().filter(|s| matches!(s, Stmt::Reduce { bounds, .. } if !bounds.is_empty())).count()
+        };
+        let mut reductions = 0;
+        fn all<'s>(body: &'s [Stmt], f: &mut dyn FnMut(&'s [Stmt])) {
+            f(body);
+            for s in body {
+                match s {
+                    Stmt::For { body, .. } => all(body, f),
+                    Stmt::If { then, otherwise, .. } => {
+                        all(then, f);
+                        all(otherwise, f);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        k.roles.iter().for_each(|r| all(&r.body, &mut |b| reductions += limited(b)));
+        (lines(&["map r0 = select"]), lines(&["map sum_n_2_a_bf16 = select"]), reductions, module)
+    };
+    let causal = formed("attention", &[]);
+    let (scores, weights, reductions, _) = count(&causal);
+    // The first trip and the loop of masked blocks.
+    assert_eq!((scores, weights, reductions), (2, 0, 0));
+    // Keys beyond the last pass this filter, or are not proved not to.
+    let source = einfall_kernels::source("attention").unwrap();
+    for filter in ["n <= m + 9", "n <= 2 * m"] {
+        let plan = form(&source.replace("n <= m + (N - M)", filter), &[]);
+        let (scores, weights, reductions, module) = count(&plan);
+        assert!(scores > 0 && weights > 0 && reductions > 0, "{filter}: {scores} {weights} {reductions}");
+        agrees(&plan, &module, &[1, 1, 1, 40, 37, 64, 16], 1);
+        agrees(&plan, &module, &[1, 1, 1, 150, 140, 16, 16], 1);
+    }
 }
 
 /// Operations per score in the softmax of the blocks without a mask: one multiply-add, one power of two, one maximum,

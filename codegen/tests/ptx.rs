@@ -108,6 +108,8 @@ fn reference_mappings_assemble() {
         ("attention", "attention_persistent"),
         ("attention_full", "attention_full"),
         ("lstm_gates", "lstm"),
+        ("lstm_gates", "lstm_64"),
+        ("lstm_gates", "lstm_32"),
     ] {
         let (plan, module) = lower(plan, mapping);
         assert_eq!(assembles(&plan, &module), 0, "{} spills", plan.name);

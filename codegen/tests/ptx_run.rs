@@ -255,6 +255,9 @@ fn an_lstm_agrees() {
     // Four steps, each rounding the state to bf16.
     agrees(&plan, &module, &[4, 18, 1, 128], 8.0);
     agrees(&plan, &module, &[3, 5, 2, 104], 8.0);
+    let (plan, module) = reference("lstm_gates", "lstm_32");
+    agrees(&plan, &module, &[4, 11, 2, 32], 8.0);
+    agrees(&plan, &module, &[3, 8, 1, 24], 8.0);
 }
 
 #[test]

@@ -89,6 +89,25 @@ fn wgmma(operand: DType, n: u64) -> Option<Atom> {
     })
 }
 
+/// `wgmma.m32nNk*`: wgmma's instruction of 64 rows with 32 of them, the lower 8 of every 16, so that all warps have as
+/// many and no thread holds a row that is empty. `a` comes from registers; those of the upper rows are 0.
+fn wgmma_half(operand: DType, n: u64) -> Option<Atom> {
+    let whole = wgmma(operand, n)?;
+    let lower = |d: &Distribution| {
+        let threads = d.threads.iter().map(|g| if g.dim == 0 && g.stride == 16 { digit(g.extent, 0, 8) } else { *g });
+        let regs = d.regs.iter().filter(|g| g.dim != 0).copied();
+        dist(&[32, d.dims[1]], threads.collect(), regs.collect())
+    };
+    Some(Atom {
+        name: AtomName(whole.name.0.replacen("m64", "m32", 1)),
+        shape: [32, n, whole.shape[2]],
+        a_dist: whole.a_dist.as_ref().map(lower),
+        acc_dist: lower(&whole.acc_dist),
+        a_memory: false,
+        ..whole
+    })
+}
+
 /// `mma.m16n8k16` (sm_80) for one 16-bit operand type.
 fn mma(operand: DType) -> Option<Atom> {
     if !matches!(operand, DType::BF16 | DType::F16) {
@@ -115,7 +134,8 @@ fn mma(operand: DType) -> Option<Atom> {
 pub fn all() -> impl Iterator<Item = Atom> {
     let types = [DType::BF16, DType::F16, DType::Tf32, DType::F8E4M3, DType::F8E5M2];
     let wgmmas = types.into_iter().flat_map(|t| (8..=256).step_by(8).filter_map(move |n| wgmma(t, n)));
-    wgmmas.chain([DType::BF16, DType::F16].into_iter().filter_map(mma))
+    let halves = types.into_iter().flat_map(|t| (8..=256).step_by(8).filter_map(move |n| wgmma_half(t, n)));
+    wgmmas.chain(halves).chain([DType::BF16, DType::F16].into_iter().filter_map(mma))
 }
 
 /// The atom of this name.
@@ -125,8 +145,9 @@ pub fn find(name: &AtomName) -> Option<Atom> {
     let operand = DType::from_name(operand)?;
     let atom = match family {
         "wgmma" => {
-            let n = shape.strip_prefix("m64n")?.split_once('k')?.0.parse().ok()?;
-            wgmma(operand, n)?
+            let (rows, rest) = shape.split_once('n')?;
+            let n = rest.split_once('k')?.0.parse().ok()?;
+            if rows == "m32" { wgmma_half(operand, n)? } else { wgmma(operand, n)? }
         }
         "mma" => mma(operand)?,
         _ => return None,
@@ -266,7 +287,7 @@ mod tests {
             assert_eq!(find(&atom.name).as_ref(), Some(&atom));
             n += 1;
         }
-        assert_eq!(n, 5 * 32 + 2);
+        assert_eq!(n, 2 * 5 * 32 + 2);
         for bad in ["wgmma.m64n12k16.bf16", "wgmma.m64n264k16.bf16", "wgmma.m64n64k8.bf16", "mma.m16n8k16.f32", "x"] {
             assert_eq!(find(&AtomName(bad.to_string())), None, "{bad}");
         }
@@ -307,6 +328,25 @@ mod tests {
             }
         }
         assert!(a16.covers() && a32.covers() && a8.covers());
+    }
+
+    /// Row 8·w + g of the half is row 16·w + g of the instruction, in the registers of its lower rows.
+    #[test]
+    fn half_the_rows_are_the_lower_eight_of_sixteen() {
+        let (whole, half) = (wgmma(DType::BF16, 16).unwrap(), wgmma_half(DType::BF16, 16).unwrap());
+        let pairs =
+            [(&whole.acc_dist, &half.acc_dist), (whole.a_dist.as_ref().unwrap(), half.a_dist.as_ref().unwrap())];
+        for (w, h) in pairs {
+            assert!(h.covers());
+            assert_eq!(w.counts().1, 2 * h.counts().1);
+            for t in 0..128 {
+                for v in 0..h.counts().1 {
+                    let [row, col] = h.coords(t, v, 0)[..] else { panic!() };
+                    let at = w.coords(t, v / 2 * 4 + v % 2, 0);
+                    assert_eq!(at, [row / 8 * 16 + row % 8, col], "thread {t} register {v}");
+                }
+            }
+        }
     }
 
     #[test]

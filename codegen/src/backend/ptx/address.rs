@@ -282,7 +282,7 @@ fn k_offset(bytes: u64) -> i64 {
 }
 
 /// Offset of a constant coordinate.
-fn fixed_offset(digits: &[einfall_ir::layout::Digit], c: i64) -> i64 {
+pub(super) fn fixed_offset(digits: &[einfall_ir::layout::Digit], c: i64) -> i64 {
     let (mut rest, mut sum) = (c, 0);
     for (i, g) in digits.iter().enumerate() {
         let value = if i + 1 == digits.len() { rest } else { rest % g.extent as i64 };

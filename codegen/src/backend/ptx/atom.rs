@@ -6,8 +6,10 @@
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::atoms::{self, Atom, Descriptor};
 use einfall_ir::kernel::{AtomName, BufSpace, Expr, FragId, Operand, Scope, View};
+use einfall_ir::ops::BinaryOp;
 
 use super::Res;
+use super::address::fixed_offset;
 use super::emit::Emit;
 use super::frag::{Packing, packing};
 use super::text::{Ty, Val};
@@ -44,7 +46,7 @@ impl Emit<'_> {
     ) -> Res<()> {
         let Some(atom) = atoms::find(name) else { return Err(self.fail(&format!("the atom `{}`", name.0))) };
         let [m, n, k] = atom.shape;
-        let d = self.window(acc, acc_from, [m, n])?;
+        let mut d = self.window(acc, acc_from, [m, n])?;
         if !atom.asynchronous {
             return self.mma(&atom, &d, a, b, keep);
         }
@@ -52,8 +54,21 @@ impl Emit<'_> {
             return Err(self.fail("wgmma outside a warpgroup of sm_90a"));
         }
         let transposes = atom.operand.bits() == 16;
+        // Of 32 rows every thread has those of the instruction's lower rows; the upper ones multiply zeros.
+        let half = m == 32;
+        if half {
+            let upper = self.upper_rows(acc, &d, Ty::F32);
+            d = d.chunks(2).zip(upper.chunks(2)).flat_map(|(low, high)| [low, high].concat()).collect();
+        }
         let (a, ta) = match a {
-            Operand::Frag { frag, from } => (format!("{{{}}}", self.window(*frag, from, [m, k])?.join(", ")), None),
+            Operand::Frag { frag, from } => {
+                let mut registers = self.window(*frag, from, [m, k])?;
+                if half {
+                    let zeros = self.upper_rows(*frag, &registers, Ty::S32);
+                    registers = registers.into_iter().zip(zeros).flat_map(|(r, zero)| [r, zero]).collect();
+                }
+                (format!("{{{}}}", registers.join(", ")), None)
+            }
             Operand::Mem(v) => {
                 let (r, t) = self.descriptor(v, 0, m, k)?;
                 (r, Some(t))
@@ -79,6 +94,19 @@ impl Emit<'_> {
             d.join(", ")
         ));
         Ok(())
+    }
+
+    /// Registers of rows that are always 0, one for each of a fragment's registers `lower`.
+    fn upper_rows(&mut self, f: FragId, lower: &[String], ty: Ty) -> Vec<String> {
+        let key = (f, lower.first().cloned().unwrap_or_default());
+        if let Some(known) = self.role.upper_rows.get(&key) {
+            return known.clone();
+        }
+        let made: Vec<String> = lower.iter().map(|_| self.t.reg(ty)).collect();
+        // Before the role's body, so that no register changes between instructions.
+        self.hoisted(|e| made.iter().for_each(|r| e.t.line(&format!("mov.b32 {r}, 0"))));
+        self.role.upper_rows.insert(key, made.clone());
+        made
     }
 
     /// Registers that hold a window of a fragment, in order.
@@ -117,16 +145,48 @@ impl Emit<'_> {
             Some(_) => 3,
         };
         let high = d.sbo >> 4 | mode << 30;
+        let (run_time, bytes) = self.split(v);
+        let (base, constant) = self.descriptor_base(&run_time)?;
+        let constant = constant + bytes;
+        let low = self.t.def(Ty::S32, "add.s32", &[&base, &((constant >> 4) as u64 + (d.lbo >> 4 << 16)).to_string()]);
+        let r = self.t.reg(Ty::S64);
+        self.t.line(&format!("mov.b64 {r}, {{{low}, {high}}}"));
+        Ok((r, d.mn_major))
+    }
+
+    /// The window's run-time part and the constant bytes after it, where they add without carries between digits.
+    fn split(&self, v: &View) -> (View, i64) {
+        let b = &self.k.bufs[v.buf];
+        let mut part = v.clone();
+        let mut bytes = 0;
+        let BufSpace::Shared { layout, .. } = &b.space else { return (part, 0) };
+        for (at, digits) in part.at.iter_mut().zip(&layout.dims) {
+            let (rest, c) = match &*at {
+                Expr::Int(c) => (Expr::Int(0), *c),
+                Expr::Binary(BinaryOp::Add, x, c) if digits.len() == 1 && matches!(**c, Expr::Int(_)) => {
+                    let Expr::Int(c) = **c else { continue };
+                    ((**x).clone(), c)
+                }
+                _ => continue,
+            };
+            bytes += fixed_offset(digits, c) * b.dtype.bytes(1) as i64;
+            *at = rest;
+        }
+        (part, bytes)
+    }
+
+    /// The address field of a window's run-time part, and constant bytes to add: one register for all k-steps.
+    fn descriptor_base(&mut self, v: &View) -> Res<(String, i64)> {
+        if let Some((_, base, constant)) = self.role.descriptors.iter().find(|(known, _, _)| known == v) {
+            return Ok((base.clone(), *constant));
+        }
         let (dynamic, constant) = self.shared_linear(v)?;
         // Everything but the buffer's own offset is added after the shift, so that k-steps share one address.
         // In a cluster the address space's base holds the task's rank above bit 24, which the descriptor has no room for.
         let base = self.add(&dynamic, &Val::reg(Ty::S32, "%smem_window".to_string()));
         let shifted = self.t.def(Ty::S32, "shr.u32", &[&base.s, "4"]);
-        let low =
-            self.t.def(Ty::S32, "add.s32", &[&shifted, &((constant >> 4) as u64 + (d.lbo >> 4 << 16)).to_string()]);
-        let r = self.t.reg(Ty::S64);
-        self.t.line(&format!("mov.b64 {r}, {{{low}, {high}}}"));
-        Ok((r, d.mn_major))
+        self.role.descriptors.push((v.clone(), shifted.clone(), constant));
+        Ok((shifted, constant))
     }
 
     fn mma(&mut self, atom: &Atom, d: &[String], a: &Operand, b: &Operand, keep: &Expr) -> Res<()> {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::cascade::{Rank, RankId};
-use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, Kernel, Role, Scope, Stmt};
+use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, FragId, Kernel, Role, Scope, Stmt, View};
 use einfall_ir::ops::BinaryOp;
 
 use super::copy::Maps;
@@ -72,6 +72,11 @@ pub(super) struct RoleState {
     pub(super) unit_barriers: Option<u64>,
     /// Whether nothing but wgmma has happened since the last `wgmma.fence`.
     pub(super) fenced: bool,
+    /// Address fields of matrix descriptors, by window, with constant bytes still to add: of code without branches whose
+    /// variables have not changed.
+    pub(super) descriptors: Vec<(View, String, i64)>,
+    /// Registers of an instruction's rows that a fragment does not have, by fragment and its first register there.
+    pub(super) upper_rows: HashMap<(FragId, String), Vec<String>>,
     /// Text before the body.
     before: String,
     leader: String,
@@ -92,6 +97,8 @@ impl RoleState {
             dirty: false,
             unit_barriers: None,
             fenced: false,
+            descriptors: Vec::new(),
+            upper_rows: HashMap::new(),
             before: String::new(),
             leader: String::new(),
             lane: String::new(),
@@ -338,11 +345,15 @@ impl<'a> Emit<'a> {
         for (i, s) in body.iter().enumerate() {
             self.stmt(s, last && i + 1 == body.len(), last && ends_quietly(&body[i + 1..]))?;
         }
+        self.role.descriptors.clear();
         Ok(())
     }
 
     fn stmt(&mut self, s: &Stmt, last: bool, quiet: bool) -> Res<()> {
         self.role.fenced &= matches!(s, Stmt::Atom { .. } | Stmt::Commit(_) | Stmt::Fence(_));
+        if matches!(s, Stmt::Let { .. } | Stmt::For { .. } | Stmt::If { .. }) {
+            self.role.descriptors.clear();
+        }
         match s {
             Stmt::For { var, lo, hi, step, unroll, body } => self.for_loop(var.index(), lo, hi, *step, *unroll, body),
             Stmt::If { cond, then, otherwise } => self.branch(cond, then, otherwise, last),
@@ -399,7 +410,7 @@ impl<'a> Emit<'a> {
         }
     }
 
-    fn map(&mut self, out: einfall_ir::kernel::FragId, value: &Expr) -> Res<()> {
+    fn map(&mut self, out: FragId, value: &Expr) -> Res<()> {
         let dtype = self.frags.get(out).dtype;
         let mut memo = Memo::new(dtype.is_float() && dtype.bits() <= 16);
         self.set_elements(out, |e, v| {

@@ -20,7 +20,7 @@ use super::assign_layouts::{domain, operands, orient, renamed};
 use super::exprs::{Place, add, size, sub, var};
 use super::schedule::{Flow, Group, Iteration};
 use super::split_domains::conjuncts;
-use super::{Step, refuse};
+use super::{Step, left_out, refuse};
 
 mod accesses;
 mod copies;
@@ -354,11 +354,19 @@ impl<'f, 'a> Emit<'f, 'a> {
         }
         let tail = !f.axis(axis).exact;
         let sums = match f.ops[i].op {
-            Op::Reduce { over, .. } => over.contains(&axis),
-            Op::Map { out, .. } => summed(f, *out).contains(&axis),
+            Op::Reduce { over, op, value, .. } => {
+                over.contains(&axis) && !self.absorbs(i, *value, axis, filter, op.identity())
+            }
+            Op::Map { out, value } => summed(f, *out).contains(&axis) && !self.absorbs(i, *value, axis, filter, 0.0),
             Op::Load { .. } | Op::Store { .. } | Op::Contract { .. } | Op::Scan { .. } => false,
         };
         selects || (tail && sums)
+    }
+
+    /// Whether absent elements along `axis` of a value are `nothing` without a mask, because the filter leaves them out.
+    fn absorbs(&self, i: usize, value: ExprId, axis: AxisId, filter: Option<ExprId>, nothing: f64) -> bool {
+        let f = self.f;
+        filter.is_some_and(|e| left_out::covers(f, e, axis) && left_out::value(f, e, i, value) == Some(nothing))
     }
 
     /// Emits operation `i` at `place`.
@@ -481,6 +489,9 @@ impl<'f, 'a> Emit<'f, 'a> {
         for a in summed(f, t) {
             let own = renames.iter().find(|(to, _)| *to == a).map_or(a, |(_, own)| *own);
             if f.axis(a).exact || (!place.checked && is_walked(place, a)) {
+                continue;
+            }
+            if is_walked(place, a) && own == a && self.absorbs(i, value, a, self.filter, 0.0) {
                 continue;
             }
             if let Some(d) = frame.dims.iter().position(|x| *x == own) {

@@ -5,7 +5,7 @@
 //! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`work_loop`] (which blocks a task computes, and
 //! in which order), [`assign_layouts`] (swizzled shared layouts; who holds what in registers, from the atoms or as [`spread`] says), [`insert_channels`] (a ring buffer with full
 //! and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks of a stream that need
-//! no mask), [`variants`] (what a launch must check before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), and [`emit`].
+//! no mask), [`left_out`] (which masks change nothing), [`variants`] (what a launch must check before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), and [`emit`].
 //! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that
 //! cannot be done is refused with the constraint's name (codes G01xx), an expected answer.
 
@@ -23,6 +23,7 @@ mod emit;
 mod exprs;
 mod hold_rows;
 mod insert_channels;
+mod left_out;
 mod order_free;
 mod reduce_products;
 mod schedule;

@@ -100,9 +100,12 @@ impl Emit<'_, '_> {
             return refuse("reductions", "not a reduction", "this is a fault of the compiler");
         };
         let frame = self.frame(i)?;
-        let (value, guards) = self.guarded(*value, *op, over, &frame, place);
+        let whole = *value;
+        let (value, guards) = self.guarded(whole, *op, over, &frame, place);
         let src = self.source(i, value, f.kernel.tiles[outs[0]].dtype, &frame, place, at, out)?;
-        let mut bounds = self.limits(over, &frame, place);
+        let left_out = |a: &AxisId| is_walked(place, *a) && self.absorbs(i, whole, *a, self.filter, op.identity());
+        let limited: Vec<AxisId> = over.iter().copied().filter(|a| op.selects_argument() || !left_out(a)).collect();
+        let mut bounds = self.limits(&limited, &frame, place);
         bounds.extend(guards);
         let base = if op.selects_argument() {
             let [axis] = over[..] else {

@@ -4,7 +4,6 @@
 //! not be powers of two (176, 144, 80 are legal). Memory offsets may be XOR-swizzled on bytes (PTX, "Swizzling modes").
 //! Invariant: digits of one dimension multiply to its extent, fastest first.
 
-use std::collections::HashSet;
 use std::fmt;
 
 /// One digit of a mixed-radix decomposition.
@@ -169,6 +168,27 @@ pub struct Distribution {
     pub lanes: Vec<DistDigit>,
 }
 
+/// Coordinates of a [`Distribution`] as sums of three tables, one per kind of number; see [`Distribution::coords`].
+pub struct Terms {
+    rank: usize,
+    threads: Vec<u64>,
+    regs: Vec<u64>,
+    lanes: Vec<u64>,
+}
+
+impl Terms {
+    /// Coordinate `dim` of what (thread, register, lane) holds.
+    pub fn coord(&self, thread: u64, reg: u64, lane: u64, dim: usize) -> u64 {
+        let of = |table: &[u64], number: u64| table[number as usize * self.rank + dim];
+        of(&self.threads, thread) + of(&self.regs, reg) + of(&self.lanes, lane)
+    }
+
+    /// All of them.
+    pub fn at(&self, thread: u64, reg: u64, lane: u64) -> impl Iterator<Item = u64> {
+        (0..self.rank).map(move |d| self.coord(thread, reg, lane, d))
+    }
+}
+
 impl Distribution {
     /// Vector registers of `lanes` lanes along `lane_dim`, one thread: `(V.., L)`. Registers run along `lane_dim`
     /// first, then over the other dimensions, last fastest.
@@ -207,6 +227,27 @@ impl Distribution {
         coords
     }
 
+    /// What thread, register and lane numbers each add to the coordinates.
+    pub fn terms(&self) -> Terms {
+        let table = |digits: &[DistDigit]| {
+            let count: u64 = digits.iter().map(|g| g.extent).product();
+            let mut sums = vec![0; self.dims.len() * count as usize];
+            for (mut number, coords) in (0..count).zip(sums.chunks_exact_mut(self.dims.len().max(1))) {
+                for g in digits {
+                    coords[g.dim] += number % g.extent * g.stride;
+                    number /= g.extent;
+                }
+            }
+            sums
+        };
+        Terms {
+            rank: self.dims.len(),
+            threads: table(&self.threads),
+            regs: table(&self.regs),
+            lanes: table(&self.lanes),
+        }
+    }
+
     /// The distribution of a fragment that keeps only dimensions `kept` of this one (in that order): what a
     /// broadcast operand or the result of a reduction over the other dimensions has. Digits of dropped dimensions
     /// replicate; replicated register digits disappear.
@@ -240,14 +281,22 @@ impl Distribution {
         if (t != threads && t != 1) || (l != lanes && l != 1) {
             return false;
         }
-        let inside = |c: &[u64], d: &[u64]| c.iter().zip(d).all(|(c, d)| c < d);
+        let (mine, theirs) = (self.terms(), result.terms());
+        let mut held: Vec<Vec<u64>> = Vec::new();
         (0..threads).all(|thread| {
             (0..lanes).all(|lane| {
                 let (thread_here, lane_here) = (if t == 1 { 0 } else { thread }, if l == 1 { 0 } else { lane });
-                let held: HashSet<Vec<u64>> = (0..v).map(|reg| self.coords(thread_here, reg, lane_here)).collect();
+                held.clear();
+                held.extend((0..v).map(|reg| mine.at(thread_here, reg, lane_here).collect()));
+                held.sort_unstable();
+                let mut at = vec![0; dims.len()];
                 (0..regs).all(|reg| {
-                    let at = result.coords(thread, reg, lane);
-                    !inside(&at, &result.dims) || held.contains(&dims.iter().map(|d| at[*d]).collect::<Vec<_>>())
+                    let coord = |d: usize| theirs.coord(thread, reg, lane, d);
+                    if (0..result.dims.len()).any(|d| coord(d) >= result.dims[d]) {
+                        return true;
+                    }
+                    at.iter_mut().zip(dims).for_each(|(a, d)| *a = coord(*d));
+                    held.binary_search(&at).is_ok()
                 })
             })
         })

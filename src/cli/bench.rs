@@ -43,6 +43,9 @@ pub struct BenchArgs {
     /// Do the work itself, from this item on
     #[arg(long, hide = true)]
     pub worker: Option<usize>,
+    /// Do every so many items, as a worker
+    #[arg(long, hide = true, default_value_t = 1)]
+    pub step: usize,
 }
 
 /// One case: a library file, its sizes, and the name the peers' script gives it.

@@ -156,6 +156,18 @@ pub struct SelftestArgs {
     /// Do the work itself, from this item on
     #[arg(long, hide = true)]
     pub worker: Option<usize>,
+    /// Do every so many items, as a worker
+    #[arg(long, hide = true, default_value_t = 1)]
+    pub step: usize,
+    /// Processes that test at the same time, for a GPU; all share the device
+    #[arg(long, default_value_t = 4)]
+    pub jobs: usize,
+    /// Seconds without a word after which a process counts as hung, for a GPU; more under a checking tool
+    #[arg(long, default_value_t = 45)]
+    pub silence: u64,
+    /// Also arrays of more than 2³¹ elements, for a GPU: 20 GB of its memory
+    #[arg(long)]
+    pub large: bool,
 }
 
 /// The differential suite: every library cascade at drawn sizes against the float64 evaluator.

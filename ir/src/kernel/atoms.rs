@@ -180,17 +180,17 @@ impl Atom {
         if threads != want_threads || lanes != 1 {
             return false;
         }
+        let (frag, window, dims) = (frag.terms(), window.terms(), &window.dims);
         (0..threads).all(|t| {
-            let held = (0..regs).filter_map(|v| {
-                let coords = frag.coords(t, v, 0);
-                coords
-                    .iter()
-                    .zip(from)
-                    .zip(&window.dims)
-                    .map(|((&c, &f), &d)| c.checked_sub(f).filter(|x| *x < d))
-                    .collect::<Option<Vec<u64>>>()
-            });
-            held.eq((0..want_regs).map(|v| window.coords(t, v, 0)))
+            let mut want = 0;
+            (0..regs).all(|v| {
+                let coord = |d: usize| frag.coord(t, v, 0, d);
+                if (0..dims.len()).any(|d| coord(d) < from[d] || coord(d) - from[d] >= dims[d]) {
+                    return true;
+                }
+                want += 1;
+                want <= want_regs && (0..dims.len()).all(|d| coord(d) - from[d] == window.coord(t, want - 1, 0, d))
+            }) && want == want_regs
         })
     }
 }

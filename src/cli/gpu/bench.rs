@@ -233,7 +233,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         if args.jsonl {
             arguments.push("--jsonl".to_owned());
         }
-        let t = supervise(&arguments, list.len(), Duration::from_secs(60))?;
+        let t = supervise(&arguments, list.len(), 1, Duration::from_secs(60))?;
         return if t.failed == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{} cases were not timed", t.failed))) };
     };
     let engine = super::engine()?;
@@ -242,7 +242,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let mappings = args.mapping.iter().map(named).collect::<Result<Vec<_>, Failure>>()?;
     // As large as the level-2 cache several times over.
     let flush = engine.runtime().array(DType::U8, &[1 << 28]).map_err(Failure::machine)?;
-    work(first, list.len(), |i| {
+    work(first, args.step, list.len(), |i| {
         let done =
             ways(&list[i], &mappings, &args.plans).and_then(|w| one(&engine, &stream, &flush, &list[i], w, args));
         match done {

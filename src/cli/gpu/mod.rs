@@ -1,6 +1,7 @@
 //! Commands on an NVIDIA GPU: plans with mappings beside cascades, each in a process that may fail.
 
 pub mod bench;
+mod large;
 pub mod plans;
 pub mod selftest;
 mod supervise;
@@ -13,6 +14,11 @@ use super::Failure;
 /// Opens the first device.
 pub fn engine() -> Result<Engine, Failure> {
     Engine::new(&Options::from_env().map_err(Failure::Usage)?, 0).map_err(Failure::machine)
+}
+
+/// An error as text.
+fn text(e: impl std::fmt::Display) -> String {
+    e.to_string()
 }
 
 /// Pseudo-random words: xorshift64*.

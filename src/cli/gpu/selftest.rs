@@ -16,15 +16,15 @@ use einfall_runtime::cuda::{Arguments, Stream};
 use super::super::device::{SelftestArgs, draw, next};
 use super::super::lower::read_mapping;
 use super::super::{Failure, compare};
+use super::large;
 use super::plans::{self, edge_sizes, is_for, read_plan};
 use super::supervise::{Tally, supervise, work};
+use super::text;
 
 /// Runs on the same arrays that must agree bit by bit.
 const REPEATS: usize = 20;
 /// Points that the evaluator visits per case.
 const BUDGET: f64 = 2e5;
-/// How long a child may say nothing before it counts as hung.
-const SILENCE: Duration = Duration::from_secs(45);
 
 /// Something to test.
 enum Item {
@@ -32,6 +32,8 @@ enum Item {
     Mapped { name: String, plan: Box<Plan>, mapping: Mapping },
     /// A library cascade by a mapping file, or by the model's choice.
     Cascade { name: String, cascade: Box<Cascade>, mapping: Option<Mapping> },
+    /// Arrays of more than 2³¹ elements.
+    Large { name: String, case: usize },
     /// Something that is not tested, with why.
     Skipped(String),
 }
@@ -76,8 +78,11 @@ fn items(args: &SelftestArgs) -> Result<Vec<Item>, Failure> {
             list.push(Item::Skipped(format!("{file}: there is no plan `{}` with its kernels", mapping.plan)));
         }
     }
+    let cases = large::CASES.iter().enumerate().filter(|_| args.large);
+    list.extend(cases.map(|(case, (file, ..))| Item::Large { name: format!("{file} large"), case }));
     list.retain(|i| {
-        let (Item::Mapped { name, .. } | Item::Cascade { name, .. } | Item::Skipped(name)) = i;
+        let (Item::Mapped { name, .. } | Item::Cascade { name, .. } | Item::Large { name, .. } | Item::Skipped(name)) =
+            i;
         args.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
     });
     Ok(list)
@@ -97,7 +102,7 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
     if let Some(first) = args.worker {
         let engine = super::engine()?;
         let stream = engine.runtime().stream().map_err(Failure::machine)?;
-        work(first, items.len(), |i| item(&engine, &stream, &items[i], args));
+        work(first, args.step, items.len(), |i| item(&engine, &stream, &items[i], args));
         return Ok(());
     }
     drop(super::engine()?);
@@ -108,7 +113,10 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
     if let Some(f) = &args.filter {
         arguments.extend(["--filter".to_owned(), f.clone()]);
     }
-    let t = supervise(&arguments, items.len(), SILENCE)?;
+    if args.large {
+        arguments.push("--large".to_owned());
+    }
+    let t = supervise(&arguments, items.len(), args.jobs, Duration::from_secs(args.silence))?;
     println!("{} passed, {} failed, {} skipped", t.passed, t.failed, t.skipped);
     if t.failed == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{} comparisons failed", t.failed))) }
 }
@@ -120,6 +128,14 @@ fn item(engine: &Engine, stream: &Stream, item: &Item, args: &SelftestArgs) -> T
         Item::Skipped(why) => {
             println!("skip {why}");
             return Tally { skipped: 1, ..t };
+        }
+        Item::Large { name, case } => {
+            let (tally, line) = match large::check(engine, stream, &large::CASES[*case], args.seed) {
+                Ok(what) => (Tally { passed: 1, ..t }, format!("ok   {what}")),
+                Err(e) => (Tally { failed: 1, ..t }, format!("FAIL {name}: {e}")),
+            };
+            println!("{line}");
+            return tally;
         }
         Item::Mapped { name, plan, mapping } => (name, engine.compile_plan(plan, mapping)),
         Item::Cascade { name, cascade, mapping } => {
@@ -176,7 +192,7 @@ fn item(engine: &Engine, stream: &Stream, item: &Item, args: &SelftestArgs) -> T
                 report(what, one(&kernel, stream, cascade, &b, seed, i == 0));
             }
         }
-        Item::Skipped(_) => {}
+        Item::Large { .. } | Item::Skipped(_) => {}
     }
     if engine.runtime().assembled() != before {
         report("its sizes".to_owned(), Err("a size was compiled for; one code must serve all".to_owned()));
@@ -281,7 +297,6 @@ fn repeated(
     inputs: &[(&str, &einfall_ir::array::Array)],
     outputs: &[(String, HostArray)],
 ) -> Result<(), String> {
-    let text = |e: &dyn std::fmt::Display| e.to_string();
     let in_place = |n: &str| inputs.iter().any(|(i, _)| *i == n);
     let mut arguments = Arguments::new();
     let mut results = Vec::new();
@@ -290,7 +305,7 @@ fn repeated(
             // Updated in place: a second run starts from other values.
             return Ok(());
         }
-        let array = bound.runtime().array(name).map_err(|e| text(&e))?;
+        let array = bound.runtime().array(name).map_err(text)?;
         arguments = arguments.output(name, &array);
         results.push((name, array, host));
     }
@@ -298,25 +313,25 @@ fn repeated(
         match a.dims.is_empty() {
             true => arguments = arguments.scalar(name, a.data[0]),
             false => {
-                let array = bound.runtime().array(name).map_err(|e| text(&e))?;
-                let host = HostArray::from_values(a).map_err(|e| text(&e))?;
-                array.copy_from(stream, &host).map_err(|e| text(&e))?;
+                let array = bound.runtime().array(name).map_err(text)?;
+                let host = HostArray::from_values(a).map_err(text)?;
+                array.copy_from(stream, &host).map_err(text)?;
                 arguments = arguments.input(name, &array);
             }
         }
     }
-    let prepared = bound.prepare(arguments).map_err(|e| text(&e))?;
-    let graph = prepared.graph().map_err(|e| text(&e))?;
+    let prepared = bound.prepare(arguments).map_err(text)?;
+    let graph = prepared.graph().map_err(text)?;
     for turn in 0..REPEATS {
         for (_, array, _) in &results {
-            array.fill(stream, 0xff).map_err(|e| text(&e))?;
+            array.fill(stream, 0xff).map_err(text)?;
         }
         match turn % 2 {
-            0 => prepared.launch(stream).map_err(|e| text(&e))?,
-            _ => graph.launch(stream).map_err(|e| text(&e))?,
+            0 => prepared.launch(stream).map_err(text)?,
+            _ => graph.launch(stream).map_err(text)?,
         }
         for (name, array, host) in &results {
-            let again = array.to_host(stream).map_err(|e| text(&e))?;
+            let again = array.to_host(stream).map_err(text)?;
             if again.bytes() != host.bytes() {
                 return Err(format!("run {turn} gives other bits in `{name}`"));
             }

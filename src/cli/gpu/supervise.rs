@@ -34,9 +34,9 @@ impl Tally {
 const BEGIN: &str = "@begin ";
 const END: &str = "@end ";
 
-/// Does items from `first` on, as the child.
-pub fn work(first: usize, n: usize, mut item: impl FnMut(usize) -> Tally) {
-    for i in first..n {
+/// Does items from `first` on, every `step`-th of `n`, as the child.
+pub fn work(first: usize, step: usize, n: usize, mut item: impl FnMut(usize) -> Tally) {
+    for i in (first..n).step_by(step.max(1)) {
         println!("{BEGIN}{i}");
         let t = item(i);
         println!("{END}{i} {} {} {}", t.passed, t.failed, t.skipped);
@@ -44,15 +44,30 @@ pub fn work(first: usize, n: usize, mut item: impl FnMut(usize) -> Tally) {
     }
 }
 
-/// Has `n` items done by children of this program, given `arguments` and `--worker N`; prints what they print.
-/// `silence`: how long a child may say nothing.
-pub fn supervise(arguments: &[String], n: usize, silence: Duration) -> Result<Tally, Failure> {
+/// Has `n` items done by `jobs` children of this program at a time, given `arguments`, `--worker N` and `--step JOBS`;
+/// prints what they print. `silence`: how long a child may say nothing.
+pub fn supervise(arguments: &[String], n: usize, jobs: usize, silence: Duration) -> Result<Tally, Failure> {
+    let jobs = jobs.clamp(1, n.max(1));
+    let parts: Vec<Result<Tally, Failure>> = std::thread::scope(|scope| {
+        let start = |job| scope.spawn(move || share(arguments, n, job, jobs, silence));
+        let threads: Vec<_> = (0..jobs).map(start).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut tally = Tally::default();
+    for part in parts {
+        tally.add(part?);
+    }
+    Ok(tally)
+}
+
+/// Items `first`, `first + step`, … below `n`.
+fn share(arguments: &[String], n: usize, first: usize, step: usize, silence: Duration) -> Result<Tally, Failure> {
     let program = std::env::current_exe().map_err(Failure::machine)?;
-    let (mut tally, mut next) = (Tally::default(), 0);
+    let (mut tally, mut next, mut mute) = (Tally::default(), first, 0);
     while next < n {
         let mut child = Command::new(&program)
             .args(arguments)
-            .args(["--worker", &next.to_string()])
+            .args(["--worker", &next.to_string(), "--step", &step.to_string()])
             .stdout(Stdio::piped())
             .spawn()
             .map_err(Failure::machine)?;
@@ -61,14 +76,17 @@ pub fn supervise(arguments: &[String], n: usize, silence: Duration) -> Result<Ta
         let reader = std::thread::spawn(move || {
             BufReader::new(stdout).lines().map_while(Result::ok).all(|line| send.send(line).is_ok());
         });
-        let before = next;
+        let mut said = false;
         let lost = loop {
             match receive.recv_timeout(silence) {
                 Ok(line) => match (line.strip_prefix(BEGIN), line.strip_prefix(END).and_then(parse)) {
-                    (Some(i), _) => next = i.trim().parse().unwrap_or(next),
+                    (Some(i), _) => {
+                        said = true;
+                        next = i.trim().parse().unwrap_or(next);
+                    }
                     (None, Some((i, t))) => {
                         tally.add(t);
-                        next = i + 1;
+                        next = i + step;
                     }
                     (None, None) => println!("{line}"),
                 },
@@ -87,10 +105,15 @@ pub fn supervise(arguments: &[String], n: usize, silence: Duration) -> Result<Ta
             let why = lost.unwrap_or_else(|| format!("its process ended ({status})"));
             println!("FAIL item {next}: {why}");
             tally.add(Tally { failed: 1, ..Tally::default() });
-            next += 1;
+            next += step;
         }
-        if before == 0 && next == 0 {
-            return Err(Failure::Machine("a child does nothing".to_owned()));
+        if !said {
+            mute += 1;
+            if mute == 3 {
+                return Err(Failure::Machine("three children in a row did nothing".to_owned()));
+            }
+        } else {
+            mute = 0;
         }
     }
     Ok(tally)

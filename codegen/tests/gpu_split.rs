@@ -2,10 +2,13 @@
 //! every adversarial schedule.
 
 use einfall_codegen::lower::gpu::{self, split_streams};
+use einfall_codegen::pipeline::{self, Context, Program};
+use einfall_codegen::tables;
 use einfall_ir::analysis::resources::Limits;
 use einfall_ir::array::Array;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::Module;
+use einfall_ir::kernel::atoms;
 use einfall_ir::kernel::eval::{GlobalBuffer, Options, Schedule, run};
 use einfall_ir::mapping::parse::parse;
 use einfall_ir::tile::{self, BufferKind, Plan};
@@ -35,7 +38,7 @@ fn inputs(plan: &Plan, ranks: &[u64]) -> Vec<Array> {
     given
         .map(|(_, b)| {
             let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
-            Array::from_fn(b.dtype, &dims, |_| next())
+            Array::from_fn(b.dtype, &dims, |_| if b.positive { next().abs() + 0.125 } else { next() })
         })
         .collect()
 }
@@ -107,6 +110,33 @@ fn decode_in_parts() {
     let module = lowered(&split, &mapping);
     // [B, H, R, N, E, F]: parts of one block, a tail, a part without keys, no keys.
     for ranks in [[1, 2, 4, 700, 128, 128], [2, 1, 8, 128, 64, 128], [1, 1, 1, 1290, 128, 72], [1, 1, 3, 0, 64, 64]] {
+        agrees(&plan, &split, &module, &ranks);
+    }
+}
+
+/// The plan that formation makes of a library cascade for a GPU.
+fn formed(name: &str) -> Plan {
+    let cascade = einfall_ir::cascade::parse(einfall_kernels::source(name).unwrap()).unwrap().cascades.remove(0);
+    let context = Context { atoms: atoms::all().collect(), ..Context::default() };
+    let records = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(cascade), &context, None)
+        .unwrap_or_else(|(_, stop)| panic!("{stop}"));
+    match records.into_iter().next_back().map(|r| r.program) {
+        Some(Program::Tile(plan)) => plan,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The library's grouped-query attention with one query position is decode: the heads of a group fill the rows.
+#[test]
+fn grouped_queries_in_parts() {
+    let mapping = text("mappings/attention_decode.mapping");
+    let plan = formed("attention_gqa");
+    let (plan, split) = cut(&plan.to_string(), &mapping, Limits::h100().multiprocessors);
+    let module = lowered(&split, &mapping);
+    // [B, G, R, M, N, E, F]: uneven parts, a tail, two queries, no keys.
+    for ranks in
+        [[1, 2, 4, 1, 700, 128, 128], [2, 1, 8, 1, 128, 64, 128], [1, 1, 3, 2, 330, 128, 72], [1, 1, 2, 1, 0, 64, 64]]
+    {
         agrees(&plan, &split, &module, &ranks);
     }
 }

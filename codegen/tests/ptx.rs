@@ -116,6 +116,43 @@ fn reference_mappings_assemble() {
     }
 }
 
+/// Parts of a split stream, two tasks of a multiprocessor at a time: the registers at launch are what half of its
+/// register file gives each thread, budgets are set from there.
+#[test]
+fn split_streams_assemble() {
+    for (plan, mapping, resident) in [("plans/decode.tile", "decode", 1), ("attention_gqa", "attention_decode", 2)] {
+        let plan = match plan.strip_suffix(".tile") {
+            Some(_) => tile::parse::parse(&text(plan)).unwrap(),
+            None => formed(plan),
+        };
+        let source = text(&format!("mappings/{mapping}.mapping"));
+        let mapping = einfall_ir::mapping::parse::parse(&source).unwrap();
+        let split = gpu::split_streams::run(&plan, &mapping, 132).unwrap();
+        let module = mapped(&split, &source);
+        assert_eq!(assembles(&split, &module), 0, "{} spills", plan.name);
+        let artifact = print(&split, &module, &Target::sm_90a()).unwrap();
+        let text = ptx(&artifact);
+        let first = text.split(".visible .entry").nth(1).unwrap();
+        assert!(first.contains(&format!(".minnctapersm {resident}\n")));
+        // The number of parts is computed once a role.
+        assert!(first.matches("div.u32").count() < 24);
+    }
+}
+
+/// The plan that formation makes of a library cascade for a GPU.
+fn formed(name: &str) -> Plan {
+    use einfall_codegen::pipeline::{self, Context, Program};
+    use einfall_codegen::tables;
+    let cascade = einfall_ir::cascade::parse(einfall_kernels::source(name).unwrap()).unwrap().cascades.remove(0);
+    let context = Context { atoms: einfall_ir::kernel::atoms::all().collect(), ..Context::default() };
+    let records = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(cascade), &context, None)
+        .unwrap_or_else(|(_, stop)| panic!("{stop}"));
+    match records.into_iter().next_back().map(|r| r.program) {
+        Some(Program::Tile(plan)) => plan,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_library_cascade_assembles() {
     use einfall_codegen::lower::form::form_kernels;

@@ -180,8 +180,10 @@ pub enum MergeSite {
 pub struct Split {
     /// The stream axis.
     pub axis: String,
-    /// How many parts.
+    /// How many parts at most.
     pub parts: u64,
+    /// Tasks that a multiprocessor runs at a time: parts fill so many places on each.
+    pub resident: u64,
     /// Where they meet.
     pub merge: MergeSite,
     /// Whether parts are joined in a fixed order.

@@ -6,7 +6,7 @@
 //! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"] ["descending"]
 //!         | "work" ["order" AXIS {"," AXIS}] ["persistent"] ["group" INT] ["longest_first"]
 //!         | "anchor" ("hoist" | "rolling" | "lazy" | "tree")
-//!         | "split" AXIS "parts" INT "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
+//!         | "split" AXIS "parts" INT ["resident" INT] "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
 //!         | "role" NAME ":" INT ("thread" | "warp" | "warpgroup") ["regs" INT] ["ping_pong"]
 //!         | "tile" TILE "in" space ["stages" INT] ["swizzle" INT] ["contiguous" AXIS] ["by" engine] ["multicast" AXIS]
 //!           ["reuses" TILE]
@@ -138,9 +138,10 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
         let axis = c.ident("an axis")?.0;
         c.word("parts")?;
         let parts = c.count("how many parts")?;
+        let resident = number(c, "resident", 1)?;
         c.word("merge")?;
         let merge = choice(c, &MergeSite::ALL.map(|m| (m, m.name())), "where parts meet")?;
-        k.split = Some(Split { axis, parts, merge, ordered: c.eat_word("ordered") });
+        k.split = Some(Split { axis, parts, resident, merge, ordered: c.eat_word("ordered") });
     } else if c.eat_word("role") {
         let (role, span) = c.ident("a role name")?;
         once(k.roles.iter().any(|r| r.role == role), "role", &role, span)?;

@@ -86,7 +86,11 @@ fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
         writeln!(f, "        anchor {}", anchor.name())?;
     }
     if let Some(s) = split {
-        write!(f, "        split {} parts {} merge {}", s.axis, s.parts, s.merge.name())?;
+        write!(f, "        split {} parts {}", s.axis, s.parts)?;
+        if s.resident != 1 {
+            write!(f, " resident {}", s.resident)?;
+        }
+        write!(f, " merge {}", s.merge.name())?;
         f.write_str(if s.ordered { " ordered\n" } else { "\n" })?;
     }
     for r in roles {

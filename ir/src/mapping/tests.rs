@@ -10,7 +10,7 @@ const TEXT: &str = "mapping gemm on h100 {
         axis k block 64 whole descending
         work order m, n persistent group 8 longest_first
         anchor lazy
-        split k parts 4 merge last_arriver ordered
+        split k parts 4 resident 2 merge last_arriver ordered
         role producer: 1 warp regs 40
         role consumer: 2 warpgroup regs 232 ping_pong
         tile a in shared stages 4 swizzle 128 by tma

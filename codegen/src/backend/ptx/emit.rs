@@ -79,6 +79,8 @@ pub(super) struct RoleState {
     pub(super) upper_rows: HashMap<(FragId, String), Vec<String>>,
     /// Text before the body.
     before: String,
+    /// Whether what has one value in a task goes there.
+    pub(super) hoists: bool,
     leader: String,
     lane: String,
     others: String,
@@ -100,6 +102,7 @@ impl RoleState {
             descriptors: Vec::new(),
             upper_rows: HashMap::new(),
             before: String::new(),
+            hoists: false,
             leader: String::new(),
             lane: String::new(),
             others: String::new(),
@@ -107,7 +110,11 @@ impl RoleState {
     }
 }
 
+/// Shared memory that the system takes of every task, in bytes.
+const TASK_SHARED: u64 = 1024;
+
 /// Warps of a role.
+#[derive(Clone)]
 struct Place {
     role: usize,
     first: u64,
@@ -128,6 +135,8 @@ pub(super) struct Emit<'a> {
     /// Values of scalar parameters, by buffer.
     pub(super) scalars: Vec<Option<Val>>,
     pub(super) role: RoleState,
+    /// Expressions computed once for the task, or so far once for the role.
+    pub(super) fixed: Vec<(Expr, Val)>,
     /// Whether arrays that bulk copies write are read in the same kernel.
     pub(super) rereads: bool,
     /// Whether any array is both written and read.
@@ -155,6 +164,7 @@ impl<'a> Emit<'a> {
             grid: Vec::new(),
             scalars: vec![None; k.bufs.len()],
             role: RoleState::none(k),
+            fixed: Vec::new(),
             rereads: super::copy::rereads(k),
             exchanges: super::copy::exchanges(k),
             places,
@@ -241,10 +251,12 @@ impl<'a> Emit<'a> {
         self.init_barriers();
         let end = self.t.label();
         let budgets = self.k.roles.len() > 1 && self.k.roles.iter().any(|r| r.regs.is_some());
-        let even = (self.target.registers / self.threads.max(1) / 8 * 8).min(255);
-        let places = std::mem::take(&mut self.places);
+        let even = (self.target.registers / self.resident() / self.threads.max(1) / 8 * 8).min(255);
+        let places = self.places.clone();
+        let shared = self.fixed.len();
         let mut at = 0;
         for p in &places {
+            self.fixed.truncate(shared);
             let role = &self.k.roles[p.role];
             let next = self.t.label();
             if at + p.count < self.threads / 32 {
@@ -267,6 +279,26 @@ impl<'a> Emit<'a> {
         self.t.place(&end);
         self.t.line("ret");
         Ok(())
+    }
+
+    /// Tasks that a multiprocessor runs at a time, where budgets, shared memory and threads leave room for several: then
+    /// all of them must start with as many registers as there are for each.
+    pub(super) fn resident(&self) -> u64 {
+        let mut budget = 0;
+        for warp in (0..self.threads / 32).step_by(4) {
+            let of = |p: &Place| (p.first..p.first + p.count).contains(&warp);
+            let role = self.places.iter().find(|p| of(p)).or(self.places.last());
+            match role.and_then(|p| self.k.roles[p.role].regs) {
+                Some(r) => budget += r * 128,
+                None => return 1,
+            }
+        }
+        if self.k.roles.len() < 2 || !self.target.hopper() {
+            return 1;
+        }
+        let shared = self.target.shared_bytes / (self.shared.bytes + TASK_SHARED);
+        let threads = self.target.threads / self.threads.max(1);
+        (self.target.registers / budget.max(1)).min(shared).min(threads).max(1)
     }
 
     fn set_registers(&mut self, regs: Option<u64>, even: u64) {
@@ -322,6 +354,7 @@ impl<'a> Emit<'a> {
                 }
             }
         });
+        self.role.hoists = true;
         let skip = self.t.label();
         if role.scope == Scope::Thread {
             let n = role.units as i64;

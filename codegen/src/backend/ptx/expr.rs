@@ -80,7 +80,32 @@ impl Emit<'_> {
 
     /// The value of `e`; `el` says for which element.
     pub(super) fn value(&mut self, e: &Expr, el: Option<&Element>, memo: &mut Memo) -> Res<Val> {
+        if let Expr::Binary(..) = e
+            && is_fixed(e)
+            && has_quotient(e)
+        {
+            return self.fixed(e);
+        }
         self.derived(e, 0, el, memo, |s, memo| s.compute(e, el, memo))
+    }
+
+    /// The value of an expression that a task computes once, before its role's body.
+    fn fixed(&mut self, e: &Expr) -> Res<Val> {
+        if let Some((_, v)) = self.fixed.iter().find(|(known, _)| known == e) {
+            return Ok(v.clone());
+        }
+        let hoists = std::mem::take(&mut self.role.hoists);
+        let mut made = None;
+        let mut compute = |s: &mut Self| made = Some(s.compute(e, None, &mut Memo::default()));
+        if hoists {
+            self.hoisted(compute);
+        } else {
+            compute(self);
+        }
+        self.role.hoists = hoists;
+        let v = made.expect("computed")?;
+        self.fixed.push((e.clone(), v.clone()));
+        Ok(v)
     }
 
     /// A value derived from `e` in way `kind`, computed once per what `e` depends on.
@@ -281,4 +306,31 @@ impl Emit<'_> {
             }
         })
     }
+}
+
+/// Whether the expression has one value in a task.
+fn is_fixed(e: &Expr) -> bool {
+    match e {
+        Expr::Int(_) | Expr::Extent(_) | Expr::Grid(_) => true,
+        Expr::Binary(_, a, b) => is_fixed(a) && is_fixed(b),
+        Expr::Float(_)
+        | Expr::Var(_)
+        | Expr::Unit
+        | Expr::ClusterRank
+        | Expr::Scalar(_)
+        | Expr::Fetch { .. }
+        | Expr::Frag { .. }
+        | Expr::Coord(_)
+        | Expr::Unary(..)
+        | Expr::Fma(..)
+        | Expr::Select(..)
+        | Expr::Cast(..) => false,
+    }
+}
+
+/// Whether computing it takes a division by something that is no literal: dozens of instructions.
+fn has_quotient(e: &Expr) -> bool {
+    let mut found = matches!(e, Expr::Binary(BinaryOp::Div | BinaryOp::Mod, _, b) if !matches!(**b, Expr::Int(_)));
+    e.for_each_operand(|o| found |= has_quotient(o));
+    found
 }

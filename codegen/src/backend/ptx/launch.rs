@@ -111,7 +111,7 @@ fn kernel(
     head += "\tmov.u32 %thread, %tid.x;\n\tmov.u32 %smem, smem;\n\tand.b32 %smem_window, %smem, 0x3FFFF;\n";
     let maps = (0..e.maps.all.len()).map(|m| format!("\t.param .align 64 .b8 map{m}[128]"));
     let params: Vec<String> = maps.chain((0..slots.len()).map(|i| format!("\t.param .b64 p{i}"))).collect();
-    let threads = e.threads;
+    let (threads, resident) = (e.threads, e.resident());
     let clustered = k.cluster.iter().product::<u64>() > 1;
     let explicit = if clustered { ".explicitcluster\n" } else { "" };
     // A role alone is bound as a whole.
@@ -121,7 +121,7 @@ fn kernel(
     };
     let _ = writeln!(
         text,
-        "\n.visible .entry {name}(\n{}\n)\n{explicit}.maxntid {threads}, 1, 1\n.minnctapersm 1\n{bound}{{\n{head}{}}}",
+        "\n.visible .entry {name}(\n{}\n)\n{explicit}.maxntid {threads}, 1, 1\n.minnctapersm {resident}\n{bound}{{\n{head}{}}}",
         params.join(",\n"),
         e.t.out
     );

@@ -38,17 +38,33 @@ pub struct Target {
     pub name: String,
     /// 32-bit registers of a multiprocessor.
     pub registers: u64,
+    /// Bytes of shared memory of a multiprocessor.
+    pub shared_bytes: u64,
+    /// Threads of a multiprocessor.
+    pub threads: u64,
 }
 
 impl Target {
     /// NVIDIA H100 and H200.
     pub fn sm_90a() -> Target {
-        Target { arch: "sm_90a".to_string(), name: "h100".to_string(), registers: 65_536 }
+        Target {
+            arch: "sm_90a".to_string(),
+            name: "h100".to_string(),
+            registers: 65_536,
+            shared_bytes: 228 << 10,
+            threads: 2048,
+        }
     }
 
     /// NVIDIA A100 and everything since, without what Hopper added.
     pub fn sm_80() -> Target {
-        Target { arch: "sm_80".to_string(), name: "a100".to_string(), registers: 65_536 }
+        Target {
+            arch: "sm_80".to_string(),
+            name: "a100".to_string(),
+            registers: 65_536,
+            shared_bytes: 164 << 10,
+            threads: 2048,
+        }
     }
 
     /// Whether wgmma, TMA, clusters and setmaxnreg exist.

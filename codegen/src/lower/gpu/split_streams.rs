@@ -50,6 +50,10 @@ pub fn run(plan: &Plan, mapping: &Mapping, multiprocessors: u64) -> Step<Plan> {
     Ok(plan)
 }
 
+/// Parts whose states a step of the merge reads at once where the mapping says nothing: their loads are in flight
+/// together.
+const MERGED: u64 = 8;
+
 /// The kernel that merges the parts of `kernel`.
 fn merge_name(kernel: &str) -> String {
     format!("{kernel}_merge")
@@ -89,12 +93,13 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
         Size::Mul(Box::new(n), Box::new(Size::CeilDiv(Box::new(axis.extent.clone()), constant(own))))
     });
     let units = Box::new(Size::Max(Box::new(units), constant(1)));
-    let rounds = Size::CeilDiv(Box::new(Size::Mul(constant(8), units.clone())), constant(multiprocessors));
+    let places = multiprocessors * split.resident.max(1);
+    let rounds = Size::CeilDiv(Box::new(Size::Mul(constant(8), units.clone())), constant(places));
     let rounds = Size::Max(constant(1), Box::new(Size::Min(Box::new(rounds), constant(4))));
-    let fill = Size::Div(Box::new(Size::Mul(Box::new(rounds), constant(multiprocessors))), units);
+    let fill = Size::Div(Box::new(Size::Mul(Box::new(rounds), constant(places))), units);
     let most = Size::Min(constant(split.parts.max(1)), Box::new(Size::Min(Box::new(fill), Box::new(blocks.clone()))));
     let parts = Size::Max(constant(1), Box::new(most));
-    let length = Size::Mul(Box::new(Size::CeilDiv(Box::new(blocks), Box::new(parts.clone()))), constant(block));
+    let cut = Cut { blocks, parts: parts.clone(), block, even: maskable(&stream) };
 
     let carried = order_free::carried(&kernel, &stream);
     let mut merge = kernel.clone();
@@ -102,11 +107,11 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
     let axis_name = format!("{}_part", split.axis);
     let by_part = Axis { name: axis_name.clone(), extent: parts.clone(), kind: AxisKind::Grid, block: Some(1) };
     let by_part = part.axes.push(by_part);
-    part.axes[stream.axis].extent = length.clone();
+    part.axes[stream.axis].extent = cut.longest();
     // Every tile is one of a part.
     part.tiles.iter_mut().for_each(|(_, t)| t.axes.insert(0, by_part));
     part.body.truncate(place + 1);
-    restrict(plan, &mut part, place, by_part, &length, &extent)?;
+    restrict(plan, &mut part, place, by_part, &cut, &extent)?;
 
     // Where the parts are kept: by part and task, then the tile's own axes.
     let mut kept: Vec<(TileId, BufferId, Vec<AxisId>)> = Vec::new();
@@ -128,7 +133,7 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
     }
 
     merge.name = merge_name(&merge.name);
-    merge.axes[stream.axis] = Axis { name: axis_name, extent: parts, kind: AxisKind::Stream, block: Some(1) };
+    merge.axes[stream.axis] = Axis { name: axis_name, extent: parts, kind: AxisKind::Stream, block: Some(MERGED) };
     // Axes that every carried tile has, and nothing reduces, are cut over the launch: the merge has little else to do.
     let mut reduced: BTreeSet<AxisId> = BTreeSet::new();
     for n in merge.body.iter().enumerate().filter(|(i, _)| *i != place).map(|(_, n)| n) {
@@ -146,20 +151,67 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
         }
     }
     let body = join(&mut merge, &stream, &kept)?;
-    merge.body[place] = Node::Stream(Stream { filter: None, body, sequential: true, ..stream });
+    merge.body[place] = Node::Stream(Stream { filter: None, body, ..stream });
     Ok((tidy(part), tidy(merge)))
 }
 
-/// Moves the stream at `place` to its part: coordinates start at `part·length`, elements from `extent` on contribute
-/// nothing.
-fn restrict(plan: &Plan, k: &mut Kernel, place: usize, by_part: AxisId, length: &Size, extent: &Size) -> Step<()> {
+/// A stream's blocks over its parts. Evenly: part p has blocks ⌊p·blocks/parts⌋ up to the next part's first, so that
+/// lengths differ by one block. Otherwise every part but the last has as many blocks as the longest.
+struct Cut {
+    blocks: Size,
+    parts: Size,
+    block: u64,
+    even: bool,
+}
+
+/// Whether every contraction over the stream has an operand that is computed there, which is 0 where it is masked: then
+/// a part may end before the longest one does. Loads read on.
+fn maskable(s: &Stream) -> bool {
+    s.body.iter().all(|n| match n {
+        Node::Op(Op::Contract { a, b, over, .. }) if over.contains(&s.axis) => mapped(s, *a) || mapped(s, *b),
+        Node::Op(_) | Node::Stream(_) => true,
+    })
+}
+
+/// Whether the stream's step computes the tile element by element.
+fn mapped(s: &Stream, t: TileId) -> bool {
+    s.body.iter().any(|n| matches!(n, Node::Op(Op::Map { out, .. }) if *out == t))
+}
+
+impl Cut {
+    /// Coordinates of the longest part.
+    fn longest(&self) -> Size {
+        let most = Size::CeilDiv(Box::new(self.blocks.clone()), Box::new(self.parts.clone()));
+        Size::Mul(Box::new(most), constant(self.block))
+    }
+
+    /// The first coordinate of part `number`.
+    fn start(&self, k: &mut Kernel, number: ExprId) -> ExprId {
+        if !self.even {
+            let longest = k.exprs.push(Expr::Size(self.longest()));
+            return k.exprs.push(Expr::Binary(BinaryOp::Mul, number, longest));
+        }
+        let blocks = k.exprs.push(Expr::Size(self.blocks.clone()));
+        let before = k.exprs.push(Expr::Binary(BinaryOp::Mul, number, blocks));
+        let parts = k.exprs.push(Expr::Size(self.parts.clone()));
+        let first = k.exprs.push(Expr::Binary(BinaryOp::Div, before, parts));
+        let block = k.exprs.push(Expr::Int(self.block as i64));
+        k.exprs.push(Expr::Binary(BinaryOp::Mul, first, block))
+    }
+}
+
+/// Moves the stream at `place` to its part: coordinates start where the part does, elements from the next part's start
+/// and from `extent` on contribute nothing.
+fn restrict(plan: &Plan, k: &mut Kernel, place: usize, by_part: AxisId, cut: &Cut, extent: &Size) -> Step<()> {
     let Node::Stream(mut s) = k.body[place].clone() else { unreachable!("the caller found a stream") };
     let own = k.exprs.push(Expr::Coord(s.axis));
     let number = k.exprs.push(Expr::Coord(by_part));
-    let size = k.exprs.push(Expr::Size(length.clone()));
-    let start = k.exprs.push(Expr::Binary(BinaryOp::Mul, number, size));
+    let one = k.exprs.push(Expr::Int(1));
+    let following = k.exprs.push(Expr::Binary(BinaryOp::Add, number, one));
+    let (start, next) = (cut.start(k, number), cut.start(k, following));
     let global = k.exprs.push(Expr::Binary(BinaryOp::Add, start, own));
-    let end = k.exprs.push(Expr::Size(extent.clone()));
+    let whole = k.exprs.push(Expr::Size(extent.clone()));
+    let end = if cut.even { k.exprs.push(Expr::Binary(BinaryOp::Min, next, whole)) } else { whole };
     let inside = k.exprs.push(Expr::Binary(BinaryOp::Lt, global, end));
     let axis = s.axis;
     // Loads that read 0 beyond the array need no mask of their own.
@@ -177,11 +229,10 @@ fn restrict(plan: &Plan, k: &mut Kernel, place: usize, by_part: AxisId, length: 
         if !over.contains(&axis) {
             continue;
         }
-        if bounded(k, *a) && bounded(k, *b) {
+        if !cut.even && bounded(k, *a) && bounded(k, *b) {
             continue;
         }
-        let mapped = |t: &TileId| s.body.iter().any(|n| matches!(n, Node::Op(Op::Map { out, .. }) if out == t));
-        match [a, b].into_iter().find(|t| mapped(t)) {
+        match [a, b].into_iter().find(|t| mapped(&s, **t)) {
             Some(t) => masked.insert(*t),
             None => {
                 let message = format!("operands of {} are not known to be 0 beyond the extent", k.tiles[*a].name);
@@ -223,14 +274,14 @@ fn restrict(plan: &Plan, k: &mut Kernel, place: usize, by_part: AxisId, length: 
     Ok(())
 }
 
-/// One step of the merge: loads the part's tiles and joins them into the carried ones.
+/// One step of the merge: loads a block of parts' tiles and joins them into the carried ones.
 fn join(k: &mut Kernel, s: &Stream, kept: &[(TileId, BufferId, Vec<AxisId>)]) -> Step<Vec<Node>> {
     let mut out = Vec::new();
     // The other side's tile for each tile; itself once both sides are one.
     let mut other: BTreeMap<TileId, TileId> = BTreeMap::new();
     for (t, buffer, axes) in kept {
         let like = k.tiles[*t].clone();
-        let theirs = beside(k, &like);
+        let theirs = beside(k, &like, s.axis);
         let at = std::iter::once(s.axis).chain(axes.iter().copied()).collect::<Vec<_>>();
         let at = at.into_iter().map(|a| k.exprs.push(Expr::Coord(a))).collect();
         out.push(Node::Op(Op::Load { out: theirs, buffer: *buffer, at }));
@@ -242,13 +293,10 @@ fn join(k: &mut Kernel, s: &Stream, kept: &[(TileId, BufferId, Vec<AxisId>)]) ->
         let Node::Op(op) = n else { continue };
         let (t, with) = match op {
             Op::Reduce { out, op, carry: true, .. } => match (op, out.as_slice()) {
-                (ReduceOp::Sum, [t]) => (*t, BinaryOp::Add),
-                (ReduceOp::Product, [t]) => (*t, BinaryOp::Mul),
-                (ReduceOp::Max | ReduceOp::Any, [t]) => (*t, BinaryOp::Max),
-                (ReduceOp::Min | ReduceOp::All, [t]) => (*t, BinaryOp::Min),
+                (op, [t]) if !op.selects_argument() => (*t, *op),
                 _ => return refuse("split", "parts of this reduction have no merge yet", "leave out `split`"),
             },
-            Op::Contract { out, carry: true, .. } => (*out, BinaryOp::Add),
+            Op::Contract { out, carry: true, .. } => (*out, ReduceOp::Sum),
             Op::Map { out: t, value } => {
                 let mut reads = Vec::new();
                 let mut local = k.tiles[*t].axes.contains(&s.axis);
@@ -275,7 +323,7 @@ fn join(k: &mut Kernel, s: &Stream, kept: &[(TileId, BufferId, Vec<AxisId>)]) ->
                         Some(o) if o != t => *o,
                         _ => {
                             let like = k.tiles[*t].clone();
-                            beside(k, &like)
+                            beside(k, &like, s.axis)
                         }
                     };
                     let moved = rewrite(k, *value, &mut |k, e| match k.exprs[e].clone() {
@@ -309,15 +357,15 @@ fn join(k: &mut Kernel, s: &Stream, kept: &[(TileId, BufferId, Vec<AxisId>)]) ->
             }
         };
         let theirs = other.get(&t).copied().unwrap_or(t);
-        let (ours_value, theirs_value) = (k.exprs.push(Expr::Tile(t)), k.exprs.push(Expr::Tile(theirs)));
-        let value = k.exprs.push(Expr::Binary(with, ours_value, theirs_value));
-        out.push(Node::Op(Op::Map { out: t, value }));
+        let value = k.exprs.push(Expr::Tile(theirs));
+        out.push(Node::Op(Op::Reduce { out: vec![t], op: with, value, over: vec![s.axis], carry: true }));
         other.insert(t, t);
     }
     Ok(out)
 }
 
-/// A tile for the other side.
-fn beside(k: &mut Kernel, like: &Tile) -> TileId {
-    new_tile(k, &format!("{}_in", like.name), like)
+/// A tile for the other side: one of every part of the block.
+fn beside(k: &mut Kernel, like: &Tile, part: AxisId) -> TileId {
+    let axes = std::iter::once(part).chain(like.axes.iter().copied()).collect();
+    new_tile(k, &format!("{}_in", like.name), &Tile { axes, ..like.clone() })
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use einfall::cuda;
+use einfall_codegen::lower::gpu::split_streams;
 use einfall_ir::arena::Id;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::Size;
@@ -44,9 +45,13 @@ pub fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     list
 }
 
-/// Whether a mapping is for a plan: of its name, with the kernels it names.
+/// Whether a mapping is for a plan: of its name, with the kernels it names, or that its splits make.
 pub fn is_for(mapping: &Mapping, plan: &Plan) -> bool {
-    mapping.plan == plan.name && mapping.kernels.iter().all(|m| plan.kernels.iter().any(|k| k.name == m.kernel))
+    let has = |name: &str| plan.kernels.iter().any(|k| k.name == name);
+    let merges = |m: &str| {
+        mapping.kernels.iter().any(|k| k.split.is_some() && split_streams::merge_name(&k.kernel) == m && has(&k.kernel))
+    };
+    mapping.plan == plan.name && mapping.kernels.iter().all(|m| has(&m.kernel) || merges(&m.kernel))
 }
 
 /// The value of every rank of a plan, in order.

@@ -55,7 +55,7 @@ pub fn run(plan: &Plan, mapping: &Mapping, multiprocessors: u64) -> Step<Plan> {
 const MERGED: u64 = 8;
 
 /// The kernel that merges the parts of `kernel`.
-fn merge_name(kernel: &str) -> String {
+pub fn merge_name(kernel: &str) -> String {
     format!("{kernel}_merge")
 }
 

@@ -219,7 +219,8 @@ fn gathered_rows_count_not_the_table() {
 fn parts_of_a_split_hand_on_what_they_carry() {
     let plan = parse(GEMM).unwrap();
     let mut m = mapping::parse::parse(GEMM_MAPPING).unwrap();
-    m.kernels[0].split = Some(Split { axis: "k".into(), parts: 4, merge: MergeSite::SecondKernel, ordered: true });
+    m.kernels[0].split =
+        Some(Split { axis: "k".into(), parts: 4, resident: 1, merge: MergeSite::SecondKernel, ordered: true });
     let whole = mapping::parse::parse(GEMM_MAPPING).unwrap();
     let size = [256, 256, 8192];
     let (t, w) =

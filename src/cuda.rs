@@ -12,6 +12,7 @@ use einfall_ir::array::Array;
 use einfall_ir::artifact::Artifact;
 use einfall_ir::cascade::Cascade;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
+use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::atoms;
 use einfall_ir::mapping::Mapping;
@@ -69,7 +70,13 @@ impl Engine {
         let plan = plan(&cascade)?;
         let chosen = || einfall_autotune::model_gpu::choose(&plan, &self.sheet, None);
         let mapping = options.mapping.clone().unwrap_or_else(chosen);
-        Ok(Kernel { cascade: Some(cascade), ..self.compile_plan(&plan, &mapping)? })
+        let mut made = self.compile_plan(&plan, &mapping);
+        if let (Err(Error::Refused { diagnostics, .. }), None) = (&mut made, &options.mapping)
+            && let Some(why) = unmapped(&plan, &self.sheet, None)
+        {
+            *diagnostics = vec![why];
+        }
+        Ok(Kernel { cascade: Some(cascade), ..made? })
     }
 
     /// Compiles a plan by a mapping.
@@ -90,6 +97,17 @@ impl Engine {
 /// [`Error::Refused`] where something has no lowering.
 pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
     plan_for(cascade, &Context { atoms: atoms::all().collect(), ..Context::default() })
+}
+
+/// Why a kernel of the plan has no mapping on a device: the constraints that cannot hold together, and the smallest
+/// change that makes one fit. None where every kernel has one. `sizes`: one value per rank of the plan.
+pub fn unmapped(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option<Diagnostic> {
+    let obstacle = einfall_autotune::model_gpu::obstacle(plan, sheet, sizes)?;
+    let why = Diagnostic::error("G0102", Span::default(), obstacle.to_string());
+    Some(why.help(obstacle.change.unwrap_or_else(|| {
+        "the model has no structure for it: give a mapping (--mapping), or rewrite it with supported constructs"
+            .to_owned()
+    })))
 }
 
 /// The PTX of a plan by a mapping, with how to launch it. Needs no device and no LLVM.

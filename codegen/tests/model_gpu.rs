@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use einfall_autotune::model_gpu::{admitted, candidates, choose, count, kernel_candidates, sample, why_not};
+use einfall_autotune::model_gpu::{admitted, candidates, choose, count, kernel_candidates, obstacle, sample, why_not};
 use einfall_codegen::lower::gpu;
 use einfall_codegen::{pipeline, tables};
 use einfall_ir::array::Array;
@@ -281,4 +281,21 @@ fn admitted_mappings_compute_their_plans() {
     }
     println!("{report}");
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn what_cannot_fit_is_named_with_the_smallest_change() {
+    let file = format!("{}/../kernels/attention.ein", env!("CARGO_MANIFEST_DIR"));
+    let cascade = parse(&std::fs::read_to_string(file).unwrap()).unwrap().cascades.remove(0);
+    let plan = formed(cascade).unwrap();
+    let sizes = |width: u64| {
+        let wide = |(_, r): (_, &einfall_ir::cascade::Rank)| if "EF".contains(&r.name) { width } else { 512 };
+        plan.ranks.iter().map(wide).collect::<Vec<u64>>()
+    };
+    let sheet = DataSheet::h100();
+    assert_eq!(obstacle(&plan, &sheet, Some(&sizes(256))), None);
+    let why = obstacle(&plan, &sheet, Some(&sizes(1024))).unwrap();
+    assert_eq!(why.constraints, ["registers of the consumers"]);
+    assert!(why.message.contains("registers of the consumers cannot hold"), "{why}");
+    assert_eq!(why.change.unwrap(), "it fits with `f` (now 1024) and `e` (now 1024) of at most 256");
 }

@@ -170,6 +170,7 @@ fn records(
         return Err(Failure::Wrong("no plan was made".to_owned()));
     };
     let cpu = einfall_runtime::Cpu::detect();
+    let given_mapping = mapping.clone();
     let mapping = match (mapping, target) {
         (Some(m), _) => Some(m),
         (None, Lowering::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
@@ -179,8 +180,17 @@ fn records(
         }
     };
     let context = Context { mapping: mapping.clone(), isa: Some(isa(&cpu)), ..to_tile };
-    let made = trace(lower, Program::Tile(plan), &context, second);
-    all.extend(made.map_err(|(_, stop)| stop_failure(source, stop))?);
+    let model = given_mapping.is_none().then(|| plan.clone());
+    let made = trace(lower, Program::Tile(plan), &context, second).map_err(|(_, mut stop)| {
+        if let (Stop::Refused { diagnostics, .. }, Some(plan), Lowering::Gpu(sheet)) = (&mut stop, &model, target)
+            && let Ok(sizes) = plan_sizes(plan, given)
+            && let Some(why) = einfall::cuda::unmapped(plan, sheet, sizes.as_deref())
+        {
+            *diagnostics = vec![why];
+        }
+        stop_failure(source, stop)
+    });
+    all.extend(made?);
     Ok((all, mapping))
 }
 

@@ -336,13 +336,10 @@ fn push<'a>(f: &mut Facts<'a>, op: &'a Op, item: usize, names: &[String], m: &Ke
     };
     let role = match &mapping.role {
         Some(r) => f.roles.iter().position(|x| x.role == *r).unwrap_or(0),
-        None if by_engine.is_some() => 0,
+        None if by_engine == Some(Engine::Tma) => 0,
         None => f.roles.len() - 1,
     };
-    if by_engine == Some(Engine::CpAsync) {
-        return refuse("copy engine", format!("{name} by cp_async is not lowered yet"), "write `by tma`");
-    }
-    if by_engine.is_some() && f.roles[role].units != 1 {
+    if by_engine == Some(Engine::Tma) && f.roles[role].units != 1 {
         return refuse("copy engine", format!("{name} is issued by a role of several units"), "use a role of one warp");
     }
     f.ops.push(OpFacts { op, name, mapping, role, item });

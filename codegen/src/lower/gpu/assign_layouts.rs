@@ -84,7 +84,7 @@ pub(super) fn orient(f: &Facts<'_>, at: usize) -> Step<Oriented> {
 }
 
 /// The atom's window distribution repeated over a tile of `extents`, first along `first`.
-fn repeated(window: &Distribution, extents: [u64; 2], first: usize) -> Distribution {
+pub(super) fn repeated(window: &Distribution, extents: [u64; 2], first: usize) -> Distribution {
     let mut d = Distribution { dims: extents.to_vec(), ..window.clone() };
     for dim in [first, 1 - first] {
         let extent = extents[dim] / window.dims[dim];
@@ -130,7 +130,7 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
                 "write `a registers`",
             );
         }
-        if f.tile(o.b).space != Space::Shared || (!registers && !o.atom.a_memory) {
+        if f.tile(o.b).space != Space::Shared || (!registers && !o.atom.a_memory && o.atom.a_dist.is_none()) {
             return refuse("operand source", format!("{} is not in shared memory", f.tile(o.b).name), "put it there");
         }
         if registers && known[o.a.index()].is_none() && is_loaded(&f, o.a) {

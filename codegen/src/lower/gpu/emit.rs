@@ -21,10 +21,13 @@ use super::exprs::{Place, add, size, sub, var};
 use super::schedule::{Flow, Group, Iteration};
 use super::split_domains::conjuncts;
 use super::{Step, left_out, refuse};
+use thread_copies::BLOCK;
 
 mod accesses;
 mod copies;
 mod reductions;
+mod synchronous;
+pub(super) mod thread_copies;
 
 /// The kernel being made.
 pub(super) struct Emit<'f, 'a> {
@@ -35,7 +38,7 @@ pub(super) struct Emit<'f, 'a> {
     shared: Vec<Option<BufId>>,
     frags: Vec<Option<FragId>>,
     temps: BTreeMap<String, FragId>,
-    full: Vec<BarrierId>,
+    full: Vec<Option<BarrierId>>,
     empty: Vec<Option<BarrierId>>,
     syncs: BTreeMap<usize, BarrierId>,
     turns: BTreeMap<usize, BarrierId>,
@@ -141,11 +144,11 @@ impl<'f, 'a> Emit<'f, 'a> {
             .collect();
         let (mut full, mut empty) = (Vec::new(), Vec::new());
         for c in &f.channels {
-            let writers = if c.by_engine { 1 } else { f.roles[c.producer].units };
+            let writers = if c.engine.is_some() { 1 } else { f.roles[c.producer].units };
             let mut bar = |name: String, count: u64| {
                 k.barriers.push(Barrier { name, kind: BarrierKind::Mbarrier { count }, stages: c.stages })
             };
-            full.push(bar(format!("{}_full", c.name), writers));
+            full.push((!c.by_threads()).then(|| bar(format!("{}_full", c.name), writers)));
             empty.push(c.needs_empty().then(|| {
                 let sharers = f.peers(&c.multicast).len() as u64;
                 bar(format!("{}_empty", c.name), f.roles[c.consumer].units * sharers)
@@ -294,8 +297,9 @@ impl<'f, 'a> Emit<'f, 'a> {
         if at.trip.is_some() && !flow.filled.insert((channel, at.rel)) {
             return;
         }
+        let Some(barrier) = self.full[channel] else { return };
         let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));
-        out.push(Stmt::Wait { barrier: self.full[channel], stage, phase: self.phase(channel, at) });
+        out.push(Stmt::Wait { barrier, stage, phase: self.phase(channel, at) });
     }
 
     fn wait_empty(&self, channel: usize, at: &Iteration, out: &mut Vec<Stmt>) {
@@ -385,13 +389,19 @@ impl<'f, 'a> Emit<'f, 'a> {
         for c in 0..f.channels.len() {
             let ch = &f.channels[c];
             let reads = f.reads(op).iter().any(|t| ch.tiles.contains(t));
-            if reads && (ch.stream.is_some() || self.item.is_none()) {
+            if reads && !ch.by_threads() && (ch.stream.is_some() || self.item.is_none()) {
                 // Whoever fills it goes through the rings in order: it must not wait for a stage that this unit holds.
                 let stages = |c: usize| f.channels[c].stages as i64;
                 self.settle_where(flow, at, out, |g| g.releases.iter().any(|r| r.1 <= at.rel - stages(r.0)));
                 self.wait_full(c, at, flow, out);
             }
         }
+        let stages = self.stages_read(i, at.rel);
+        // What is filled once has been awaited when the stream began, or with its first group.
+        let own = |s: &&(usize, i64)| self.item.is_none() || s.1 != BLOCK;
+        let due: Vec<(usize, i64)> = stages.iter().filter(own).copied().collect();
+        self.await_copies(&due, flow, out)?;
+        flow.copies.read.extend(stages);
         // Registers it touches belong to no group in flight.
         if !matches!(op, Op::Contract { .. }) {
             let reads: Vec<FragId> = f.reads(op).iter().filter_map(|t| self.frags[t.index()]).collect();
@@ -405,7 +415,9 @@ impl<'f, 'a> Emit<'f, 'a> {
         }
         match op {
             Op::Load { out: t, buffer, at: position } => {
-                if f.tile(*t).space == Space::Shared {
+                if f.tile(*t).space == Space::Shared && f.tile(*t).mapping.engine == Some(Engine::CpAsync) {
+                    self.load_by_threads(i, *t, *buffer, position, place, at, flow, out)?;
+                } else if f.tile(*t).space == Space::Shared {
                     self.load_shared(i, *t, *buffer, position, place, at, out)?;
                 } else {
                     self.load_registers(i, *t, *buffer, position, place, out)?;
@@ -602,6 +614,10 @@ impl<'f, 'a> Emit<'f, 'a> {
         let Op::Contract { out: t, carry, .. } = f.ops[i].op else {
             return refuse("atoms", "not a contraction", "this is a fault of the compiler");
         };
+        if !o.atom.asynchronous {
+            return self.contract_now(i, &o, place, at, out);
+        }
+        self.reads_what_threads_copied(i)?;
         let acc = self.frag(*t);
         let registers = f.tile(o.a).space == Space::Registers;
         let a_frag = registers.then(|| self.frag(o.a));

@@ -22,8 +22,8 @@ pub(super) struct Channel {
     pub stages: u64,
     pub producer: usize,
     pub consumer: usize,
-    /// Whether TMA fills it; otherwise stores do.
-    pub by_engine: bool,
+    /// What fills it; none: stores do.
+    pub engine: Option<Engine>,
     /// The stream it turns in; none: filled once per block of the work loop.
     pub stream: Option<usize>,
     /// Whether it is filled more than once.
@@ -41,7 +41,19 @@ impl Channel {
     /// Whether stages are given back by a barrier. Not where a role hands a tile to itself through two stages or more:
     /// a unit fills step i+1 only after its reads of step i, and step i+2 only after every unit has filled step i+1.
     pub fn needs_empty(&self) -> bool {
-        self.turns && (self.by_engine || self.producer != self.consumer || self.stages < 2)
+        let tma = self.engine == Some(Engine::Tma);
+        !self.by_threads() && self.turns && (tma || self.producer != self.consumer || self.stages < 2)
+    }
+
+    /// Whether the threads that read it copy it themselves (`cp.async`): groups and a barrier of all of them order it,
+    /// and there are no mbarriers.
+    pub fn by_threads(&self) -> bool {
+        self.engine == Some(Engine::CpAsync)
+    }
+
+    /// Operations that read it.
+    pub fn readers(&self) -> &[usize] {
+        &self.readers
     }
 }
 
@@ -86,13 +98,13 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         if !turns && m.stages != 1 {
             return refuse("channels", format!("{} is filled once but has stages", tile.name), "leave out `stages`");
         }
-        let by_engine = match f.ops[*writer].op {
-            Op::Load { .. } if m.engine.is_some() => true,
+        let engine = match f.ops[*writer].op {
+            Op::Load { .. } if m.engine.is_some() => m.engine,
             Op::Load { .. } => {
                 let message = format!("{} is loaded without an engine", tile.name);
-                return refuse("copy engine", message, "write `by tma` on its `tile` line");
+                return refuse("copy engine", message, "write `by tma` or `by cp_async` on its `tile` line");
             }
-            Op::Map { .. } => false,
+            Op::Map { .. } => None,
             Op::Store { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => {
                 return refuse("channels", format!("{} cannot be written to shared memory", tile.name), "map it there");
             }
@@ -102,9 +114,17 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         let along = |name: &String| f.kernel.axes.ids().find(|a| f.axis_name(*a) == name);
         let multicast: Vec<AxisId> = m.multicast.as_ref().and_then(along).into_iter().collect();
         let stages = m.stages;
+        if engine == Some(Engine::CpAsync) && producer != consumer {
+            let message = format!("{} is copied by cp_async in one role and read in another", tile.name);
+            return refuse("copy engine", message, "load it in the role that reads it");
+        }
+        if engine == Some(Engine::CpAsync) && !multicast.is_empty() {
+            let message = format!("{} is copied by cp_async", tile.name);
+            return refuse("multicast", message, "write `by tma`");
+        }
         let joins = |c: &&mut Channel| {
-            by_engine
-                && c.by_engine
+            engine.is_some()
+                && c.engine == engine
                 && c.readers == readers
                 && f.ops[c.first_writer].mapping.skew == f.ops[*writer].mapping.skew
                 && (c.stages, c.producer, c.stream) == (stages, producer, stream)
@@ -126,7 +146,7 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
             stages,
             producer,
             consumer,
-            by_engine,
+            engine,
             stream,
             turns,
             multicast,

@@ -17,6 +17,7 @@ use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{AxisId, AxisKind, ExprId, Op, Space};
 
 use super::apply_mapping::Item;
+use super::emit::thread_copies::{BLOCK, Copies, later};
 use super::emit::{Emit, Ring};
 use super::exprs::{Place, add, max, min, sub, var};
 use super::split_domains::domain;
@@ -44,6 +45,8 @@ pub(super) struct Flow {
     pub touched: Option<BTreeSet<FragId>>,
     /// Channels known to be filled, each with its iteration relative to the present trip.
     pub filled: BTreeSet<(usize, i64)>,
+    /// Copies by threads.
+    pub copies: Copies,
 }
 
 impl Flow {
@@ -70,11 +73,13 @@ impl Flow {
             _ => None,
         };
         let filled = self.filled.intersection(&other.filled).copied().collect();
+        let copies = self.copies.meet(&other.copies)?;
         (self.groups == other.groups).then(|| Flow {
             groups: self.groups.clone(),
             bulk: self.bulk || other.bulk,
             touched,
             filled,
+            copies,
         })
     }
 }
@@ -179,6 +184,7 @@ impl Emit<'_, '_> {
             }
         }
         self.settle_all(flow, None, &mut body);
+        self.end_copies(flow, &mut body);
         out.extend(self.present(role, body)?);
         Ok(())
     }
@@ -222,6 +228,7 @@ impl Emit<'_, '_> {
             self.skews[*i] = (f.ops[*i].mapping.skew - least) as i64;
         }
         self.keeps_order(&ops)?;
+        self.keeps_stages(&ops)?;
         let name = format!("{}_{}", f.axis_name(axis), f.roles[role].role);
         let mut new = |s: &str| self.var(&format!("{s}_{name}"));
         let (trip, begin, count) = (new("trip"), new("begin"), new("count"));
@@ -256,20 +263,39 @@ impl Emit<'_, '_> {
         let (masked_before, masked_after) =
             if descending { (masked_after, masked_before) } else { (masked_before, masked_after) };
         self.enter_rings(item, &ops, &name, out);
-        for c in self.stationary(&ops) {
+        let once = self.stationary(&ops);
+        let (by_threads, awaited): (Vec<usize>, Vec<usize>) =
+            once.iter().partition(|c| f.channels[**c].by_threads());
+        for c in awaited {
             self.wait_full(c, &Iteration { trip: None, rel: 0 }, &mut Flow::default(), out);
         }
+        // Copies in no group yet may join the first group of the stream.
+        let (mut deferred, mut due) = self.deferrable(&ops, &by_threads);
+        due.extend(deferred.extract_if(.., |c| !flow.copies.open.contains(c)));
+        let due: Vec<(usize, i64)> = due.into_iter().map(|c| (c, BLOCK)).collect();
+        self.await_copies(&due, flow, out)?;
+        deferred.retain(|c| flow.copies.open.contains(c));
+        flow.copies.open.retain(|c| !deferred.contains(c));
+        let entry = self.entering(&deferred);
         let p = Plan { role, axis, filter, ops, skew, trip, begin, count, full, masked_before, masked_after };
         let late: Vec<usize> = p.ops.iter().copied().filter(|i| self.deferred(*i)).collect();
         late.iter().for_each(|i| self.start(*i, out));
         let attempts = [(skew, false), (skew.max(1), false), (skew, true)];
         for (peel, flush) in attempts {
             self.item = Some(item);
-            let made = self.pipeline(&p, peel, flush)?;
+            let made = self.pipeline(&p, peel, flush, &entry)?;
             self.item = None;
             if let Some((body, bulk)) = made {
                 out.extend(body);
-                *flow = Flow { bulk: flow.bulk || bulk, ..Flow::default() };
+                let mut after = Flow { bulk: flow.bulk || bulk, ..Flow::default() };
+                after.filled.extend(flow.filled.iter().filter(|s| s.1 == BLOCK));
+                after.copies.open = std::mem::take(&mut flow.copies.open);
+                if !deferred.is_empty() {
+                    // Without a trip they are in no group.
+                    out.push(Stmt::Commit(GroupKind::CpAsync));
+                    after.copies.groups.push(deferred.iter().map(|c| (*c, BLOCK)).collect());
+                }
+                *flow = after;
                 if !late.is_empty() {
                     self.merge(&late, 1, None, role, out);
                 }
@@ -348,8 +374,14 @@ impl Emit<'_, '_> {
     }
 
     /// The whole stream with `peel` trips before the steady loop; none if trips do not leave the same groups open.
-    fn pipeline(&mut self, p: &Plan, peel: i64, flush: bool) -> Step<Option<(Vec<Stmt>, bool)>> {
-        let mut flow = Flow::default();
+    fn pipeline(
+        &mut self,
+        p: &Plan,
+        peel: i64,
+        flush: bool,
+        entry: &Flow,
+    ) -> Step<Option<(Vec<Stmt>, bool)>> {
+        let mut flow = entry.clone();
         let mut out = Vec::new();
         let n = var(p.count);
         let ping_pong = self.ping_pong(p.role);
@@ -437,7 +469,10 @@ impl Emit<'_, '_> {
         let mut otherwise = Vec::new();
         if peel > 1 {
             let mut body = Vec::new();
-            let mut flow = Flow::default();
+            let mut flow = entry.clone();
+            // Every trip but the first follows one that read its stages.
+            let read = |i: &usize| self.stages_read(*i, 0).into_iter().map(|(c, rel)| (c, later(rel)));
+            flow.copies.read.extend(p.ops.iter().flat_map(read).collect::<Vec<_>>());
             let mut plain = p.ops.clone();
             plain.sort();
             for i in plain {
@@ -463,6 +498,12 @@ impl Emit<'_, '_> {
         out: &mut Vec<Stmt>,
     ) -> Step<()> {
         let f = self.f;
+        // What earlier trips copied for this one is awaited at once.
+        let running: Vec<usize> = p.ops.iter().copied().filter(|i| takes(self.skews[*i])).collect();
+        let stages = running.iter().flat_map(|i| self.stages_read(*i, -self.skews[*i]));
+        let known = |s: &(usize, i64)| flow.copies.groups.iter().any(|g| g.contains(s));
+        let due: Vec<(usize, i64)> = stages.filter(known).collect();
+        self.await_copies(&due, flow, out)?;
         let turn = self.ping_pong(p.role).filter(|_| steady);
         let contracts: Vec<usize> =
             p.ops.iter().copied().filter(|i| matches!(f.ops[*i].op, Op::Contract { .. })).collect();
@@ -545,7 +586,8 @@ impl Emit<'_, '_> {
 
 /// The next trip begins: what was this trip's is the one before's.
 fn advance(flow: &mut Flow) {
-    flow.filled = flow.filled.iter().map(|(c, rel)| (*c, rel - 1)).collect();
+    flow.filled = flow.filled.iter().map(|(c, rel)| (*c, later(*rel))).collect();
+    flow.copies.advance();
     for g in &mut flow.groups {
         g.releases.iter_mut().for_each(|r| r.1 -= 1);
     }

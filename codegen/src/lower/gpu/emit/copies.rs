@@ -18,6 +18,18 @@ impl Emit<'_, '_> {
     /// The window that array positions `position` walk over fragment dimensions `dims`; none if they are not linear
     /// with unit steps in one axis each.
     pub(super) fn window(&self, buffer: BufferId, position: &[ExprId], dims: &[AxisId], place: &Place) -> Option<View> {
+        self.window_from(buffer, position, dims, place, |a| self.f.origin(a, place))
+    }
+
+    /// As [`Emit::window`], with `origin_of` as the first coordinate along each axis.
+    pub(super) fn window_from(
+        &self,
+        buffer: BufferId,
+        position: &[ExprId],
+        dims: &[AxisId],
+        place: &Place,
+        origin_of: impl Fn(AxisId) -> Expr,
+    ) -> Option<View> {
         let f = self.f;
         let buf = |b: BufferId| self.global(b);
         let mut walk = vec![None; dims.len()];
@@ -31,7 +43,7 @@ impl Emit<'_, '_> {
                     return None;
                 }
                 *slot = Some((d, *c));
-                first = add(first, mul(f.origin(*a, place), Expr::Int(*c)));
+                first = add(first, mul(origin_of(*a), Expr::Int(*c)));
             }
             origin.push(first);
         }
@@ -82,6 +94,7 @@ impl Emit<'_, '_> {
         let f = self.f;
         let c = f.channel(t).expect("loaded shared tiles are in a channel");
         let ch = &f.channels[c];
+        let full_barrier = self.full[c].expect("channels filled by TMA have barriers");
         let dims = f.tile(t).dims.clone();
         let full: Vec<u64> = dims.iter().map(|a| f.axis(*a).block).collect();
         let Some(src) = self.window(buffer, position, &dims, place) else {
@@ -98,7 +111,7 @@ impl Emit<'_, '_> {
                 .map(|t| f.kernel.tiles[*t].dtype.bytes(f.tile(*t).dims.iter().map(|a| f.axis(*a).block).product()))
                 .sum();
             out.push(Stmt::Arrive {
-                barrier: self.full[c],
+                barrier: full_barrier,
                 stage: signal_stage.clone(),
                 expect_bytes: Some(bytes),
                 remote: None,
@@ -134,7 +147,7 @@ impl Emit<'_, '_> {
                 src: from.clone(),
                 dst: dst.clone(),
                 extents: extents.clone(),
-                signal: Some((self.full[c], signal_stage.clone())),
+                signal: Some((full_barrier, signal_stage.clone())),
                 multicast,
             };
             let Some(axis) = along.filter(|_| shares > 1) else {
@@ -209,9 +222,9 @@ impl Emit<'_, '_> {
         out.push(Stmt::Store { dst, src, bounds: Vec::new(), join: None });
         out.push(Stmt::Fence(FenceKind::ProxyAsync));
         self.unit_sync(place.role, out);
-        if let Some(c) = f.channel(t) {
+        if let Some(barrier) = f.channel(t).and_then(|c| self.full[c]) {
             let stage = stage.unwrap_or(Expr::Int(0));
-            out.push(Stmt::Arrive { barrier: self.full[c], stage, expect_bytes: None, remote: None });
+            out.push(Stmt::Arrive { barrier, stage, expect_bytes: None, remote: None });
         }
         Ok(())
     }

@@ -302,7 +302,7 @@ impl Emit<'_, '_> {
     }
 
     /// All units of the role meet.
-    fn role_sync(&mut self, role: usize, out: &mut Vec<Stmt>) {
+    pub(super) fn role_sync(&mut self, role: usize, out: &mut Vec<Stmt>) {
         let m = &self.f.roles[role];
         if self.f.roles.len() == 1 {
             out.push(Stmt::TaskSync);

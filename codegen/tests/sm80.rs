@@ -4,11 +4,17 @@
 mod device;
 mod machine;
 
-use device::{agrees_on_paper, all_caught, formed, lowered, mapping_text, plan_text};
+use device::{agrees_on_paper, all_caught, formed, lowered, mapping_text};
+use einfall_codegen::backend::ptx::{Target, print};
+use einfall_ir::array::Array;
+use einfall_ir::artifact::Artifact;
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::Module;
 use einfall_ir::tile;
+use machine::launch::execute;
 
 /// The library's matmul by a mapping.
-fn matmul(mapping: &str) -> (tile::Plan, einfall_ir::kernel::Module) {
+fn matmul(mapping: &str) -> (tile::Plan, Module) {
     let plan = formed("matmul");
     let module = lowered(&plan, mapping);
     (plan, module)
@@ -27,16 +33,21 @@ fn matmul_in_four_warps() {
 #[test]
 fn planted_faults_in_rings_without_barriers_are_caught() {
     let (plan, module) = matmul(&mapping_text("matmul_128x128_a100"));
-    all_caught(&plan, &module, &[&[132, 128, 288], &[132, 128, 64]], &[
-        "Missing main.5.2: commit cp_async",
-        "Missing main.5.281.1: commit cp_async",
-        "WrongSwizzle A_s",
-        "WrongSwizzle B_s",
-    ]);
+    all_caught(
+        &plan,
+        &module,
+        &[&[132, 128, 288], &[132, 128, 64]],
+        &[
+            "Missing main.5.2: commit cp_async",
+            "Missing main.5.281.1: commit cp_async",
+            "WrongSwizzle A_s",
+            "WrongSwizzle B_s",
+        ],
+    );
 }
 
 /// The library's attention by a mapping.
-fn attention(cascade: &str, mapping: &str) -> (tile::Plan, einfall_ir::kernel::Module) {
+fn attention(cascade: &str, mapping: &str) -> (tile::Plan, Module) {
     let plan = formed(cascade);
     let module = lowered(&plan, &mapping_text(mapping));
     (plan, module)
@@ -68,4 +79,50 @@ fn full_attention_in_four_warps() {
 fn extents(plan: &tile::Plan, given: &[(&str, u64)]) -> Vec<u64> {
     let of = |name: &str| given.iter().find(|g| g.0 == name).unwrap_or_else(|| panic!("no extent of {name}")).1;
     plan.ranks.iter().map(|(_, r)| of(&r.name)).collect()
+}
+
+/// The PTX of a module for compute capability 8.0.
+fn printed(plan: &tile::Plan, module: &Module) -> Artifact {
+    print(plan, module, &Target::sm_80()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Runs the printed kernels and compares with the plan in float64, to `roundings` of the stored type relative to the
+/// largest output.
+fn runs(plan: &tile::Plan, artifact: &Artifact, ranks: &[u64], roundings: f64) {
+    let inputs: Vec<Array> = device::inputs(plan, ranks);
+    let inputs: Vec<Array> = inputs
+        .into_iter()
+        .map(|a| match roundings == 0.0 {
+            true => Array { data: a.data.iter().map(|x| (x * 2.0).round()).collect(), ..a },
+            false => a,
+        })
+        .collect();
+    let got = execute(artifact, ranks, &inputs);
+    let want = tile::eval::run(plan, ranks, &inputs, &tile::eval::Options::default()).unwrap();
+    for (got, want) in got.iter().zip(&want) {
+        let most = want.data.iter().fold(0f64, |m, x| m.max(x.abs()));
+        let allowed = roundings * DType::BF16.unit_roundoff() * most;
+        let wrong = got.iter().zip(&want.data).enumerate().find(|(_, (x, y))| !((*x - *y).abs() <= allowed));
+        assert!(wrong.is_none(), "{} at {ranks:?}: {wrong:?}", plan.name);
+    }
+}
+
+#[test]
+fn printed_matmul_is_exact_on_integers() {
+    let (plan, module) = matmul(&mapping_text("matmul_128x128_a100"));
+    let artifact = printed(&plan, &module);
+    for ranks in [[200, 136, 200], [128, 128, 32], [8, 264, 72], [130, 8, 0], [130, 131, 37]] {
+        runs(&plan, &artifact, &ranks, 0.0);
+    }
+}
+
+#[test]
+fn printed_attention_agrees() {
+    for d in [64, 128] {
+        let (plan, module) = attention("attention", &format!("attention_{d}_causal_a100"));
+        let artifact = printed(&plan, &module);
+        let ranks = extents(&plan, &[("B", 1), ("G", 1), ("R", 2), ("M", 200), ("N", 300), ("E", d), ("F", d - 3)]);
+        // P and O are rounded to bf16, and P's row sum is not.
+        runs(&plan, &artifact, &ranks, 4.0);
+    }
 }

@@ -189,6 +189,10 @@ impl Terms {
     }
 }
 
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 impl Distribution {
     /// Vector registers of `lanes` lanes along `lane_dim`, one thread: `(V.., L)`. Registers run along `lane_dim`
     /// first, then over the other dimensions, last fastest.
@@ -205,6 +209,36 @@ impl Distribution {
             regs.push(DistDigit { extent: dims[dim], dim, stride: 1 });
         }
         Distribution { dims: dims.to_vec(), threads: Vec::new(), regs, lanes: lane_digits }
+    }
+
+    /// The elements of a tile in accesses of `width` neighbours along dimension `lead`: lanes one after another along it,
+    /// then registers; `threads` that are left go to the other dimensions, last first, and what is left of them repeats.
+    pub fn accesses(dims: &[u64], lead: Option<usize>, width: u64, threads: u64) -> Distribution {
+        let (mut lanes, mut regs) = (Vec::new(), Vec::new());
+        let digit = |list: &mut Vec<DistDigit>, extent, dim, stride| {
+            if extent > 1 {
+                list.push(DistDigit { extent, dim, stride });
+            }
+        };
+        let mut left = threads;
+        let mut rest = dims.to_vec();
+        if let Some(c) = lead {
+            // Rows stay within a warp, so that reductions along the leading dimension are shuffles.
+            let across = gcd(dims[c] / width, threads.min(32));
+            digit(&mut regs, width, c, 1);
+            digit(&mut lanes, across, c, width);
+            digit(&mut regs, dims[c] / width / across, c, width * across);
+            left /= across;
+            rest[c] = 1;
+        }
+        for c in (0..dims.len()).rev() {
+            let across = gcd(rest[c], left);
+            digit(&mut lanes, across, c, 1);
+            digit(&mut regs, rest[c] / across, c, across);
+            left /= across;
+        }
+        digit(&mut lanes, left, 0, 0);
+        Distribution { dims: dims.to_vec(), threads: lanes, regs, lanes: Vec::new() }
     }
 
     /// Threads, registers and lanes in all.

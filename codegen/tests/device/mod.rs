@@ -52,11 +52,8 @@ pub fn lowered(plan: &Plan, mapping: &str) -> Module {
     let sheet = DataSheet::named(&mapping.target).unwrap_or_else(|| panic!("no sheet {}", mapping.target));
     let limits = Limits::of(&sheet.gpu.unwrap());
     let module = gpu::lower_for(plan, &mapping, &limits).unwrap_or_else(|e| panic!("{e:?}\n{plan}"));
-    let limits = verify::Limits {
-        shared_bytes: limits.shared_bytes,
-        registers: limits.registers,
-        threads: limits.threads,
-    };
+    let limits =
+        verify::Limits { shared_bytes: limits.shared_bytes, registers: limits.registers, threads: limits.threads };
     let violations = verify::verify(&module, &limits);
     assert!(violations.is_empty(), "{}", violations.iter().map(|v| format!("{v}\n")).collect::<String>());
     let printed = einfall_ir::kernel::print::print(&module);
@@ -163,9 +160,8 @@ pub fn all_caught(plan: &Plan, module: &Module, sizes: &[&[u64]], sound: &[&str]
         let options = Options { schedule, seed: 3, ..Options::default() };
         let Ok(got) = execute(plan, &[kernel], ranks, inputs, &options) else { return false };
         let outs = plan.buffers.iter().zip(&got).filter(|((_, b), _)| b.kind == BufferKind::Output);
-        outs.zip(want).all(|((_, g), w)| {
-            g.defined.iter().all(|d| *d) && g.data.iter().zip(&w.data).all(|(x, y)| near(*x, *y))
-        })
+        outs.zip(want)
+            .all(|((_, g), w)| g.defined.iter().all(|d| *d) && g.data.iter().zip(&w.data).all(|(x, y)| near(*x, *y)))
     };
     let mut planted = 0;
     let mut missed = Vec::new();

@@ -4,6 +4,8 @@
 //! model of time or of races; the kernel evaluator has those. Branches must be uniform in a warp.
 //! Source: PTX ISA 8.0.
 
+pub mod launch;
+pub mod matrix;
 pub mod memory;
 pub mod step;
 
@@ -177,6 +179,8 @@ pub struct Warp {
     pub pc: usize,
     pub regs: Vec<[u64; 32]>,
     pub status: Status,
+    /// Groups of `cp.async` copies under way, the last one open.
+    pub copies: Vec<Vec<matrix::Piece>>,
 }
 
 /// A cluster of tasks under way.
@@ -207,7 +211,8 @@ impl<'a> Machine<'a> {
         let mut warps = Vec::new();
         for cta in 0..tasks {
             for number in 0..threads / 32 {
-                warps.push(Warp { cta, number, pc: 0, regs: vec![[0; 32]; entry.registers], status: Status::Ready });
+                let regs = vec![[0; 32]; entry.registers];
+                warps.push(Warp { cta, number, pc: 0, regs, status: Status::Ready, copies: vec![Vec::new()] });
             }
         }
         let shared = vec![vec![0xA5; 240 << 10]; tasks];

@@ -30,7 +30,7 @@ fn width(ty: &str) -> usize {
 }
 
 impl Machine<'_> {
-    fn value(&self, w: usize, a: &Arg, lane: usize) -> u64 {
+    pub fn value(&self, w: usize, a: &Arg, lane: usize) -> u64 {
         let warp = &self.warps[w];
         match a {
             Arg::Reg(r) => warp.regs[*r][lane],
@@ -50,7 +50,7 @@ impl Machine<'_> {
         }
     }
 
-    fn set(&mut self, w: usize, a: &Arg, lane: usize, v: u64) {
+    pub fn set(&mut self, w: usize, a: &Arg, lane: usize, v: u64) {
         match a {
             Arg::Reg(r) => self.warps[w].regs[*r][lane] = v,
             Arg::Name(n) if n == "_" => {}
@@ -106,7 +106,7 @@ impl Machine<'_> {
                 self.settle_cluster();
                 return true;
             }
-            let waits = i.op[0] == "mbarrier" && i.op[1] == "try_wait";
+            let waits = i.op[0] == "mbarrier" && (i.op[1] == "try_wait" || i.op[1] == "test_wait");
             if !active.is_empty() {
                 self.execute(w, i, &active);
             }
@@ -182,7 +182,10 @@ impl Machine<'_> {
                 }
             }
             "cp" if op.contains(&"tensor") => self.tensor_copy(w, i, &op, active),
+            "cp" if op[1] == "async" && op[2] != "bulk" => self.copy_async(w, i, &op, active, WINDOW),
             "cp" => {}
+            "ldmatrix" => self.load_matrix(w, i, &op, WINDOW),
+            "mma" => self.mma(w, i),
             "ld" if op[1] == "param" => {
                 let Arg::Mem(name, _) = &i.args[1] else { panic!("{}", i.text) };
                 let Arg::Name(name) = &**name else { panic!("{}", i.text) };

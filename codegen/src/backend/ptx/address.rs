@@ -38,6 +38,23 @@ fn factor(k: &Kernel, e: &Expr) -> u64 {
     assumed.fold(by_form, |f, n| if f == 0 { 0 } else { f / gcd(f, n) * n })
 }
 
+/// Whether `n` divides `e`, by its form and what the kernel assumes.
+pub(super) fn divides(k: &Kernel, n: u64, e: &Expr) -> bool {
+    factor(k, e).is_multiple_of(n)
+}
+
+/// `e` as a part known at run time and a constant, at least 0.
+fn split(e: &Expr) -> (Expr, i64) {
+    match e {
+        Expr::Int(n) if *n >= 0 => (Expr::Int(0), *n),
+        Expr::Binary(BinaryOp::Add, a, b) => match **b {
+            Expr::Int(n) if n >= 0 => ((**a).clone(), n),
+            _ => (e.clone(), 0),
+        },
+        _ => (e.clone(), 0),
+    }
+}
+
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
@@ -51,10 +68,10 @@ impl Emit<'_> {
         }
     }
 
-    /// The run-time part of the coordinate along buffer dimension `dim`, the constant part for element `v`, and the
+    /// The run-time part, `at` included, of the coordinate along buffer dimension `dim`, the constant part for element `v`, and the
     /// largest thread part.
-    fn coordinate(&mut self, view: &View, f: FragId, v: usize, dim: usize) -> Res<(Val, i64, i64)> {
-        let mut x = self.int(&view.at[dim])?;
+    fn coordinate(&mut self, view: &View, at: &Expr, f: FragId, v: usize, dim: usize) -> Res<(Val, i64, i64)> {
+        let mut x = self.int(at)?;
         let (mut c, mut most) = (0, 0);
         for (d, w) in view.walk.iter().enumerate() {
             if let Some((to, step)) = *w
@@ -78,7 +95,7 @@ impl Emit<'_> {
             None => {
                 let mut coords = Vec::new();
                 for d in 0..rank {
-                    coords.push(self.coordinate(view, f, v, d)?.0);
+                    coords.push(self.coordinate(view, &view.at[d], f, v, d)?.0);
                 }
                 let b = self.global_address(view.buf, &coords)?;
                 a.base = Some(Val::reg(Ty::S64, b.clone()));
@@ -114,12 +131,13 @@ impl Emit<'_> {
         let mut separable = true;
         let mut parts = Vec::new();
         for dim in 0..b.dims.len() {
-            let (x, c, most) = self.coordinate(view, f, v, dim)?;
+            let (at, first) = split(&view.at[dim]);
+            let (x, c, most) = self.coordinate(view, &at, f, v, dim)?;
+            let c = c + first;
             let mut place = 1;
             for g in layout.dims[dim].iter().rev().skip(1).rev() {
                 place *= g.extent as i64;
-                separable &=
-                    factor(k, &view.at[dim]).is_multiple_of(place as u64) && c % place + most < place && c >= 0;
+                separable &= factor(k, &at).is_multiple_of(place as u64) && c % place + most < place && c >= 0;
             }
             parts.push((x, c));
         }
@@ -231,7 +249,7 @@ impl Emit<'_> {
     }
 
     /// The dimension of a window's buffer along which elements are neighbours.
-    fn contiguous(&self, view: &View) -> Option<usize> {
+    pub(super) fn contiguous(&self, view: &View) -> Option<usize> {
         let b = &self.k.bufs[view.buf];
         match &b.space {
             BufSpace::Global { .. } => b.dims.len().checked_sub(1),

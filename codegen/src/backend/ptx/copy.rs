@@ -1,7 +1,7 @@
-//! Tile copies: TMA by one thread through a tensor map, cp.async by every thread of the unit.
+//! Tile copies: TMA by one thread through a tensor map; cp.async by every thread of the unit is in `thread_copy`.
 //!
 //! A tensor map is shared by all copies of the same array with the same box. Invariant: a box is what
-//! [`TmaBox`] says, in shared memory and in the map. Source: PTX ISA, "cp.async.bulk.tensor", "cp.async".
+//! [`TmaBox`] says, in shared memory and in the map. Source: PTX ISA, "cp.async.bulk.tensor".
 
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::TensorMap;
@@ -93,7 +93,7 @@ impl Emit<'_> {
     ) -> Res<()> {
         match engine {
             Engine::Tma => self.tensor_copy(src, dst, extents, signal, multicast),
-            Engine::CpAsync => self.thread_copy(src, dst, extents, signal),
+            Engine::CpAsync => self.thread_copy(src, dst, extents, signal.is_some()),
         }
     }
 
@@ -226,9 +226,5 @@ impl Emit<'_> {
             sum = self.add(&sum, &o);
         }
         Ok(sum)
-    }
-
-    fn thread_copy(&mut self, _: &View, _: &View, _: &[u64], _: Option<&(BarrierId, Expr)>) -> Res<()> {
-        Err(self.fail("cp.async copies"))
     }
 }

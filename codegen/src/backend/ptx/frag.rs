@@ -157,6 +157,19 @@ impl Frags {
         Frags { all, served: HashMap::new() }
     }
 
+    /// A distribution of places without registers, to compute addresses with.
+    /// `at`: the constant parts, where no digits say them.
+    pub(super) fn places(&mut self, dist: &Distribution, dtype: DType, at: Option<Vec<Vec<i64>>>) -> FragId {
+        let id = self.all.len();
+        let frag = Frag { name: String::new(), dtype, dist: dist.clone() };
+        let mut places = FragRegs::new(id, &frag);
+        if let Some(at) = at {
+            (places.count, places.consts) = (at.len(), at);
+        }
+        self.all.push(places);
+        FragId::new(id)
+    }
+
     pub(super) fn get(&self, f: FragId) -> &FragRegs {
         &self.all[f.index()]
     }

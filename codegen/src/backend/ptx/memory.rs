@@ -26,7 +26,7 @@ struct Group {
 }
 
 /// `ld`/`st` suffix, register class and bytes of a single element.
-fn element_access(dtype: DType) -> (&'static str, Ty, u64) {
+pub(super) fn element_access(dtype: DType) -> (&'static str, Ty, u64) {
     match dtype {
         DType::F64 => ("f64", Ty::F64, 8),
         DType::F32 | DType::Tf32 => ("f32", Ty::F32, 4),
@@ -40,7 +40,7 @@ fn element_access(dtype: DType) -> (&'static str, Ty, u64) {
 }
 
 impl Emit<'_> {
-    fn space(&self, buf: BufId) -> Res<&'static str> {
+    pub(super) fn space(&self, buf: BufId) -> Res<&'static str> {
         let b = &self.k.bufs[buf];
         if b.dtype == DType::I4 {
             return Err(self.fail(&format!("elements of `{}`, which are packed 4-bit integers", b.name)));
@@ -95,7 +95,7 @@ impl Emit<'_> {
         Ok(self.value_of_bits(dtype, &d))
     }
 
-    fn load_op(&self, buf: BufId, space: &str) -> String {
+    pub(super) fn load_op(&self, buf: BufId, space: &str) -> String {
         let BufSpace::Global { param, .. } = self.k.bufs[buf].space else { return format!("ld.{space}") };
         let written = self
             .k
@@ -106,7 +106,7 @@ impl Emit<'_> {
     }
 
     /// Sets `d` to 0 and returns the guard of the instruction that overwrites it.
-    fn guarded_zero(&mut self, d: &str, ty: Ty, p: Option<&Val>) -> String {
+    pub(super) fn guarded_zero(&mut self, d: &str, ty: Ty, p: Option<&Val>) -> String {
         let Some(p) = p.filter(|p| p.int_const() != Some(1)) else { return String::new() };
         self.t.line(&match ty {
             Ty::F32 => format!("mov.f32 {d}, 0f00000000"),
@@ -167,7 +167,7 @@ impl Emit<'_> {
     }
 
     /// Whether element `v` is within the bounds and the tile.
-    fn present(&mut self, f: FragId, v: usize, bounds: &[Bound], a: &mut Addresses) -> Res<Val> {
+    pub(super) fn present(&mut self, f: FragId, v: usize, bounds: &[Bound], a: &mut Addresses) -> Res<Val> {
         let frag = self.frags.get(f);
         let (at, dims) = (frag.consts[v].clone(), frag.dims.clone());
         let mut p = Val::pred(true);
@@ -239,6 +239,9 @@ impl Emit<'_> {
         let space = self.space(src.buf)?;
         let (from, to) = (self.k.bufs[src.buf].dtype, self.frags.get(out).dtype);
         self.role.dirty = true;
+        if bounds.is_empty() && self.load_matrices(out, src)? {
+            return Ok(());
+        }
         // Halves of a packed register are joined when the second is there.
         let mut pending: Vec<Val> = Vec::new();
         self.in_groups(src, out, bounds, |e, g, a| {

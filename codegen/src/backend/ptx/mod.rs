@@ -15,6 +15,7 @@ mod expr;
 mod frag;
 mod launch;
 mod math;
+mod matrix;
 mod memory;
 mod ranges;
 mod reduce;
@@ -22,6 +23,7 @@ mod scalar;
 mod scan;
 mod sync;
 mod text;
+mod thread_copy;
 
 use std::fmt;
 

@@ -264,8 +264,7 @@ impl Emit<'_, '_> {
             if descending { (masked_after, masked_before) } else { (masked_before, masked_after) };
         self.enter_rings(item, &ops, &name, out);
         let once = self.stationary(&ops);
-        let (by_threads, awaited): (Vec<usize>, Vec<usize>) =
-            once.iter().partition(|c| f.channels[**c].by_threads());
+        let (by_threads, awaited): (Vec<usize>, Vec<usize>) = once.iter().partition(|c| f.channels[**c].by_threads());
         for c in awaited {
             self.wait_full(c, &Iteration { trip: None, rel: 0 }, &mut Flow::default(), out);
         }
@@ -374,13 +373,7 @@ impl Emit<'_, '_> {
     }
 
     /// The whole stream with `peel` trips before the steady loop; none if trips do not leave the same groups open.
-    fn pipeline(
-        &mut self,
-        p: &Plan,
-        peel: i64,
-        flush: bool,
-        entry: &Flow,
-    ) -> Step<Option<(Vec<Stmt>, bool)>> {
+    fn pipeline(&mut self, p: &Plan, peel: i64, flush: bool, entry: &Flow) -> Step<Option<(Vec<Stmt>, bool)>> {
         let mut flow = entry.clone();
         let mut out = Vec::new();
         let n = var(p.count);

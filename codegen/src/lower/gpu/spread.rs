@@ -7,7 +7,7 @@
 //! has together (the same loop, written twice) share their lanes. Invariant: every extent is covered exactly, whatever
 //! its factors: lanes are the largest power of two that divides it.
 
-use einfall_ir::layout::{DistDigit, Distribution};
+use einfall_ir::layout::Distribution;
 use einfall_ir::tile::{AxisId, Expr, Op, Space};
 
 use super::apply_mapping::Facts;
@@ -75,37 +75,8 @@ impl Spread {
             let default = if moved[c].0 == 0 { 1 } else { (ACCESS_BYTES / moved[c].1).max(1) };
             gcd(dims[c], if asked > 0 { asked } else { default })
         });
-        Spread { dist: joint(&dims, lead, width, f.roles[role].scope.threads()), classes }
+        Spread { dist: Distribution::accesses(&dims, lead, width, f.roles[role].scope.threads()), classes }
     }
-}
-
-/// The joint distribution over `dims`: `width` elements per access along `lead`, `threads` threads.
-fn joint(dims: &[u64], lead: Option<usize>, width: u64, threads: u64) -> Distribution {
-    let (mut lanes, mut regs) = (Vec::new(), Vec::new());
-    let digit = |list: &mut Vec<DistDigit>, extent, dim, stride| {
-        if extent > 1 {
-            list.push(DistDigit { extent, dim, stride });
-        }
-    };
-    let mut left = threads;
-    let mut rest = dims.to_vec();
-    if let Some(c) = lead {
-        // Rows stay within a warp, so that reductions along the leading dimension are shuffles.
-        let across = gcd(dims[c] / width, threads.min(32));
-        digit(&mut regs, width, c, 1);
-        digit(&mut lanes, across, c, width);
-        digit(&mut regs, dims[c] / width / across, c, width * across);
-        left /= across;
-        rest[c] = 1;
-    }
-    for c in (0..dims.len()).rev() {
-        let across = gcd(rest[c], left);
-        digit(&mut lanes, across, c, 1);
-        digit(&mut regs, rest[c] / across, c, across);
-        left /= across;
-    }
-    digit(&mut lanes, left, 0, 0);
-    Distribution { dims: dims.to_vec(), threads: lanes, regs, lanes: Vec::new() }
 }
 
 /// Axes along which the arrays that operation `i` touches are contiguous, each with the bytes of an element.
@@ -158,7 +129,7 @@ mod tests {
             (vec![], None, 1),
             (vec![64, 64], Some(0), 2),
         ] {
-            let d = joint(&dims, lead, width, 32);
+            let d = Distribution::accesses(&dims, lead, width, 32);
             let (threads, regs, lanes) = d.counts();
             assert_eq!((threads, lanes), (32, 1), "{dims:?}");
             assert!(d.covers(), "{dims:?}: {d}");
@@ -167,7 +138,7 @@ mod tests {
             assert!(copies.is_power_of_two() && threads * regs == elems * copies, "{dims:?}: {d}");
         }
         // A row of 512 over 32 lanes: two accesses of 8 elements, the lanes one after another.
-        let d = joint(&[512], Some(0), 8, 32);
+        let d = Distribution::accesses(&[512], Some(0), 8, 32);
         assert_eq!(d.to_string(), "T[32@0.8]V[8@0.1,2@0.256]L[]");
     }
 }

@@ -6,7 +6,7 @@
 //! assumes nothing, or the mapping covers no longer extents (then a launch that fits none is refused).
 
 use einfall_ir::arena::Id;
-use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Expr, FragId, Kernel, Stmt, View};
+use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Engine, Expr, FragId, Kernel, Stmt, View};
 use einfall_ir::mapping::KernelMapping;
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{self, AxisKind, Plan};
@@ -81,7 +81,7 @@ pub(super) fn run(plan: &Plan, name: &str, entries: Vec<Kernel>) -> Step<Vec<Ker
 
 /// What must hold for every vector that fragments hold along the last dimension of an array to be one access.
 fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
-    let mut out = Vec::new();
+    let (mut out, mut copied) = (Vec::new(), Vec::new());
     let mut add = |frag: FragId, view: &View, bounds: &[Bound]| {
         for a in vector(plan, k, frag, view, bounds).into_iter().flatten() {
             if !out.contains(&a) {
@@ -97,6 +97,8 @@ fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
                 Stmt::If { then, otherwise, .. } => stack.extend([then.as_slice(), otherwise.as_slice()]),
                 Stmt::Load { out, src, bounds } => add(*out, src, bounds),
                 Stmt::Store { dst, src, bounds, join: None } => add(*src, dst, bounds),
+                Stmt::Copy { engine: Engine::CpAsync, src, extents, .. } => copied.extend(pieces(k, src, extents)),
+                Stmt::Copy { engine: Engine::Tma, .. } => {}
                 Stmt::Store { join: Some(_), .. }
                 | Stmt::Let { .. }
                 | Stmt::Map { .. }
@@ -105,7 +107,6 @@ fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
                 | Stmt::Gather { .. }
                 | Stmt::Scatter { .. }
                 | Stmt::Atom { .. }
-                | Stmt::Copy { .. }
                 | Stmt::Arrive { .. }
                 | Stmt::Wait { .. }
                 | Stmt::NamedSync { .. }
@@ -117,6 +118,11 @@ fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
                 | Stmt::ClusterSync
                 | Stmt::GridSync => {}
             }
+        }
+    }
+    for a in copied {
+        if !out.contains(&a) {
+            out.push(a);
         }
     }
     // Alignment first, extents after, each once: the text is for readers.
@@ -162,6 +168,14 @@ fn vector(plan: &Plan, k: &Kernel, frag: FragId, view: &View, bounds: &[Bound]) 
         return None;
     }
     Some([Assumption::Aligned(array, bytes), Assumption::Multiple(extent, run.extent)])
+}
+
+/// What a copy by threads needs to go in the widest pieces: the array alone, as what is beyond its end is filled.
+fn pieces(k: &Kernel, src: &View, extents: &[u64]) -> Option<Assumption> {
+    let last = k.bufs[src.buf].dims.len().checked_sub(1)?;
+    let d = src.walk.iter().position(|w| *w == Some((last, 1)))?;
+    let bytes = k.bufs[src.buf].dtype.bytes(extents[d]);
+    (bytes.is_multiple_of(WIDEST)).then_some(Assumption::Aligned(src.buf, WIDEST))
 }
 
 fn constant(plan: &Plan, e: &Expr) -> Option<i64> {

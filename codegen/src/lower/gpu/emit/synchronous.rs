@@ -99,4 +99,3 @@ impl Emit<'_, '_> {
         View { buf: self.shared(t), stage, at, walk }
     }
 }
-

@@ -73,7 +73,10 @@ impl Emit<'_, '_> {
             let ch = &f.channels[*c];
             ch.by_threads() && ch.tiles.iter().any(|t| reads.contains(t))
         };
-        (0..f.channels.len()).filter(of).map(|c| (c, if f.channels[c].stream.is_some() { rel } else { BLOCK })).collect()
+        (0..f.channels.len())
+            .filter(of)
+            .map(|c| (c, if f.channels[c].stream.is_some() { rel } else { BLOCK }))
+            .collect()
     }
 
     /// Closes a group of the copies issued since the last one.
@@ -160,7 +163,9 @@ impl Emit<'_, '_> {
                     && (self.skews[*j] < self.skews[i] || (self.skews[*j] == self.skews[i] && place(*j) <= place(i)))
             })
         };
-        once.iter().copied().partition(|c| f.channels[*c].readers().iter().filter(|r| ops.contains(r)).all(|r| behind(*r)))
+        once.iter()
+            .copied()
+            .partition(|c| f.channels[*c].readers().iter().filter(|r| ops.contains(r)).all(|r| behind(*r)))
     }
 
     /// What is under way when a stream begins: copies that join its first group, and stages of its rings that the block

@@ -7,13 +7,11 @@ use einfall_codegen::lower::form::form_kernels;
 use einfall_codegen::lower::gpu;
 use einfall_codegen::passes::extract_reductions::extract_reductions;
 use einfall_codegen::passes::propagate_support::propagate_support;
-use einfall_ir::arena::Id;
 use einfall_ir::array::Array;
-use einfall_ir::artifact::{Artifact, Code, Condition, Slot};
+use einfall_ir::artifact::{Artifact, Code};
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::Module;
 use einfall_ir::tile::{self, BufferKind, Plan};
-use half::{bf16, f16};
 use machine::launch::execute;
 
 fn text(path: &str) -> String {

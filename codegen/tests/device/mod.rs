@@ -23,11 +23,6 @@ pub fn mapping_text(name: &str) -> String {
     text(&format!("mappings/{name}.mapping"))
 }
 
-/// A plan written by hand.
-pub fn plan_text(name: &str) -> Plan {
-    tile::parse::parse(&text(&format!("plans/{name}.tile"))).unwrap()
-}
-
 /// The plan that a library cascade becomes, by every pass before the lowering.
 pub fn formed(name: &str) -> Plan {
     let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));

@@ -1,7 +1,7 @@
 //! `cp.async`: every thread of a unit copies pieces of a box from an array to shared memory, 16 bytes at a time.
 //!
 //! Pieces lie as [`Distribution::accesses`] says: lanes side by side along the contiguous dimension, then rows. What is
-//! beyond the array is filled with zeros by the instruction's source size. Alignment is taken from the kernel's
+//! beyond the array is filled with zeros: its source size is 0. Alignment, and that rows end with a piece, are taken from the kernel's
 //! assumptions or asked at run time; arrays that are not aligned are copied element by element through registers, which
 //! is done when the statement is. Invariant: every element of the box is written by one thread.
 //! Source: PTX ISA, "cp.async" (sizes of 4, 8 and 16 bytes, zero fill; `.cg` for 16).
@@ -26,6 +26,15 @@ struct Part {
     starts: Vec<(usize, Val)>,
     /// Whether the array has the coordinates that the box does not walk.
     inside: Val,
+}
+
+/// Addresses on the way along a box's rows.
+#[derive(Default)]
+struct Walked {
+    /// Constant parts of the last address's coordinates but the contiguous one, and its register.
+    last: Option<(Vec<i64>, String)>,
+    /// Bytes of so many steps along a dimension.
+    steps: HashMap<(usize, i64), String>,
 }
 
 impl Emit<'_> {
@@ -79,13 +88,13 @@ impl Emit<'_> {
         if width as u64 * esize < 4 {
             return self.copy_elements(src, dst, places, &part);
         }
-        let aligned = self.aligned(src, &[], width)?;
+        let aligned = self.aligned(src, &part.bounds, width)?;
         if aligned.int_const() == Some(1) {
-            return self.copy_pieces(src, dst, places, &part, width, run);
+            return self.copy_pieces(src, dst, places, &part, width);
         }
         let (single, end) = (self.t.label(), self.t.label());
         self.t.line(&format!("@!{} bra {single}", aligned.s));
-        self.copy_pieces(src, dst, places, &part, width, run)?;
+        self.copy_pieces(src, dst, places, &part, width)?;
         self.t.line(&format!("bra.uni {end}"));
         self.t.place(&single);
         self.copy_elements(src, dst, places, &part)?;
@@ -99,11 +108,10 @@ impl Emit<'_> {
         places: FragId,
         v: usize,
         part: &Part,
-        bounds: &[Bound],
         a: &mut Addresses,
         started: &mut HashMap<(usize, i64), Val>,
     ) -> Res<Val> {
-        let p = self.present(places, v, bounds, a)?;
+        let p = self.present(places, v, &part.bounds, a)?;
         let mut p = self.bin(BinaryOp::And, &p, &part.inside)?;
         for (d, first) in &part.starts {
             let c = self.frags.get(places).consts[v][*d];
@@ -122,58 +130,67 @@ impl Emit<'_> {
         Ok(p)
     }
 
-    fn copy_pieces(
+    /// The address of element `v` in an array, from the one before where they are some rows apart: few registers hold
+    /// what the pieces of a box have in common.
+    fn next_address(
         &mut self,
         src: &View,
-        dst: &View,
         places: FragId,
-        part: &Part,
-        width: usize,
-        run: Option<usize>,
-    ) -> Res<()> {
+        v: usize,
+        a: &mut Addresses,
+        walked: &mut Walked,
+    ) -> Res<(String, i64)> {
+        let rank = self.k.bufs[src.buf].dims.len();
+        let mut at = vec![0; rank];
+        for (d, w) in src.walk.iter().enumerate() {
+            if let Some((to, step)) = *w {
+                at[to] += self.frags.get(places).consts[v][d] * step;
+            }
+        }
+        let esize = self.k.bufs[src.buf].dtype.bytes(1) as i64;
+        let offset = at.pop().unwrap_or(0) * esize;
+        let moved = walked.last.as_ref().map(|(before, _)| -> Vec<(usize, i64)> {
+            (0..rank - 1).map(|d| (d, at[d] - before[d])).filter(|m| m.1 != 0).collect()
+        });
+        let address = match (moved.as_deref(), &walked.last) {
+            (Some([]), Some((_, s))) => s.clone(),
+            (Some(&[(d, n)]), Some((_, s))) if n > 0 => {
+                let s = s.clone();
+                let step = match walked.steps.get(&(d, n)) {
+                    Some(step) => step.clone(),
+                    None => {
+                        let stride = self.byte_stride(src.buf, d);
+                        let step = self.t.def(Ty::S64, "mul.lo.s64", &[&stride.s, &n.to_string()]);
+                        walked.steps.insert((d, n), step.clone());
+                        step
+                    }
+                };
+                self.t.def(Ty::S64, "add.s64", &[&s, &step])
+            }
+            _ => self.address(src, places, v, a)?.0,
+        };
+        walked.last = Some((at, address.clone()));
+        Ok((address, offset))
+    }
+
+    fn copy_pieces(&mut self, src: &View, dst: &View, places: FragId, part: &Part, width: usize) -> Res<()> {
         let esize = self.k.bufs[src.buf].dtype.bytes(1) as i64;
         let bytes = width as i64 * esize;
         let (mut from, mut to) = (Addresses::default(), Addresses::default());
-        let (along, across): (Vec<Bound>, Vec<Bound>) = part.bounds.iter().cloned().partition(|b| Some(b.dim) == run);
         let replica = self.first_replica(places);
         let guard = replica.map_or(String::new(), |p| format!("@{} ", p.s));
-        // Bytes of a piece that exist, by the constant part of its place along the contiguous dimension.
-        let mut sizes: HashMap<i64, Val> = HashMap::new();
         let mut started = HashMap::new();
+        let mut walked = Walked::default();
         for v in (0..self.frags.get(places).count).step_by(width) {
-            let mut size = Val::int(bytes);
-            if let (Some(b), Some(d)) = (along.first(), run) {
-                let c = self.frags.get(places).consts[v][d];
-                size = match sizes.get(&c) {
-                    Some(s) => s.clone(),
-                    None => {
-                        let limit = self.int(&b.limit)?;
-                        let t = self.thread_coord(places, d);
-                        let rest = self.sub(&limit, &t);
-                        let rest = self.sub(&rest, &Val::int(c));
-                        let rest = self.mul(&rest, &Val::int(esize));
-                        let rest = self.bin(BinaryOp::Min, &rest, &Val::int(bytes))?;
-                        let rest = self.bin(BinaryOp::Max, &rest, &Val::int(0))?;
-                        sizes.insert(c, rest.clone());
-                        rest
-                    }
-                };
-            }
-            let p = self.exists(places, v, part, &across, &mut from, &mut started)?;
-            let (a, a_off) = self.address(src, places, v, &mut from)?;
+            let p = self.exists(places, v, part, &mut from, &mut started)?;
+            let (a, a_off) = self.next_address(src, places, v, &mut from, &mut walked)?;
             let (b, b_off) = self.address(dst, places, v, &mut to)?;
             let how = if bytes == 16 { "cg" } else { "ca" };
-            let whole = size.int_const() == Some(bytes) && p.int_const() == Some(1);
-            let tail = if whole {
-                String::new()
-            } else {
-                let size = self.in_reg(&size);
-                let size = match p.int_const() {
-                    Some(1) => size,
-                    Some(_) => "0".to_string(),
-                    None => self.t.def(Ty::S32, "selp.b32", &[&size, "0", &p.s]),
-                };
-                format!(", {size}")
+            // A piece is whole or absent, which is one instruction; other sizes are several.
+            let tail = match p.int_const() {
+                Some(1) => String::new(),
+                Some(_) => ", 0".to_string(),
+                None => format!(", {}", self.t.def(Ty::S32, "selp.b32", &[&bytes.to_string(), "0", &p.s])),
             };
             self.t
                 .line(&format!("{guard}cp.async.{how}.shared::cta.global [{b}+{b_off}], [{a}+{a_off}], {bytes}{tail}"));
@@ -190,7 +207,7 @@ impl Emit<'_> {
         let replica = self.first_replica(places);
         let guard = replica.map_or(String::new(), |p| format!("@{} ", p.s));
         for v in 0..self.frags.get(places).count {
-            let p = self.exists(places, v, part, &part.bounds, &mut from, &mut started)?;
+            let p = self.exists(places, v, part, &mut from, &mut started)?;
             let (a, a_off) = self.address(src, places, v, &mut from)?;
             let (b, b_off) = self.address(dst, places, v, &mut to)?;
             let d = self.t.reg(ty);

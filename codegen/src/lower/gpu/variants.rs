@@ -97,7 +97,9 @@ fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
                 Stmt::If { then, otherwise, .. } => stack.extend([then.as_slice(), otherwise.as_slice()]),
                 Stmt::Load { out, src, bounds } => add(*out, src, bounds),
                 Stmt::Store { dst, src, bounds, join: None } => add(*src, dst, bounds),
-                Stmt::Copy { engine: Engine::CpAsync, src, extents, .. } => copied.extend(pieces(k, src, extents)),
+                Stmt::Copy { engine: Engine::CpAsync, src, extents, .. } => {
+                    copied.extend(pieces(plan, k, src, extents).into_iter().flatten());
+                }
                 Stmt::Copy { engine: Engine::Tma, .. } => {}
                 Stmt::Store { join: Some(_), .. }
                 | Stmt::Let { .. }
@@ -170,12 +172,17 @@ fn vector(plan: &Plan, k: &Kernel, frag: FragId, view: &View, bounds: &[Bound]) 
     Some([Assumption::Aligned(array, bytes), Assumption::Multiple(extent, run.extent)])
 }
 
-/// What a copy by threads needs to go in the widest pieces: the array alone, as what is beyond its end is filled.
-fn pieces(k: &Kernel, src: &View, extents: &[u64]) -> Option<Assumption> {
+/// What a copy by threads needs to go in the widest pieces, each whole or absent.
+fn pieces(plan: &Plan, k: &Kernel, src: &View, extents: &[u64]) -> Option<[Assumption; 2]> {
     let last = k.bufs[src.buf].dims.len().checked_sub(1)?;
     let d = src.walk.iter().position(|w| *w == Some((last, 1)))?;
     let bytes = k.bufs[src.buf].dtype.bytes(extents[d]);
-    (bytes.is_multiple_of(WIDEST)).then_some(Assumption::Aligned(src.buf, WIDEST))
+    let extent = k.bufs[src.buf].dims[last].clone();
+    let elems = WIDEST * 8 / u64::from(k.bufs[src.buf].dtype.bits());
+    if !bytes.is_multiple_of(WIDEST) || constant(plan, &extent).is_some_and(|n| n % elems as i64 != 0) {
+        return None;
+    }
+    Some([Assumption::Aligned(src.buf, WIDEST), Assumption::Multiple(extent, elems)])
 }
 
 fn constant(plan: &Plan, e: &Expr) -> Option<i64> {

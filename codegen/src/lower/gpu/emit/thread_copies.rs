@@ -58,9 +58,9 @@ impl Copies {
 
     /// The next trip begins.
     pub fn advance(&mut self) {
-        let step = |s: &BTreeSet<(usize, i64)>| s.iter().map(|(c, rel)| (*c, later(*rel))).collect();
-        self.read = step(&self.read);
-        self.groups = self.groups.iter().map(step).collect();
+        for stages in self.groups.iter_mut().chain([&mut self.read]) {
+            *stages = stages.iter().map(|(c, rel)| (*c, later(*rel))).collect();
+        }
     }
 }
 

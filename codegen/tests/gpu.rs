@@ -135,6 +135,9 @@ fn attention_persistent() {
     for (order, slots, mapping) in [
         ("b, h, m persistent longest_first", 2, &base),
         ("b, h, m persistent longest_first", 3, &own),
+        ("b, h, m persistent longest_first", 1, &base),
+        ("b, h, m persistent group 2 longest_first", 1, &own),
+        ("b, m, h persistent longest_first", 1, &own),
         ("b, h, m persistent group 2 longest_first", 2, &own),
         ("m, h, b persistent", 1, &own),
         ("h, m, b group 2", 1, &own),

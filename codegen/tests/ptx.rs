@@ -153,6 +153,25 @@ fn formed(name: &str) -> Plan {
     }
 }
 
+/// Row sums are joined over the four lanes of a row once, after all trips; row maxima are needed in every trip: two rows
+/// by two shuffles at four places, the first trip, both loops and the sum's end.
+#[test]
+fn sums_over_lanes_are_completed_once() {
+    let (plan, module) = lower("attention", "attention");
+    let a = print(&plan, &module, &Target::sm_90a()).unwrap();
+    assert_eq!(ptx(&a).matches("shfl.sync.bfly").count(), 4 * 4);
+    // Where something else reads the sum in every trip, it is whole in every trip.
+    let source = text("plans/attention.tile")
+        .replace("tile l: f32[b, h, m]\n", "tile l: f32[b, h, m]\n        tile t: f32[b, h, m]\n")
+        .replace("            w = p\n", "            t = l\n            w = p\n")
+        .replace("if l == 0.0 then 0.0 else o / l", "if t == 0.0 then 0.0 else o / t");
+    let plan = einfall_ir::tile::parse::parse(&source).unwrap();
+    let module =
+        mapped(&plan, &text("mappings/attention.mapping").replace("op w slot 3", "op t slot 2\n        op w slot 3"));
+    let a = print(&plan, &module, &Target::sm_90a()).unwrap();
+    assert_eq!(ptx(&a).matches("shfl.sync.bfly").count(), 2 * 3 * 4);
+}
+
 #[test]
 fn a_library_cascade_assembles() {
     use einfall_codegen::lower::form::form_kernels;

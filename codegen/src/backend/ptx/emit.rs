@@ -15,6 +15,7 @@ use einfall_ir::ops::BinaryOp;
 use super::copy::Maps;
 use super::expr::{Element, Memo};
 use super::frag::{Frags, ThreadDigit};
+use super::partial::Partial;
 use super::ranges::{Facts, Interval, merge};
 use super::sync::{Arrivals, walk};
 use super::text::{Text, Ty, Val};
@@ -77,6 +78,8 @@ pub(super) struct RoleState {
     pub(super) descriptors: Vec<(View, String, i64)>,
     /// Registers of an instruction's rows that a fragment does not have, by fragment and its first register there.
     pub(super) upper_rows: HashMap<(FragId, String), Vec<String>>,
+    /// Running sums whose lanes are joined once.
+    pub(super) partial: Partial,
     /// Text before the body.
     before: String,
     /// Whether what has one value in a task goes there.
@@ -101,6 +104,7 @@ impl RoleState {
             fenced: false,
             descriptors: Vec::new(),
             upper_rows: HashMap::new(),
+            partial: Partial::default(),
             before: String::new(),
             hoists: false,
             leader: String::new(),
@@ -364,6 +368,7 @@ impl<'a> Emit<'a> {
                 self.t.line(&format!("@{} bra {skip}", beyond.s));
             }
         }
+        self.find_partial(&role.body)?;
         self.body(&role.body, true)?;
         self.t.place(&skip);
         let printed = std::mem::replace(&mut self.t.out, body);
@@ -377,6 +382,7 @@ impl<'a> Emit<'a> {
     fn body(&mut self, body: &[Stmt], last: bool) -> Res<()> {
         for (i, s) in body.iter().enumerate() {
             self.stmt(s, last && i + 1 == body.len(), last && ends_quietly(&body[i + 1..]))?;
+            self.complete_partial(s)?;
         }
         self.role.descriptors.clear();
         Ok(())

@@ -17,6 +17,7 @@ mod launch;
 mod math;
 mod matrix;
 mod memory;
+mod partial;
 mod ranges;
 mod reduce;
 mod scalar;

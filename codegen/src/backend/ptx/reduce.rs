@@ -1,7 +1,7 @@
 //! Reductions of fragments: in a thread's registers, then between lanes by butterfly shuffles.
 //!
 //! Sums run in four chains, so that additions overlap and errors stay small. Invariant: every thread that holds an
-//! element of the result holds its whole value afterwards.
+//! element of the result holds its whole value afterwards, but for sums that [`super::partial`] completes later.
 
 use std::collections::HashMap;
 
@@ -55,12 +55,14 @@ impl Emit<'_> {
             _ => class(self.frags.get(src).dtype),
         };
         let identity = identity(op, ty, self.frags.get(src).dtype);
+        // Lanes that keep parts of a running sum add to them.
+        let partial = carry && op == ReduceOp::Sum && self.role.partial.holds(out);
         let idempotent = matches!(op, ReduceOp::Min | ReduceOp::Max | ReduceOp::Any | ReduceOp::All);
         let mut limits = HashMap::new();
         let mut results = Vec::new();
         for (v, members) in groups.iter().enumerate() {
             let mut chains: Vec<Val> = Vec::new();
-            if carry && idempotent {
+            if carry && (idempotent || partial) {
                 chains.push(self.element(out, v));
             }
             for (n, &m) in members.iter().enumerate() {
@@ -86,12 +88,12 @@ impl Emit<'_> {
             }
             let x = chains.pop().unwrap_or_else(|| identity.clone());
             let mut x = self.to(&x, ty);
-            for mask in &digits {
+            for mask in digits.iter().filter(|_| !partial) {
                 let other = self.shuffle(&x, *mask);
                 x = self.combine(op, &x, &other)?;
                 x = self.to(&x, ty);
             }
-            if carry && !idempotent {
+            if carry && !idempotent && !partial {
                 let before = self.element(out, v);
                 x = self.combine(op, &before, &x)?;
             }
@@ -116,7 +118,7 @@ impl Emit<'_> {
     }
 
     /// Masks of the butterfly over lanes that hold reduced dimensions.
-    fn reduced_lanes(&mut self, src: FragId, over: &[usize]) -> Res<Vec<u64>> {
+    pub(super) fn reduced_lanes(&mut self, src: FragId, over: &[usize]) -> Res<Vec<u64>> {
         let digits: Vec<ThreadDigit> = over.iter().flat_map(|d| self.frags.get(src).threads[*d].clone()).collect();
         let mut masks = Vec::new();
         for g in digits {
@@ -137,7 +139,7 @@ impl Emit<'_> {
     }
 
     /// The value of the lane whose number differs by `mask`.
-    fn shuffle(&mut self, x: &Val, mask: u64) -> Val {
+    pub(super) fn shuffle(&mut self, x: &Val, mask: u64) -> Val {
         self.shuffled("bfly", x, &mask.to_string())
     }
 

@@ -136,7 +136,7 @@ impl Facts<'_> {
     }
 
     /// Whether a stream's filter depends on the axis: blocks along it differ in length.
-    fn masks(&self, a: AxisId) -> bool {
+    pub fn masks(&self, a: AxisId) -> bool {
         self.items.iter().any(|i| match i {
             super::apply_mapping::Item::Stream { filter: Some(e), .. } => {
                 let mut found = false;

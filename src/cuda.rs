@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use einfall_autotune::table::{Kind, Table};
+use einfall_autotune::{model_gpu, tune};
 use einfall_codegen::backend::ptx;
 use einfall_codegen::pipeline::Context;
 use einfall_codegen::tables;
@@ -22,25 +24,29 @@ use einfall_runtime::HostArray;
 use einfall_runtime::cuda::{Arguments, Executable, Gpu, Prepared, Stream};
 
 use crate::engine::{CompileOptions, Error, defaults, plan_for, with_statics};
-use crate::options::Options;
+use crate::options::{Options, joined};
 
 /// Compiles cascades and plans for one GPU and runs them there. Shared by many threads.
 #[derive(Debug)]
 pub struct Engine {
     runtime: einfall_runtime::cuda::Engine,
     sheet: DataSheet,
+    table: Table,
 }
 
 impl Engine {
     /// Opens device number `index` and the cache. LLVM is not asked for.
     ///
     /// # Errors
-    /// [`Error::Runtime`] where there is no driver, an older one, or no such device, in one sentence.
+    /// [`Error::Runtime`] where there is no driver, an older one, or no such device, in one sentence; [`Error::Table`] for
+    /// a table that is refused.
     pub fn new(options: &Options, index: usize) -> Result<Engine, Error> {
+        let tables = options;
         let options = einfall_runtime::cuda::EngineOptions { index, cache: options.cache.clone() };
         let runtime = einfall_runtime::cuda::Engine::new(&options)?;
         let sheet = data_sheet(runtime.gpu());
-        Ok(Engine { runtime, sheet })
+        let table = joined(&tables.tables, Kind::Cuda, &runtime.gpu().name)?;
+        Ok(Engine { runtime, sheet, table })
     }
 
     /// The run time underneath: streams, events, arrays in device memory.
@@ -68,8 +74,15 @@ impl Engine {
     pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
         let cascade = with_statics(cascade, &options.statics)?;
         let plan = plan(&cascade)?;
-        let chosen = || einfall_autotune::model_gpu::choose(&plan, &self.sheet, None);
-        let mapping = options.mapping.clone().unwrap_or_else(chosen);
+        // Chosen for these sizes, and for every other size beside it.
+        let model = |sizes: Option<&[u64]>| {
+            let any = model_gpu::choose(&plan, &self.sheet, None);
+            match sizes.filter(|_| !options.sizes.is_empty()) {
+                Some(sizes) => tune::beside(model_gpu::choose(&plan, &self.sheet, Some(sizes)), any),
+                None => any,
+            }
+        };
+        let mapping = options.choose(&plan, &self.table, model);
         let mut made = self.compile_plan(&plan, &mapping);
         if let (Err(Error::Refused { diagnostics, .. }), None) = (&mut made, &options.mapping)
             && let Some(why) = unmapped(&plan, &self.sheet, None)

@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 
+use einfall_autotune::table::{Kind, Table, fingerprint};
+use einfall_autotune::tune;
 use einfall_codegen::backend::llvm::{self, Isa};
+use einfall_codegen::lower::gpu::split_streams::merge_name;
 use einfall_codegen::pipeline::{self, Context, Program, Stop};
 use einfall_codegen::tables;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::Cascade;
 use einfall_ir::cascade::bind::{BindError, Bindings, Given, bind, check_facts, scalar_value};
 use einfall_ir::diag::Diagnostic;
-use einfall_ir::mapping::Mapping;
+use einfall_ir::mapping::{self, KernelMapping, Mapping};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 use einfall_runtime::{Arguments, Cpu, Executable};
 
-use crate::options::Options;
+use crate::options::{Options, joined};
 
 /// Why a cascade is not compiled, bound or launched.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub enum Error {
     Bind(BindError),
     /// A size given for a rank that is not there, or twice with different values.
     Size(String),
+    /// A table of mappings that cannot be read, with its source.
+    Table(String),
     /// LLVM, arrays, threads.
     Runtime(einfall_runtime::Error),
 }
@@ -46,7 +51,7 @@ impl std::fmt::Display for Error {
             }
             Error::Internal(what) => write!(f, "a fault of the compiler: {what}"),
             Error::Bind(e) => e.fmt(f),
-            Error::Size(what) => f.write_str(what),
+            Error::Size(what) | Error::Table(what) => f.write_str(what),
             Error::Runtime(e) => e.fmt(f),
         }
     }
@@ -56,7 +61,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Runtime(e) => Some(e),
-            Error::Refused { .. } | Error::Internal(_) | Error::Bind(_) | Error::Size(_) => None,
+            Error::Refused { .. } | Error::Internal(_) | Error::Bind(_) | Error::Size(_) | Error::Table(_) => None,
         }
     }
 }
@@ -87,6 +92,7 @@ impl From<Stop> for Error {
 pub struct Engine {
     runtime: einfall_runtime::Engine,
     sheet: DataSheet,
+    table: Table,
     isa: Isa,
 }
 
@@ -95,15 +101,41 @@ pub struct Engine {
 pub struct CompileOptions {
     /// Extents fixed at compile time, by rank name; others stay symbolic.
     pub statics: Vec<(String, u64)>,
-    /// The mapping; none: the model's.
+    /// The mapping; none: a table's for the nearest class of sizes, else the model's.
     pub mapping: Option<Mapping>,
+    /// Sizes to be fast at, by rank name; the code serves every size all the same. Fixed extents count without being
+    /// given; ranks that a cascade lacks are passed over.
+    pub sizes: Vec<(String, u64)>,
+}
+
+impl CompileOptions {
+    /// The mapping for a plan: the one given, else `table`'s for the sizes, else what `model` chooses.
+    pub(crate) fn choose(&self, plan: &Plan, table: &Table, model: impl FnOnce(Option<&[u64]>) -> Mapping) -> Mapping {
+        if let Some(mapping) = &self.mapping {
+            return mapping.clone();
+        }
+        let given = |name: &str| self.sizes.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        let known = plan.ranks.iter().map(|(_, r)| (r.name.clone(), r.fixed.or_else(|| given(&r.name))));
+        let known: Vec<(String, Option<u64>)> = known.collect();
+        let sizes: Vec<(String, u64)> = known.iter().filter_map(|(n, v)| Some((n.clone(), (*v)?))).collect();
+        let whole: Option<Vec<u64>> = known.iter().map(|(_, v)| *v).collect();
+        let chosen = model(whole.as_deref());
+        let measured = table.lookup(&fingerprint(plan), &sizes).and_then(|e| {
+            let mapping = e.read().ok()?;
+            fits(&mapping, plan).is_ok().then_some(mapping)
+        });
+        match measured {
+            None => chosen,
+            Some(mapping) => tune::beside(mapping, chosen),
+        }
+    }
 }
 
 impl Engine {
-    /// Finds LLVM, opens the cache, starts the threads.
+    /// Finds LLVM, opens the cache, starts the threads, reads the tables.
     ///
     /// # Errors
-    /// [`Error::Runtime`] where there is no LLVM or no threads.
+    /// [`Error::Runtime`] where there is no LLVM or no threads, [`Error::Table`] for a table that is refused.
     pub fn new(options: &Options) -> Result<Engine, Error> {
         let runtime = einfall_runtime::Engine::new(&options.engine())?;
         let host = runtime.host();
@@ -114,7 +146,8 @@ impl Engine {
                 *bytes = cpu.cache_bytes(level);
             }
         }
-        Ok(Engine { sheet: cpu.data_sheet(), isa, runtime })
+        let table = joined(&options.tables, Kind::Cpu, &cpu.name)?;
+        Ok(Engine { sheet: cpu.data_sheet(), table, isa, runtime })
     }
 
     /// The run time underneath.
@@ -142,8 +175,8 @@ impl Engine {
     pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
         let cascade = with_statics(cascade, &options.statics)?;
         let plan = plan(&cascade)?;
-        let mapping =
-            options.mapping.clone().unwrap_or_else(|| einfall_autotune::model_cpu::choose(&plan, &self.sheet));
+        let model = |_: Option<&[u64]>| einfall_autotune::model_cpu::choose(&plan, &self.sheet);
+        let mapping = options.choose(&plan, &self.table, model);
         let context = Context { mapping: Some(mapping.clone()), ..self.context(None) };
         let (mapped, module) = lower(tables::CPU, &plan, &context)?;
         let artifact = llvm::print(&mapped, &module, &self.isa, "cpu").map_err(|e| Error::Refused {
@@ -159,6 +192,21 @@ impl Engine {
     pub fn context(&self, mapping: Option<Mapping>) -> Context {
         Context { mapping, isa: Some(self.isa), ..Context::default() }
     }
+}
+
+/// Whether a mapping is for a plan: every name it uses exists there, or in a kernel that one of its splits makes.
+///
+/// # Errors
+/// What does not fit, in one line.
+pub fn fits(mapping: &Mapping, plan: &Plan) -> Result<(), String> {
+    let split = |m: &&KernelMapping| m.split.is_some();
+    let merges: Vec<String> = mapping.kernels.iter().filter(split).map(|m| merge_name(&m.kernel)).collect();
+    let own = mapping.kernels.iter().filter(|m| !merges.contains(&m.kernel)).cloned().collect();
+    let own = Mapping { kernels: own, ..mapping.clone() };
+    mapping::verify::verify(&own, plan).map_err(|list| {
+        let list: Vec<&str> = list.iter().map(|d| d.message.as_str()).collect();
+        list.join("; ")
+    })
 }
 
 /// A cascade with some extents fixed.

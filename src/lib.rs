@@ -35,6 +35,6 @@ pub use einfall_ir as ir;
 pub use einfall_kernels as kernels;
 pub use einfall_runtime as runtime;
 #[cfg(feature = "cpu")]
-pub use engine::{Bound, CompileOptions, Engine, Error, Kernel, plan, plan_for, trace, with_statics};
+pub use engine::{Bound, CompileOptions, Engine, Error, Kernel, fits, plan, plan_for, trace, with_statics};
 #[cfg(feature = "cpu")]
-pub use options::Options;
+pub use options::{Options, TableSource};

@@ -1,9 +1,13 @@
 //! Options of an engine, and the one place that reads the environment.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
+use einfall_autotune::table::{Kind, MAX_BYTES, Table, TableError};
 use einfall_runtime::EngineOptions;
 use einfall_runtime::llvm::{LoadOptions, Passes};
+
+use crate::engine::Error;
 
 /// What an engine is made of. Every field is a plain value; two equal options make the same code.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -14,11 +18,55 @@ pub struct Options {
     pub cache: Option<PathBuf>,
     /// Worker threads; none: as many as the machine runs at once.
     pub threads: Option<usize>,
+    /// Tables of mappings that were measured; those of other devices are passed over. None: the model alone decides.
+    pub tables: Vec<TableSource>,
+}
+
+/// Where a table of mappings comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TableSource {
+    /// The bytes of its text, as `include_bytes!` gives them.
+    Embedded(Cow<'static, [u8]>),
+    /// A file.
+    File(PathBuf),
+}
+
+impl TableSource {
+    /// Reads the table.
+    ///
+    /// # Errors
+    /// Where there is no such file, or the text is no table that this version takes; the source is named.
+    pub fn read(&self) -> Result<Table, String> {
+        match self {
+            TableSource::Embedded(bytes) => Table::parse(bytes).map_err(|e| format!("an embedded table: {e}")),
+            TableSource::File(path) => {
+                let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+                let bytes = std::fs::metadata(path).map_err(|e| fail(&e))?.len();
+                if bytes > MAX_BYTES as u64 {
+                    return Err(fail(&TableError::TooLong(bytes as usize)));
+                }
+                Table::parse(&std::fs::read(path).map_err(|e| fail(&e))?).map_err(|e| fail(&e))
+            }
+        }
+    }
+}
+
+/// The tables of a device, joined.
+pub(crate) fn joined(sources: &[TableSource], kind: Kind, device: &str) -> Result<Table, Error> {
+    let mut all = Table::new(kind, device);
+    for source in sources {
+        let table = source.read().map_err(Error::Table)?;
+        if (table.kind, table.device.as_str()) == (kind, device) {
+            all.merge(table).map_err(|e| Error::Table(e.to_string()))?;
+        }
+    }
+    Ok(all)
 }
 
 impl Options {
     /// Options from `EINFALL_LLVM` (a library file), `EINFALL_CACHE` (a folder; `off` for none; otherwise
-    /// `$XDG_CACHE_HOME/einfall` or `~/.cache/einfall`) and `EINFALL_THREADS` (a number).
+    /// `$XDG_CACHE_HOME/einfall` or `~/.cache/einfall`), `EINFALL_THREADS` (a number) and `EINFALL_TABLES` (table files,
+    /// separated as in `PATH`).
     ///
     /// # Errors
     /// A variable with a value that does not fit, named.
@@ -36,7 +84,10 @@ impl Options {
                 Some(n.ok_or_else(|| format!("EINFALL_THREADS is {v:?}, no positive number"))?)
             }
         };
-        Ok(Options { llvm: var("EINFALL_LLVM").map(PathBuf::from), cache, threads })
+        let tables = var("EINFALL_TABLES").unwrap_or_default();
+        let tables = std::env::split_paths(&tables).filter(|p| !p.as_os_str().is_empty());
+        let tables = tables.map(TableSource::File).collect();
+        Ok(Options { llvm: var("EINFALL_LLVM").map(PathBuf::from), cache, threads, tables })
     }
 
     /// The run time's options.

@@ -80,3 +80,132 @@ fn wrong_command_lines_say_what_is_wrong() {
         assert!(text(&out.stderr).contains(says), "{}", text(&out.stderr));
     }
 }
+
+/// A mapping of `SCALE` with blocks of `m` rows.
+fn mapping(m: u64) -> String {
+    format!(
+        "mapping scale_rows on cpu {{\n    kernel scale_rows_0 {{\n        axis m block {m}\n        axis n block 64\n    }}\n}}\n"
+    )
+}
+
+#[test]
+fn tables_are_written_shown_merged_verified_pruned_and_used() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::write(at("eight.mapping"), mapping(8)).expect("written");
+    let tune = |sizes: &str, out: &str| {
+        let list =
+            ["tune", "scale.ein", "--sizes", sizes, "--time-ms", "1", "--out", out, "--mapping", "eight.mapping"];
+        let done = einfall(folder.path(), &list);
+        assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr));
+    };
+    tune("M=64,N=64", "tables/a.toml");
+    tune("M=64,N=256", "tables/b.toml");
+    assert!(!at("tables/a.toml.journal").exists(), "the table holds what the journal held");
+    let run = |list: &[&str]| {
+        let out = einfall(folder.path(), list);
+        (out.status.code(), text(&out.stdout) + &text(&out.stderr))
+    };
+    let (code, said) = run(&["tables", "merge", "tables/a.toml", "tables/b.toml", "-o", "all.toml"]);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run(&["tables", "show", "all.toml", "--mappings"]);
+    assert_eq!((code, said.matches("scale_rows  ").count()), (Some(0), 2), "{said}");
+    let (code, said) = run(&["tables", "verify", "all.toml", "--cascades", "scale.ein"]);
+    assert_eq!(code, Some(0), "{said}");
+    // Without the cascade its entries are nobody's.
+    let (code, said) = run(&["tables", "verify", "all.toml"]);
+    assert_eq!((code, said.contains("no cascade given")), (Some(1), true), "{said}");
+    let whole = std::fs::read_to_string(at("all.toml")).expect("a table");
+    // The mapping of a kernel that the plan has not.
+    std::fs::write(at("stale.toml"), whole.replace("kernel scale_rows_0", "kernel other")).expect("written");
+    let (code, said) = run(&["tables", "prune", "stale.toml", "--cascades", "scale.ein"]);
+    assert_eq!((code, said.contains("2 entries removed, 0 left")), (Some(0), true), "{said}");
+    std::fs::write(at("foreign.toml"), whole.replace("format = 1", "format = 9")).expect("written");
+    let (code, said) = run(&["tables", "show", "foreign.toml"]);
+    assert_eq!((code, said.contains("later version")), (Some(1), true), "{said}");
+
+    // Engines take it from a file, embedded, or not at all.
+    use einfall::{CompileOptions, Engine, Options, TableSource};
+    let module = einfall::ir::cascade::parse(SCALE).expect("a cascade");
+    let compiled = |tables: Vec<TableSource>, sizes: &[(&str, u64)]| {
+        let engine = Engine::new(&Options { tables, ..Options::default() })?;
+        let sizes = sizes.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+        let options = CompileOptions { sizes, ..CompileOptions::default() };
+        Ok::<String, einfall::Error>(engine.compile_with(&module.cascades[0], &options)?.mapping().to_string())
+    };
+    let model = compiled(Vec::new(), &[]).expect("compiles");
+    // A block that no model chooses, so that its use shows.
+    let lines: Vec<String> = whole
+        .lines()
+        .map(|l| if l.trim().starts_with("axis m block") { "        axis m block 37".to_owned() } else { l.to_owned() })
+        .collect();
+    let odd = lines.join("\n") + "\n";
+    std::fs::write(at("odd.toml"), &odd).expect("written");
+    let near = [("M", 50), ("N", 200)];
+    for source in [TableSource::File(at("odd.toml")), TableSource::Embedded(odd.clone().into_bytes().into())] {
+        let got = compiled(vec![source], &near).expect("compiles");
+        assert!(got.contains("axis m block 37") && got != model, "{got}");
+    }
+    // Far from everything measured, and on another device, the model decides.
+    assert_eq!(
+        compiled(vec![TableSource::File(at("odd.toml"))], &[("M", 1 << 20), ("N", 1)]).expect("compiles"),
+        model
+    );
+    let elsewhere = odd.replacen("device = \"", "device = \"not ", 1);
+    assert_eq!(compiled(vec![TableSource::Embedded(elsewhere.into_bytes().into())], &near).expect("compiles"), model);
+    for (bytes, says) in [(&b"format = 9"[..], "later version"), (b"]", "no table"), (b"\xff", "UTF-8")] {
+        let e = compiled(vec![TableSource::Embedded(bytes.into())], &near).expect_err("refused");
+        assert!(e.to_string().contains(says), "{e}");
+    }
+    assert!(compiled(vec![TableSource::File(at("nowhere.toml"))], &near).is_err());
+}
+
+#[test]
+fn a_killed_run_goes_on_where_it_was() {
+    let folder = folder();
+    let mut list: Vec<String> = ["tune", "scale.ein", "--sizes", "M=512,N=1024", "--time-ms", "60", "--workers", "1"]
+        .iter()
+        .map(|s| (*s).to_owned())
+        .collect();
+    for m in 1..=12 {
+        let name = format!("{m}.mapping");
+        std::fs::write(folder.path().join(&name), mapping(m)).expect("written");
+        list.extend(["--mapping".to_owned(), name]);
+    }
+    list.extend(["--out", "t.toml", "--jsonl", "rows.jsonl"].map(str::to_owned));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_einfall"))
+        .args(&list)
+        .current_dir(folder.path())
+        .env("EINFALL_CACHE", "off")
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let journal = folder.path().join("t.toml.journal");
+    let lines = || std::fs::read_to_string(&journal).unwrap_or_default().lines().count();
+    let begin = std::time::Instant::now();
+    while lines() < 3 {
+        assert!(begin.elapsed().as_secs() < 60 && child.try_wait().expect("alive").is_none(), "nothing is measured");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    assert!(!folder.path().join("t.toml").exists());
+    // What a write that was cut short leaves.
+    let before = rows(&journal);
+    let mut torn = std::fs::read(&journal).expect("a journal");
+    torn.extend(b"{\"einfall\":\"0.1");
+    std::fs::write(&journal, torn).expect("written");
+    let list: Vec<&str> = list.iter().map(String::as_str).collect();
+    let out = einfall(folder.path(), &list);
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+    let after = rows(&folder.path().join("rows.jsonl"));
+    for b in &before {
+        let kept = |a: &&serde_json::Value| a["mapping"] == b["mapping"] && a["measured_us"] == b["measured_us"];
+        assert!(after.iter().any(|a| kept(&a)), "{b}");
+        let again = after.iter().filter(|a| a["mapping"] == b["mapping"] && a["turn"] == 0).count();
+        assert_eq!(again, 1, "measured once: {b}");
+    }
+    let first = after.iter().filter(|r| r["turn"] == 0).count();
+    assert_eq!(first, 13, "the model's and twelve given");
+    assert!(folder.path().join("t.toml").exists() && !journal.exists());
+}

@@ -3,4 +3,5 @@
 pub mod csp;
 pub mod model_cpu;
 pub mod model_gpu;
+pub mod table;
 pub mod tune;

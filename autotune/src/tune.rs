@@ -3,7 +3,7 @@
 //! Invariant: a function of plan, sheet, sizes and seed alone; candidates come cheapest first by the model, and a
 //! candidate's floor is a time that no mapping with its traffic and its operations can beat.
 
-use einfall_ir::mapping::Mapping;
+use einfall_ir::mapping::{KernelMapping, Mapping};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 
@@ -96,6 +96,42 @@ pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: &[u64], seed: u64, n: usize)
 pub fn predict(plan: &Plan, sheet: &DataSheet, sizes: &[u64], mapping: &Mapping) -> Option<Prediction> {
     sheet.gpu.as_ref()?;
     model_gpu::price(plan, sheet, Some(sizes), mapping).ok().flatten().map(|c| Prediction::from(&c))
+}
+
+/// A mapping for some sizes beside one for all: every kernel gets the entries of `special`, and those of `general` that
+/// hold extents which `special`'s whole axes do not, in the order in which a launch must try them.
+pub fn beside(special: Mapping, general: Mapping) -> Mapping {
+    let whole = |m: &KernelMapping| -> Vec<(String, u64)> {
+        m.axes.iter().filter(|a| a.whole).map(|a| (a.axis.clone(), a.block)).collect()
+    };
+    let size = |m: &KernelMapping| whole(m).iter().map(|(_, n)| *n as f64).product::<f64>();
+    let mut kernels = special.kernels;
+    let named: Vec<String> = kernels.iter().map(|m| m.kernel.clone()).collect();
+    // Kernels that a split makes belong to the mapping that splits.
+    let splits = kernels.iter().any(|m| m.split.is_some());
+    for m in general.kernels {
+        let holds = |s: &KernelMapping| {
+            let own = whole(s);
+            s.kernel == m.kernel
+                && whole(&m).iter().all(|(a, n)| own.iter().all(|(b, k)| a != b || n <= k))
+                && own.iter().all(|(b, _)| whole(&m).iter().any(|(a, _)| a == b))
+        };
+        let always = |s: &KernelMapping| s.kernel == m.kernel && whole(s).is_empty();
+        let covered = kernels.iter().any(|s| holds(s) || always(s));
+        if !covered && !splits || !named.contains(&m.kernel) {
+            kernels.push(m);
+        }
+    }
+    // Per kernel, where it stood, the tightest first.
+    let mut order: Vec<String> = Vec::new();
+    for m in &kernels {
+        if !order.contains(&m.kernel) {
+            order.push(m.kernel.clone());
+        }
+    }
+    let place = |m: &KernelMapping| order.iter().position(|k| *k == m.kernel);
+    kernels.sort_by(|a, b| place(a).cmp(&place(b)).then(size(a).total_cmp(&size(b))));
+    Mapping { plan: special.plan, target: special.target, kernels }
 }
 
 /// Spearman's rank correlation of pairs; none for fewer than three or for values that are all equal.

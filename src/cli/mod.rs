@@ -13,6 +13,7 @@ mod lower;
 mod report;
 mod run;
 mod source;
+mod tables;
 mod text;
 mod tune;
 
@@ -61,6 +62,9 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Measure mappings and keep the fastest
     Tune(tune::TuneArgs),
+    /// Show, merge, check and prune tables of measured mappings
+    #[command(subcommand)]
+    Tables(tables::TablesCommand),
     /// Join result files of benchmarks into tables of ratios
     Report(report::ReportArgs),
     /// Solve an integer constraint system
@@ -95,6 +99,7 @@ pub fn engine_failure(source: &source::Source, e: einfall::Error) -> Failure {
         einfall::Error::Refused { diagnostics, .. } => Failure::Wrong(source.render(&diagnostics)),
         einfall::Error::Bind(e) => source.bind_failure(&e),
         einfall::Error::Size(what) => Failure::Usage(what),
+        einfall::Error::Table(what) => Failure::Wrong(what),
         einfall::Error::Runtime(e) => match e {
             einfall_runtime::Error::Llvm(_) | einfall_runtime::Error::Threads { .. } => Failure::machine(e),
             einfall_runtime::Error::Cuda(
@@ -125,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Selftest(a) => device::selftest(&a),
         Command::Bench(a) => bench::bench(&a),
         Command::Tune(a) => tune::tune(&a),
+        Command::Tables(c) => tables::tables(&c),
         Command::Report(a) => report::report(&a),
         Command::Csp(a) => csp::csp(&a),
     };

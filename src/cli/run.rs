@@ -125,7 +125,9 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
             let fail = |e| engine_failure(&source, e);
             let stream = engine.runtime().stream().map_err(Failure::machine)?;
             let mapping = args.mapping.as_deref().map(super::lower::read_mapping).transpose()?;
-            let kernel = engine.compile_with(&cascade, &CompileOptions { statics, mapping }).map_err(fail)?;
+            let kernel = engine
+                .compile_with(&cascade, &CompileOptions { statics, mapping, ..CompileOptions::default() })
+                .map_err(fail)?;
             let named: Vec<(&str, u64)> =
                 c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
             let names = c.params.iter().map(|p| c.tensors[*p].name.as_str());
@@ -136,7 +138,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
             let engine =
                 Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(|e| engine_failure(&source, e))?;
             let mapping = args.mapping.as_deref().map(super::lower::read_mapping).transpose()?;
-            let options = CompileOptions { statics, mapping };
+            let options = CompileOptions { statics, mapping, ..CompileOptions::default() };
             let kernel = engine.compile_with(&cascade, &options).map_err(|e| engine_failure(&source, e))?;
             let named: Vec<(&str, u64)> =
                 c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();

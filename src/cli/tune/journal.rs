@@ -76,6 +76,9 @@ impl Journal {
     /// Opens or makes a journal: its whole records, and the file ready to append to.
     pub fn open(path: &Path) -> Result<(Journal, Vec<Record>), Failure> {
         let fail = |e: std::io::Error| Failure::Machine(format!("{}: {e}", path.display()));
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(fail)?;
+        }
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(fail)?;
         let bytes = file.metadata().map_err(fail)?.len();
         if bytes > MOST {
@@ -102,6 +105,12 @@ impl Journal {
         let mut line = serde_json::to_vec(record).map_err(Failure::wrong)?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(|e| Failure::Machine(format!("{}: {e}", self.path.display())))
+    }
+
+    /// Removes the file: what it held is in a table now.
+    pub fn remove(self) {
+        // A journal that stays is read again, which costs nothing but time.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

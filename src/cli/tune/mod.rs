@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use einfall::Options;
+use einfall_autotune::table::{Class, Entry, Kind, Table, fingerprint};
 use einfall_autotune::tune::{self, Candidate, Origin};
 use einfall_ir::cascade::Cascade;
 use einfall_ir::mapping::Mapping;
@@ -30,6 +31,7 @@ use super::Failure;
 use super::gpu::plans::is_for;
 use super::lower::read_mapping;
 use super::source::{Pairs, Source, ein_files, sizes as joined};
+use super::tables;
 use case::Case;
 use journal::{Journal, Record};
 use pool::{Jobs, Limits, Outcome, Pool};
@@ -72,6 +74,14 @@ impl std::fmt::Display for DeviceName {
 }
 
 impl DeviceName {
+    /// What tables call it.
+    fn kind(self) -> Kind {
+        match self {
+            DeviceName::Cpu => Kind::Cpu,
+            DeviceName::Cuda(_) => Kind::Cuda,
+        }
+    }
+
     /// The plan of a cascade for it.
     pub fn plan(self, c: &Cascade) -> Result<Plan, einfall::Error> {
         match self {
@@ -177,6 +187,9 @@ pub struct TuneArgs {
     /// Child processes that compile; by default one per core
     #[arg(long)]
     workers: Option<usize>,
+    /// The table that keeps the fastest; one that is there is added to
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Every measurement, one JSON object a line
     #[arg(long, value_name = "FILE")]
     jsonl: Option<PathBuf>,
@@ -202,18 +215,40 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     });
     let limits =
         Limits { build: Duration::from_secs(120), time: Duration::from_secs(args.hang_s), budget_ms: args.time_ms };
+    let mut table = match args.out.as_deref().filter(|p| p.exists()) {
+        Some(path) => tables::read(path)?,
+        None => Table::new(args.device.kind(), &device.name),
+    };
+    if (table.kind, &table.device) != (args.device.kind(), &device.name) {
+        let what = format!("the table is of {}; this is {}: give another --out", table.device, device.name);
+        return Err(Failure::Usage(what));
+    }
+    let journal = args.out.as_ref().map(|p| {
+        let mut name = p.clone().into_os_string();
+        name.push(".journal");
+        PathBuf::from(name)
+    });
+    let mut log = Log::new(args.jsonl.as_deref(), journal.as_deref())?;
     let mut pool = Pool::new(args.device, workers, limits)?;
-    let mut log = Log::new(args.jsonl.as_deref(), None)?;
     let mut wrong = 0;
     for case in &cases {
         match one(args, &device, &mut pool, &mut log, case, &mappings) {
-            Ok(line) => println!("{line}"),
+            Ok((line, entry)) => {
+                println!("{line}");
+                table.insert(entry);
+                if let Some(path) = &args.out {
+                    tables::write(path, &table)?;
+                }
+            }
             Err(Failure::Wrong(e)) => {
                 println!("{}: {}", case.label(), e.trim_end());
                 wrong += 1;
             }
             Err(e) => return Err(e),
         }
+    }
+    if let Some(journal) = log.journal.take() {
+        journal.remove();
     }
     if wrong == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{wrong} of {} cases have no mapping", cases.len()))) }
 }
@@ -434,7 +469,7 @@ impl Jobs for Search<'_> {
     }
 }
 
-/// Tunes one case; a line about it.
+/// Tunes one case; a line about it, and its entry in a table.
 fn one(
     args: &TuneArgs,
     device: &Device,
@@ -442,7 +477,7 @@ fn one(
     log: &mut Log,
     case: &Case,
     mappings: &[Mapping],
-) -> Result<String, Failure> {
+) -> Result<(String, Entry), Failure> {
     let c = case.load().map_err(Failure::Wrong)?;
     let plan = args.device.plan(&c).map_err(Failure::wrong)?;
     let ranks = case::ranks(&plan, &case.sizes).map_err(Failure::Wrong)?;
@@ -533,7 +568,24 @@ fn one(
     if faults > 0 {
         line += &format!("; {faults} do not work");
     }
-    Ok(format!("{line}; {:.1} s", begin.elapsed().as_secs_f64()))
+    let entry = Entry {
+        cascade: case.cascade.clone(),
+        plan: fingerprint(&plan),
+        class: Class::of(&case.sizes).to_string(),
+        sizes: case.extents(),
+        measured_us: rounded(best),
+        predicted_us: candidates[winner].prediction.as_ref().map(|p| rounded(p.seconds * 1e6)),
+        candidates: ranking.len() as u32,
+        einfall: env!("CARGO_PKG_VERSION").to_owned(),
+        driver: device.driver.clone(),
+        mapping: candidates[winner].mapping.to_string(),
+    };
+    Ok((format!("{line}; {:.1} s", begin.elapsed().as_secs_f64()), entry))
+}
+
+/// Four digits: more would be noise in every diff.
+fn rounded(us: f64) -> f64 {
+    format!("{us:.3e}").parse().unwrap_or(us)
 }
 
 /// How much slower a candidate was the last time than the first.

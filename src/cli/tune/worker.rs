@@ -179,10 +179,7 @@ fn build(
     }
     let Some(loaded) = loaded else { return Err(Fault::Failed("nothing is loaded".to_owned())) };
     let mapping = mapping::parse::parse(text).map_err(|d| Fault::Failed(d.message))?;
-    if let Err(faults) = mapping::verify::verify(&mapping, &loaded.plan) {
-        let list: Vec<&str> = faults.iter().map(|d| d.message.as_str()).collect();
-        return Err(Fault::Failed(list.join("; ")));
-    }
+    einfall::fits(&mapping, &loaded.plan).map_err(Fault::Failed)?;
     // A fault of the compiler is one candidate's, not the run's.
     let work = std::panic::AssertUnwindSafe(|| match bench {
         Bench::Cpu(b) => b.build(loaded, mapping),

@@ -97,7 +97,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::compile`].
     pub fn compile_plan(&self, plan: &Plan, mapping: &Mapping) -> Result<Kernel, Error> {
-        let artifact = compile_ptx(plan, mapping, &target(self.runtime.gpu()))?;
+        let artifact = compile_ptx(plan, mapping, &target_of(mapping, self.runtime.gpu()))?;
         // SAFETY: the artifact was made by code generation a line above.
         let executable = unsafe { self.runtime.load(artifact)? };
         Ok(Kernel { cascade: None, plan: plan.clone(), mapping: mapping.clone(), executable })
@@ -138,6 +138,16 @@ pub fn compile_ptx(plan: &Plan, mapping: &Mapping, target: &ptx::Target) -> Resu
 pub fn target(gpu: &Gpu) -> ptx::Target {
     let target = if gpu.capability == (9, 0) { ptx::Target::sm_90a() } else { ptx::Target::sm_80() };
     ptx::Target { registers: u64::from(gpu.registers), ..target }
+}
+
+/// What is printed for a mapping on a device: a mapping for an older device keeps to what that has.
+pub fn target_of(mapping: &Mapping, gpu: &Gpu) -> ptx::Target {
+    let own = target(gpu);
+    let capability = 10 * gpu.capability.0 + gpu.capability.1;
+    let older = DataSheet::named(&mapping.target)
+        .filter(|s| s.gpu.as_ref().is_some_and(|g| g.capability < capability))
+        .and_then(|s| ptx::Target::of(&s));
+    older.map_or(own.clone(), |t| ptx::Target { registers: own.registers, ..t })
 }
 
 /// The data sheet of a device: of the built-in sheets the one of its model, else the first of the nearest capability not

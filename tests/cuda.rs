@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use einfall::codegen::backend::ptx::Target;
-use einfall::cuda::{compile_ptx, data_sheet, target};
+use einfall::cuda::{compile_ptx, data_sheet, target, target_of};
 use einfall::ir::artifact::Code;
 use einfall::ir::{cascade, mapping, tile};
 use einfall::runtime::cuda::{CudaError, Gpu, gpus};
@@ -80,6 +80,11 @@ fn devices_find_their_sheets() {
     assert_eq!(data_sheet(&gpu("NVIDIA H100 PCIe", (9, 0), 114, 232_448)).name, "h100");
     let a40 = gpu("NVIDIA A40", (8, 6), 84, 101_376);
     assert_eq!(target(&a40).arch, "sm_80");
+    // A mapping for an older device keeps to what that has; one for a later device cannot.
+    let on = |name: &str| einfall_ir::mapping::Mapping { plan: "p".into(), target: name.into(), kernels: Vec::new() };
+    assert_eq!(target_of(&on("a100"), &h200).arch, "sm_80");
+    assert_eq!(target_of(&on("h100"), &h200).arch, "sm_90a");
+    assert_eq!(target_of(&on("h100"), &a40).arch, "sm_80");
     let sheet = data_sheet(&a40);
     assert_eq!((sheet.gpu.unwrap().shared_per_task, sheet.name.as_str()), (101_376, "a100"));
 }

@@ -90,16 +90,19 @@ pub struct LowerArgs {
 /// Code that `lower --emit` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Emit {
-    /// PTX for sm_90a, with --target gpu
+    /// PTX for the GPU of --target
     Ptx,
-    /// PTX for sm_80, with --target gpu
+    /// PTX for sm_80, which every GPU since has
     PtxSm80,
 }
 
 /// Prints the code of the kernels that the last pass made.
-fn emit(source: &Source, given: &Program, records: &[Record], emit: Emit) -> Result<(), Failure> {
+fn emit(source: &Source, given: &Program, records: &[Record], emit: Emit, lowering: &Lowering) -> Result<(), Failure> {
     let target = match emit {
-        Emit::Ptx => ptx::Target::sm_90a(),
+        Emit::Ptx => match lowering {
+            Lowering::Gpu(sheet) => ptx::Target::of(sheet).unwrap_or_else(ptx::Target::sm_90a),
+            Lowering::Cpu => return Err(Failure::Usage("--emit ptx needs --target gpu".to_owned())),
+        },
         Emit::PtxSm80 => ptx::Target::sm_80(),
     };
     let plan = records.iter().rev().map(|r| &r.program).chain([given]).find_map(|p| match p {
@@ -251,7 +254,7 @@ pub fn lower(args: &LowerArgs) -> Result<(), Failure> {
         return Ok(());
     }
     if let Some(form) = args.emit {
-        return emit(&source, &program, &records, form);
+        return emit(&source, &program, &records, form, &args.target);
     }
     if args.trace {
         print!("{}", pipeline::trace(&records));

@@ -29,6 +29,7 @@ mod thread_copy;
 use std::fmt;
 
 use einfall_ir::diag::{Diagnostic, Span};
+use einfall_ir::target::DataSheet;
 
 pub use launch::print;
 
@@ -68,6 +69,21 @@ impl Target {
             shared_bytes: 164 << 10,
             threads: 2048,
         }
+    }
+
+    /// What a data sheet's device runs: Hopper's own instructions where it has them, else what every GPU since Ampere
+    /// has. None for processors.
+    pub fn of(sheet: &DataSheet) -> Option<Target> {
+        let gpu = sheet.gpu.as_ref()?;
+        let own = gpu.capability == 90 && gpu.atoms.iter().any(|a| a == "wgmma");
+        let arch = if own { "sm_90a" } else { "sm_80" };
+        Some(Target {
+            arch: arch.to_string(),
+            name: sheet.name.clone(),
+            registers: gpu.registers,
+            shared_bytes: gpu.shared_per_multiprocessor,
+            threads: gpu.threads_per_multiprocessor,
+        })
     }
 
     /// Whether wgmma, TMA, clusters and setmaxnreg exist.

@@ -13,6 +13,7 @@ use einfall_ir::analysis::resources::{self, Limits};
 use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::kernel;
 use einfall_ir::mapping::{KernelMapping, Mapping};
+use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, Plan};
 
 use crate::pipeline::{Level, Pass, Program};
@@ -58,12 +59,13 @@ fn refuse<T>(constraint: &str, message: impl std::fmt::Display, help: &str) -> S
     Err(Diagnostic::error("G0101", Span::default(), format!("{constraint}: {message}")).help(help))
 }
 
-/// Lowers every kernel of `plan` by `mapping` for the device that mappings are for so far.
+/// Lowers every kernel of `plan` by `mapping` for the device it is for (an H100 if no built-in sheet has the name).
 ///
 /// # Errors
 /// M02xx where the mapping does not fit the plan, G01xx where it is infeasible or not supported.
 pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagnostic>> {
-    lower_for(plan, mapping, &Limits::h100())
+    let gpu = DataSheet::named(&mapping.target).and_then(|s| s.gpu);
+    lower_for(plan, mapping, &gpu.map_or_else(Limits::h100, |g| Limits::of(&g)))
 }
 
 /// One kernel by one entry of its mapping; none if its extents never fit.

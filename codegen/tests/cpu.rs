@@ -6,6 +6,7 @@ mod common;
 use common::{Split, compile, isas, run};
 use einfall_codegen::pipeline::{Context, Program};
 use einfall_codegen::tables;
+use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, eval, parse};
 use einfall_ir::tile::{AxisKind, Plan};
@@ -113,5 +114,75 @@ fn library_cascades_agree_with_the_evaluator() {
     // What has no lowering yet is refused by name, and nothing else is.
     if only.is_none() {
         assert_eq!(refused, ["quantised_matmul: elements of type f8e4m3"]);
+    }
+}
+
+/// Rows of `x` far from 0: every row's mean is 1,000 or more times its deviation.
+fn far_rows(mut given: Vec<Array>, x: usize) -> Vec<Array> {
+    let a = &mut given[x];
+    let (dtype, row) = (a.dtype, a.dims[1] as usize);
+    for (i, v) in a.data.iter_mut().enumerate() {
+        let m = (i / row) as f64;
+        let mean = if (i / row) % 2 == 0 { 1.0 } else { -1.0 } * (1.0 + m) * 1e3;
+        *v = dtype.round(mean + v.clamp(-1.0, 1.0) * (1.0 + m));
+    }
+    given
+}
+
+/// Sums of powers are carried relative to an element of their row: one pass over rows whose means are far larger than
+/// their deviations stays within the tolerance of the two-pass text, and moments about 0 do not.
+#[test]
+fn moments_of_rows_far_from_zero() {
+    let about_zero = [
+        (
+            "mean_variance",
+            "cascade raw[M, K](x: f32[M,K]) -> (mean: f32[M], var: f32[M]) {
+                mean[m] = (sum(k) x[m,k]) / K
+                var[m] = (sum(k) x[m,k] * x[m,k]) / K - mean[m] * mean[m]
+            }",
+        ),
+        (
+            "third_moment",
+            "cascade raw[M, K](x: f32[M,K]) -> (T: f32[M]) {
+                U[m] = (sum(k) x[m,k]) / K
+                Q[m] = (sum(k) x[m,k] * x[m,k]) / K
+                T[m] = (sum(k) x[m,k] * x[m,k] * x[m,k]) / K - 3.0 * U[m] * Q[m] + 2.0 * U[m] * U[m] * U[m]
+            }",
+        ),
+        (
+            "layernorm_matmul",
+            "cascade raw[M, N, K](x: f32[M,K], gamma: f32[K], w: f32[K,N], eps: f32 = 1e-5) -> (y: f32[M,N]) {
+                U[m] = (sum(k) x[m,k]) / K
+                W[m] = (sum(k) x[m,k] * x[m,k]) / K - U[m] * U[m]
+                D[m,n] = sum(k) x[m,k] * gamma[k] * w[k,n]
+                G[n] = sum(k) gamma[k] * w[k,n]
+                y[m,n] = (D[m,n] - U[m] * G[n]) * rsqrt(max(W[m], 0.0) + eps)
+            }",
+        ),
+        ("layernorm_affine_matmul", ""),
+    ];
+    let isa = &isas()[0];
+    let bf16 = about_zero.iter().map(|(name, _)| (*name, "", einfall_kernels::source(name).unwrap().to_string()));
+    let f32 = bf16.clone().zip(&about_zero).map(|((name, _, text), raw)| (name, raw.1, text.replace("bf16", "f32")));
+    for (name, raw, text) in f32.chain(bf16.clone()) {
+        let c = parse(&text).unwrap().cascades.remove(0);
+        for (seed, k) in [(3, 1), (5, 2), (7, 100), (11, 1027)] {
+            let sizes = c.ranks.iter().map(|(_, r)| (r.name.clone(), if r.name == "K" { k } else { 12 })).collect();
+            let b = bind(&c, &Given { sizes, ..Given::default() }).unwrap();
+            let given = far_rows(inputs::random(&c, &b, seed, inputs::Variant::ALL[0]).unwrap(), 0);
+            let want = tolerance::expect(&c, &b, &given, &eval::Options::default()).unwrap();
+            let result = |c: &Cascade| {
+                let p = plan(c.clone()).unwrap();
+                run(&compile(&p, isa).unwrap(), &b.extents, &given, Split::Whole)
+            };
+            for (w, g) in want.iter().zip(result(&c)) {
+                w.compare(&g.data).unwrap_or_else(|e| panic!("{name}, {k} a row: {e}"));
+            }
+            if k > 2 && !raw.is_empty() {
+                let about_zero = result(&parse(raw).unwrap().cascades.remove(0));
+                let far = want.iter().zip(about_zero).any(|(w, g)| w.compare(&g.data).is_err());
+                assert!(far, "{name}, {k} a row: moments about 0 are as good");
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::super::compact::compact;
 use super::super::emit::{Emitter, Scope, Unsupported};
 use super::super::inline::{Definition, Inlined, conjuncts, indices_of};
 use super::super::symbolic::{Atom, AtomId, PolyId, Rat, Symbols, Var};
-use super::{Accumulator, Anchor, Derivation, Plan, Policy, ends, output_tensor, over};
+use super::{Accumulator, Anchor, Carried, Derivation, Final, Plan, Policy, ends, output_tensor, over};
 use crate::cascade::{
     Cascade, Einsum, Expr, ExprId, IndexId, IndexKind, Iter, RankId, Reducer, Size, Stmt, Target, TensorId, TensorKind,
 };
@@ -38,9 +38,10 @@ pub(super) fn build(
     c: &Cascade,
     x: &mut Inlined,
     rank: RankId,
-    plan: Plan,
+    mut plan: Plan,
     policies: Vec<Policy>,
 ) -> Result<Derivation, Unsupported> {
+    let counts = counts(c, &mut x.symbols, rank, &mut plan);
     let mut d = c.clone();
     let readable: BTreeMap<TensorId, Definition> = {
         let waiting = waits(c, rank);
@@ -55,7 +56,8 @@ pub(super) fn build(
     if let Some((_, i)) = c.indices.iter().find(|(_, i)| i.rank == Some(rank) && i.kind == IndexKind::Reduced) {
         em.names.insert(plan.element.clone(), i.name.clone());
     }
-    let (slots, classes) = used(&plan, em.s);
+    let (mut slots, classes) = used(&plan, em.s);
+    slots.extend(counts.iter().flatten().copied());
     let wide = plan.finals.iter().any(|f| c.tensors[f.tensor].dtype == DType::F64);
     let dtype = if wide { DType::F64 } else { DType::F32 };
     let (anchors, states) = Default::default();
@@ -89,7 +91,7 @@ pub(super) fn build(
     }
     let mut finished = BTreeMap::new();
     for k in 0..plan.finals.len() {
-        let e = b.finish(c, k)?;
+        let e = b.finish(c, k, &counts[k])?;
         finished.insert(plan.finals[k].tensor, e);
     }
     let Builder { em, .. } = b;
@@ -184,6 +186,65 @@ pub(super) fn waits(c: &Cascade, rank: RankId) -> BTreeSet<TensorId> {
         }
     }
     out
+}
+
+/// Per final, the slots that count the elements of its fiber: what the filter of its sums leaves may be nothing, where
+/// a quotient of sums is 0/0 and the text has a value.
+fn counts(c: &Cascade, s: &mut Symbols, rank: RankId, plan: &mut Plan) -> Vec<Vec<usize>> {
+    let one = s.integer(1);
+    let mut out = Vec::new();
+    for k in 0..plan.finals.len() {
+        let own = FinalParts::of(s, &plan.finals[k]);
+        let filters: BTreeSet<Vec<PolyId>> = own.slots.iter().map(|(_, j)| plan.slots[*j].filter.clone()).collect();
+        let anchored = !own.logs.is_empty() || own.slots.iter().any(|(_, j)| plan.slots[*j].class.is_some());
+        let whole = filters.iter().any(|f| f.is_empty());
+        let mut list = Vec::new();
+        if own.inverted && !anchored && !whole && empty_value(c, rank, plan.finals[k].tensor, 0).is_some() {
+            for filter in filters {
+                let mut vars: BTreeSet<Var> = filter.iter().flat_map(|p| s.vars(*p)).collect();
+                vars.remove(&plan.element);
+                let dims = vars.into_iter().collect();
+                let count = Carried { op: ReduceOp::Sum, class: None, weight: one, power: 0, filter, dims };
+                let at = plan.slots.iter().position(|o| *o == count).unwrap_or(plan.slots.len());
+                if at == plan.slots.len() {
+                    plan.slots.push(count);
+                }
+                list.push(at);
+            }
+        }
+        out.push(list);
+    }
+    out
+}
+
+/// What a final value is made of.
+struct FinalParts {
+    slots: BTreeSet<(AtomId, usize)>,
+    /// Classes whose scale stays in it.
+    logs: BTreeSet<usize>,
+    /// Whether it may divide by an accumulator, or takes the logarithm of one.
+    inverted: bool,
+}
+
+impl FinalParts {
+    fn of(s: &Symbols, f: &Final) -> FinalParts {
+        let mut p = FinalParts { slots: BTreeSet::new(), logs: BTreeSet::new(), inverted: false };
+        s.visit(f.value, &mut |a| {
+            match s.atom(a) {
+                Atom::Slot(j) => {
+                    p.slots.insert((a, *j as usize));
+                }
+                Atom::ScaleLog(j) | Atom::Scale(j) => {
+                    p.logs.insert(*j as usize);
+                }
+                Atom::Log(_) | Atom::Base(_) => p.inverted = true,
+                _ => {}
+            }
+            true
+        });
+        p.inverted |= s.poly(f.value).terms.keys().any(|m| m.factors.iter().any(|(_, q)| *q < Rat::ZERO));
+        p
+    }
 }
 
 /// Slots and classes the outputs use, with those their repairs use.
@@ -456,7 +517,7 @@ impl Builder<'_> {
     }
 
     /// The statement of a final tensor.
-    fn finish(&mut self, c: &Cascade, k: usize) -> Result<Einsum, Unsupported> {
+    fn finish(&mut self, c: &Cascade, k: usize, counts: &[usize]) -> Result<Einsum, Unsupported> {
         let f = &self.plan.finals[k];
         let original = c
             .einsums()
@@ -467,21 +528,7 @@ impl Builder<'_> {
         }
         let indices = f.free.iter().map(|(i, v)| (v.clone(), *i)).collect();
         let mut scope = Scope { indices, holds: BTreeSet::new(), slots: BTreeMap::new() };
-        let (mut slots, mut logs) = (BTreeSet::new(), BTreeSet::new());
-        let mut inverted = false;
-        self.em.s.visit(f.value, &mut |a| {
-            match self.em.s.atom(a) {
-                Atom::Slot(j) => {
-                    slots.insert((a, *j as usize));
-                }
-                Atom::ScaleLog(j) | Atom::Scale(j) => {
-                    logs.insert(*j as usize);
-                }
-                Atom::Log(_) | Atom::Base(_) => inverted = true,
-                _ => {}
-            }
-            true
-        });
+        let FinalParts { slots, logs, inverted } = FinalParts::of(self.em.s, f);
         let mut classes: BTreeSet<usize> = logs.clone();
         for (a, j) in slots {
             let dims = self.plan.slots[j].dims.clone();
@@ -496,7 +543,6 @@ impl Builder<'_> {
             let e = self.read(self.anchors[&j], Point::Last, &dims, &scope)?;
             scope.slots.insert(a, e);
         }
-        inverted |= self.em.s.poly(f.value).terms.keys().any(|m| m.factors.iter().any(|(_, q)| *q < Rat::ZERO));
         let mut value = self.em.poly(f.value, &mut scope)?;
         // A bare accumulator of an empty fiber is its start value already. Otherwise the value of an empty fiber is
         // the text's, where that has one.
@@ -509,6 +555,16 @@ impl Builder<'_> {
                     let last = self.read(self.anchors[&j], Point::Last, &dims, &scope)?;
                     let lowest = self.em.float(f64::NEG_INFINITY);
                     Some(self.em.binary(BinaryOp::Eq, last, lowest))
+                }
+                None if !counts.is_empty() => {
+                    let mut all = None;
+                    for j in counts {
+                        let dims = self.plan.slots[*j].dims.clone();
+                        let (n, zero) = (self.read(self.states[j], Point::Last, &dims, &scope)?, self.em.float(0.0));
+                        let none = self.em.binary(BinaryOp::Eq, n, zero);
+                        all = Some(all.map_or(none, |o| self.em.binary(BinaryOp::And, o, none)));
+                    }
+                    all
                 }
                 None if inverted && classes.is_empty() => {
                     let n = self.em.push(Expr::Size(Size::Rank(self.rank)));

@@ -21,6 +21,7 @@ use crate::dtype::DType;
 use crate::ops::{BinaryOp, ReduceOp};
 
 mod build;
+mod centre;
 
 /// When the anchor of a stream moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -146,6 +147,8 @@ pub fn derive_inlined(c: &Cascade, x: &Inlined, rank: RankId, policy: Policy) ->
     let mut x = x.clone();
     let before = passes_over(c, &[rank]).max;
     let after = levels_after(c, &x, rank).passes;
+    let centred = centre::centre(c, &mut x, rank);
+    let c = centred.as_ref().unwrap_or(c);
     let mut plan = Plan::new(c, &mut x, rank)?;
     let anchored = plan.classes.iter().any(|k| k.anchored);
     if after >= before && !anchored {

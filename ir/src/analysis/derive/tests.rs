@@ -178,3 +178,73 @@ fn a_learnable_sink_starts_the_anchor() {
     same(&c, &d.cascade, ROWS);
     same(&c, &d.cascade, &[("M", 2), ("N", 0)]);
 }
+
+/// The derived text of a cascade over N, which agrees with its text.
+fn derived_text(signature: &str, body: &str) -> (Cascade, Cascade, String) {
+    let c = one(&format!("cascade c[M, N]({signature}) {{\n{body}\n}}"));
+    let d = derive(&c, c.rank("N").unwrap()).unwrap_or_else(|| panic!("nothing derived:\n{body}"));
+    let text = same(&c, &d.cascade, ROWS);
+    reads_back(&text);
+    assert_eq!(super::super::check::check(&c, &d), Ok(()), "{text}");
+    (c, d.cascade, text)
+}
+
+#[test]
+fn centred_forms_are_carried_relative_to_an_element_of_the_fiber() {
+    let x = "x: f32[M,N]";
+    let (_, _, text) = derived_text(
+        &format!("{x}, z: f32[N,M]) -> (y: f32[M]"),
+        "u[m] = (sum(n) x[m,n]) / N\n v[m] = (sum(n) z[n,m]) / N\n y[m] = (sum(n) (x[m,n] - u[m]) * (z[n,m] - v[m])) / N",
+    );
+    assert!(text.contains("x_first[m] = if abs(x[m,0]) < inf then x[m,0] else 0.0"), "{text}");
+    assert!(text.contains("z_first[m] = if abs(z[0,m]) < inf then z[0,m] else 0.0"), "{text}");
+    assert!(text.contains("z_centred[n,m] = z[n,m] - z_first[m]"), "{text}");
+    // Weights, and a sum of two inputs as one variable.
+    let (_, _, text) = derived_text(
+        &format!("{x}, w: f32[N]) -> (y: f32[M]"),
+        "l[m] = sum(n) exp(w[n])\n u[m] = (sum(n) exp(w[n]) * x[m,n]) / l[m]\n \
+         y[m] = sum(n) exp(w[n]) * (x[m,n] - u[m]) * (x[m,n] - u[m])",
+    );
+    assert!(text.contains("x_centred"), "{text}");
+    let (_, _, text) = derived_text(
+        &format!("{x}, p: f32[N]) -> (y: f32[M]"),
+        "h[m,n] = x[m,n] + p[n]\n u[m] = (sum(n) h[m,n]) / N\n y[m] = (sum(n) (h[m,n] - u[m]) * (h[m,n] - u[m])) / N",
+    );
+    assert_eq!(text.matches("_first[m] =").count(), 1, "{text}");
+    assert!(!text.contains("x[m,n] * x[m,n]"), "{text}");
+    // What is no centred form keeps its sums: a shift would not leave it.
+    for t in [samples::RMS_MATMUL, samples::ENTROPY, samples::UNSTABILISED] {
+        let c = one(t);
+        let r = if t == samples::RMS_MATMUL { "K" } else { "N" };
+        let text = print_cascade(&derive(&c, c.rank(r).unwrap()).unwrap().cascade);
+        assert!(!text.contains("_first"), "{text}");
+    }
+}
+
+#[test]
+fn an_anchor_is_an_element_that_counts() {
+    let (c, d, text) = derived_text(
+        "x: f32[M,N]) -> (y: f32[M]",
+        "l[m] = sum(n) 1.0 where n > m\n s[m] = sum(n) x[m,n] where n > m\n u[m] = s[m] / l[m]\n \
+         y[m] = sum(n) (x[m,n] - u[m]) * (x[m,n] - u[m]) where n > m",
+    );
+    assert!(text.contains("x_first"), "{text}");
+    // The first element never counts here, whatever stands there.
+    for outside in [f64::NAN, f64::INFINITY, 1e300] {
+        let (b, mut given) = inputs(&c, ROWS, 5, 1.0);
+        let want = evaluate(&d, &b, &given).unwrap();
+        for m in 0..5 {
+            given[0].data[m * 4] = outside;
+        }
+        let have = evaluate(&d, &b, &given).unwrap();
+        assert_eq!(have[0].data[..3], want[0].data[..3], "{text}");
+    }
+    // An infinity that counts gives what the text gives.
+    let c = one(samples::VARIANCE);
+    let d = derive(&c, c.rank("N").unwrap()).unwrap();
+    let (b, mut given) = inputs(&c, ROWS, 5, 1.0);
+    given[0].data[0] = f64::INFINITY;
+    let (want, have) = (evaluate(&c, &b, &given).unwrap(), evaluate(&d.cascade, &b, &given).unwrap());
+    assert_eq!(have[0].data[0], want[0].data[0]);
+    assert!(want[1].data[0].is_nan() && have[1].data[0].is_nan());
+}

@@ -11,7 +11,7 @@ use einfall_ir::{kernel, tile};
 
 use crate::lower;
 use crate::passes::{
-    extract_reductions, fix_extents, fold_exponents, load_reads, propagate_support, round_operands,
+    extract_reductions, fix_extents, fold_exponents, fuse_indices, load_reads, propagate_support, round_operands,
     split_constant_dims, unroll_axes,
 };
 use crate::pipeline::{Forms, Level, Pass, Program};
@@ -38,6 +38,12 @@ pub const TO_TILE: &[Pass] = &[
         level: Level::Cascade,
         step: |p, _| Ok(Program::Cascade(split_constant_dims::split_constant_dims(cascade(p)))),
         why: "before grouping, which needs accesses that are indices",
+    },
+    Pass {
+        name: "fuse-indices",
+        level: Level::Cascade,
+        step: |p, _| Ok(Program::Cascade(fuse_indices::fuse_indices(cascade(p)))),
+        why: "before reductions are taken out: a left side that is no list of indices needs a statement of its own",
     },
     Pass {
         name: "extract-reductions",

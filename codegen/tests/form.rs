@@ -147,6 +147,9 @@ fn the_example_encoder_is_cut_where_it_should_be() {
         }
         kernels.push((c.name, p.kernels.len()));
     }
+    // The output projection walks all heads' features in one stream, as its siblings do.
+    let layer = plan(parse(text).unwrap().cascades.remove(1)).unwrap().to_string();
+    assert!(layer.contains("stream he in H*E"), "{layer}");
     let kernels: Vec<(&str, usize)> = kernels.iter().map(|(n, k)| (n.as_str(), *k)).collect();
     assert_eq!(kernels, [("embed", 1), ("layer", 7), ("pool", 2), ("similarity", 1)]);
 }

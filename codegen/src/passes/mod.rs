@@ -5,6 +5,7 @@ use einfall_ir::diag::{Diagnostic, Span};
 pub mod extract_reductions;
 pub mod fix_extents;
 pub mod fold_exponents;
+pub mod fuse_indices;
 pub mod load_reads;
 pub mod propagate_support;
 pub(crate) mod rewrite;

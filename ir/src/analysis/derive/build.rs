@@ -193,13 +193,13 @@ pub(super) fn waits(c: &Cascade, rank: RankId) -> BTreeSet<TensorId> {
 fn counts(c: &Cascade, s: &mut Symbols, rank: RankId, plan: &mut Plan) -> Vec<Vec<usize>> {
     let one = s.integer(1);
     let mut out = Vec::new();
-    for k in 0..plan.finals.len() {
-        let own = FinalParts::of(s, &plan.finals[k]);
+    for f in &plan.finals {
+        let own = FinalParts::of(s, f);
         let filters: BTreeSet<Vec<PolyId>> = own.slots.iter().map(|(_, j)| plan.slots[*j].filter.clone()).collect();
         let anchored = !own.logs.is_empty() || own.slots.iter().any(|(_, j)| plan.slots[*j].class.is_some());
         let whole = filters.iter().any(|f| f.is_empty());
         let mut list = Vec::new();
-        if own.inverted && !anchored && !whole && empty_value(c, rank, plan.finals[k].tensor, 0).is_some() {
+        if own.inverted && !anchored && !whole && empty_value(c, rank, f.tensor, 0).is_some() {
             for filter in filters {
                 let mut vars: BTreeSet<Var> = filter.iter().flat_map(|p| s.vars(*p)).collect();
                 vars.remove(&plan.element);

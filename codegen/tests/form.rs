@@ -4,6 +4,7 @@
 use einfall_codegen::lower::form::form_kernels;
 use einfall_codegen::passes::Unsupported;
 use einfall_codegen::passes::extract_reductions::extract_reductions;
+use einfall_codegen::passes::fuse_indices::fuse_indices;
 use einfall_codegen::passes::propagate_support::propagate_support;
 use einfall_codegen::passes::split_constant_dims::split_constant_dims;
 use einfall_codegen::pipeline::{Context, Level, Program};
@@ -17,7 +18,7 @@ use einfall_ir::tile;
 
 /// The plan as it is formed, and as the passes for a device with contraction instructions leave it.
 fn plan(cascade: Cascade) -> Result<tile::Plan, Unsupported> {
-    form_kernels(&extract_reductions(split_constant_dims(propagate_support(cascade)?)))
+    form_kernels(&extract_reductions(fuse_indices(split_constant_dims(propagate_support(cascade)?))))
 }
 
 fn with_atoms(mut program: Program) -> tile::Plan {
@@ -149,7 +150,7 @@ fn the_example_encoder_is_cut_where_it_should_be() {
     }
     // The output projection walks all heads' features in one stream, as its siblings do.
     let layer = plan(parse(text).unwrap().cascades.remove(1)).unwrap().to_string();
-    assert!(layer.contains("stream he in H*E"), "{layer}");
+    assert!(layer.contains("stream he in H * E"), "{layer}");
     let kernels: Vec<(&str, usize)> = kernels.iter().map(|(n, k)| (n.as_str(), *k)).collect();
     assert_eq!(kernels, [("embed", 1), ("layer", 7), ("pool", 2), ("similarity", 1)]);
 }

@@ -282,7 +282,7 @@ mod tests {
         // Three indices.
         let text = fused(
             "cascade c[T, A, B, C](o: f32[T,A*B*C], w: f32[A*B*C]) -> (y: f32[T]) {\n \
-             y[t] = sum(a, b, c) o[t,(a*B+b)*C+c] * w[a*(B*C)+b*C+c] }",
+             y[t] = sum(a, b, c) o[t,a*(B*C)+b*C+c] * w[a*(B*C)+b*C+c] }",
         );
         assert!(text.contains("sum(a, bc in B*C)") || text.contains("sum(abc"), "{text}");
     }

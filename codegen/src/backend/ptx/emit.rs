@@ -80,6 +80,8 @@ pub(super) struct RoleState {
     pub(super) upper_rows: HashMap<(FragId, String), Vec<String>>,
     /// Running sums whose lanes are joined once.
     pub(super) partial: Partial,
+    /// The last reduction of many elements since wgmma was last committed or awaited, in code without branches.
+    pub(super) joined: Option<FragId>,
     /// Text before the body.
     before: String,
     /// Whether what has one value in a task goes there.
@@ -105,6 +107,7 @@ impl RoleState {
             descriptors: Vec::new(),
             upper_rows: HashMap::new(),
             partial: Partial::default(),
+            joined: None,
             before: String::new(),
             hoists: false,
             leader: String::new(),
@@ -385,6 +388,7 @@ impl<'a> Emit<'a> {
             self.complete_partial(s)?;
         }
         self.role.descriptors.clear();
+        self.role.joined = None;
         Ok(())
     }
 
@@ -392,6 +396,9 @@ impl<'a> Emit<'a> {
         self.role.fenced &= matches!(s, Stmt::Atom { .. } | Stmt::Commit(_) | Stmt::Fence(_));
         if matches!(s, Stmt::Let { .. } | Stmt::For { .. } | Stmt::If { .. }) {
             self.role.descriptors.clear();
+        }
+        if matches!(s, Stmt::For { .. } | Stmt::If { .. }) {
+            self.role.joined = None;
         }
         match s {
             Stmt::For { var, lo, hi, step, unroll, body } => self.for_loop(var.index(), lo, hi, *step, *unroll, body),

@@ -11,12 +11,15 @@ use einfall_ir::ops::{BinaryOp, ReduceOp, UnaryOp};
 
 use super::Res;
 use super::emit::Emit;
-use super::frag::ThreadDigit;
+use super::frag::{Packing, ThreadDigit, packing};
 use super::scalar::class;
 use super::text::{Ty, Val};
 
 /// Chains of a reduction within a thread.
 const CHAINS: usize = 4;
+
+/// Elements joined by a reduction that is worth finishing before a wait.
+const WORTH_FINISHING: usize = 16;
 
 /// The value of an empty reduction of elements of `dtype` in class `ty`.
 pub(super) fn identity(op: ReduceOp, ty: Ty, dtype: DType) -> Val {
@@ -99,7 +102,12 @@ impl Emit<'_> {
             }
             results.push(x);
         }
-        self.set_elements(out, |_, v| Ok(results[v].clone()))
+        self.set_elements(out, |_, v| Ok(results[v].clone()))?;
+        let many = groups.iter().any(|g| g.len() >= WORTH_FINISHING);
+        if many && ty == Ty::F32 && packing(self.frags.get(out).dtype) == Packing::Single(Ty::F32) {
+            self.role.joined = Some(out);
+        }
+        Ok(())
     }
 
     /// For every element of the result, the elements of the source that it joins.

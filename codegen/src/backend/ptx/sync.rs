@@ -220,7 +220,10 @@ impl Emit<'_> {
 
     pub(super) fn commit(&mut self, kind: GroupKind) {
         match kind {
-            GroupKind::Wgmma => self.t.line("wgmma.commit_group.sync.aligned"),
+            GroupKind::Wgmma => {
+                self.role.joined = None;
+                self.t.line("wgmma.commit_group.sync.aligned");
+            }
             GroupKind::CpAsync => self.t.line("cp.async.commit_group"),
             GroupKind::Bulk => {
                 let leader = self.leader();
@@ -229,9 +232,30 @@ impl Emit<'_> {
         }
     }
 
+    /// Keeps what stands before a wait for wgmma before it. ptxas lets arithmetic sink below the wait, and with it the
+    /// overlap that the schedule is for; a load that depends on the last reduction stays, and what the reduction
+    /// joins must precede it. The load asks for a value that no arithmetic makes, so it is hardly ever executed, and
+    /// changes nothing if it is.
+    fn finish_before_waiting(&mut self) {
+        let Some(f) = self.role.joined.take() else { return };
+        let frag = self.frags.get(f);
+        let registers: Vec<String> = (0..frag.count).map(|v| frag.register(v)).collect();
+        let mut bits = self.t.def(Ty::S32, "mov.b32", &[&registers[0]]);
+        for r in &registers[1..] {
+            let other = self.t.def(Ty::S32, "mov.b32", &[r]);
+            bits = self.t.def(Ty::S32, "and.b32", &[&bits, &other]);
+        }
+        let never = self.t.def(Ty::Pred, "setp.eq.s32", &[&bits, "0x7FBADBAD"]);
+        let value = self.t.reg(Ty::S32);
+        self.t.line(&format!("@{never} ld.volatile.shared.b32 {value}, [%smem]"));
+    }
+
     pub(super) fn wait_group(&mut self, kind: GroupKind, pending: u64, last: bool) -> Res<()> {
         match kind {
-            GroupKind::Wgmma => self.t.line(&format!("wgmma.wait_group.sync.aligned {pending}")),
+            GroupKind::Wgmma => {
+                self.finish_before_waiting();
+                self.t.line(&format!("wgmma.wait_group.sync.aligned {pending}"));
+            }
             GroupKind::CpAsync => {
                 self.t.line(&format!("cp.async.wait_group {pending}"));
                 // The copies of the other lanes are waited for by them.

@@ -5,12 +5,15 @@ use einfall_codegen::lower::gpu::{self, split_streams};
 use einfall_codegen::pipeline::{self, Context, Program};
 use einfall_codegen::tables;
 use einfall_ir::analysis::resources::Limits;
+use einfall_ir::arena::Id;
 use einfall_ir::array::Array;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::Module;
 use einfall_ir::kernel::atoms;
 use einfall_ir::kernel::eval::{GlobalBuffer, Options, Schedule, run};
+use einfall_ir::kernel::mutate::mutants;
+use einfall_ir::kernel::{Expr, Kernel, Module, Stmt};
 use einfall_ir::mapping::parse::parse;
+use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{self, BufferKind, Plan};
 
 fn text(path: &str) -> String {
@@ -71,16 +74,20 @@ fn lowered(split: &Plan, mapping: &str) -> Module {
 fn agrees(plan: &Plan, split: &Plan, module: &Module, ranks: &[u64]) {
     let want = means_the_same(plan, split, ranks);
     let given = inputs(plan, ranks);
+    let counted: Vec<usize> = module.kernels.iter().flat_map(|k| k.counters()).collect();
     for schedule in Schedule::ALL {
         let mut given = given.iter();
         let mut arrays: Vec<GlobalBuffer> = split
             .buffers
             .iter()
-            .map(|(_, b)| {
+            .map(|(id, b)| {
                 let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
                 match b.kind {
                     BufferKind::Input | BufferKind::InOut => {
                         GlobalBuffer::new(&dims, b.dtype, given.next().unwrap().data.clone())
+                    }
+                    BufferKind::Workspace if counted.contains(&id.index()) => {
+                        GlobalBuffer::new(&dims, b.dtype, vec![0.0; dims.iter().product::<u64>() as usize])
                     }
                     BufferKind::Output | BufferKind::Workspace => GlobalBuffer::undefined(&dims, b.dtype),
                 }
@@ -93,6 +100,7 @@ fn agrees(plan: &Plan, split: &Plan, module: &Module, ranks: &[u64]) {
             run(kernel, &split.ranks, ranks, &mut arrays, &options)
                 .unwrap_or_else(|e| panic!("{}: {e} at {ranks:?}", kernel.name));
         }
+        assert!(counted.iter().all(|c| arrays[*c].data.iter().all(|n| *n == 0.0)), "counters start again");
         let outs = split.buffers.iter().zip(&arrays).filter(|((_, b), _)| b.kind == BufferKind::Output);
         for ((_, got), want) in outs.zip(&want) {
             assert!(got.defined.iter().all(|d| *d));
@@ -138,6 +146,68 @@ fn grouped_queries_in_parts() {
         [[1, 2, 4, 1, 700, 128, 128], [2, 1, 8, 1, 128, 64, 128], [1, 1, 3, 2, 330, 128, 72], [1, 1, 2, 1, 0, 64, 64]]
     {
         agrees(&plan, &split, &module, &ranks);
+    }
+}
+
+/// A merge that comes too early, or does not wait to be counted at all, is seen: it reads what nothing ordered before.
+#[test]
+fn a_merge_before_the_last_part_is_caught() {
+    let mapping = text("mappings/attention_decode.mapping");
+    let plan = formed("attention_gqa");
+    let (_, split) = cut(&plan.to_string(), &mapping, Limits::h100().multiprocessors);
+    let module = lowered(&split, &mapping);
+    let kernel = module.kernels.last().unwrap();
+    let ranks = [1, 1, 2, 1, 200, 64, 64];
+    let fails = |k: &Kernel, schedule| {
+        let given = inputs(&plan, &ranks);
+        let mut given = given.iter();
+        let arrays = split.buffers.iter().map(|(id, b)| {
+            let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(&ranks).unwrap()).collect();
+            match b.kind {
+                BufferKind::Input => GlobalBuffer::new(&dims, b.dtype, given.next().unwrap().data.clone()),
+                _ if kernel.counters().contains(&id.index()) => GlobalBuffer::new(&dims, b.dtype, vec![0.0]),
+                _ => GlobalBuffer::undefined(&dims, b.dtype),
+            }
+        });
+        let mut arrays: Vec<GlobalBuffer> = arrays.collect();
+        let options = Options { schedule, seed: 5, ..Options::default() };
+        run(k, &split.ranks, &ranks, &mut arrays, &options).is_err()
+    };
+    assert!(Schedule::ALL.iter().all(|s| !fails(kernel, *s)));
+    let mut early = 0;
+    for mutant in mutants(kernel, &split.ranks).filter(|m| m.place.contains(": last ")) {
+        assert!(Schedule::ALL.iter().any(|s| fails(&mutant.kernel, *s)), "{:?} {}", mutant.fault, mutant.place);
+        early += 1;
+    }
+    assert_eq!(early, 2);
+    // The part of the highest number merges, whoever has arrived.
+    let mut uncounted = kernel.clone();
+    let body = &mut uncounted.roles.last_mut().unwrap().body;
+    let at = body.iter().position(|s| matches!(s, Stmt::Last { .. })).unwrap();
+    let Stmt::Last { var, of, .. } = body[at].clone() else { unreachable!("found") };
+    let value = Expr::Binary(BinaryOp::Eq, Box::new(Expr::Grid(4)), Box::new(of.bin(BinaryOp::Sub, Expr::Int(1))));
+    body[at] = Stmt::Let { var, value };
+    assert!(Schedule::ALL.iter().any(|s| fails(&uncounted, *s)));
+}
+
+/// What the merge where the last arrives cannot do is refused by name.
+#[test]
+fn merges_that_do_not_fit_the_parts_are_refused() {
+    let mapping = text("mappings/attention_decode.mapping");
+    let plan = formed("attention_gqa");
+    for (from, to, says) in [
+        ("axis r block 4", "axis r block 24", "blocks of 24 along r cross the tasks of attention_gqa_0, of 64"),
+        (
+            "        split n",
+            "        work longest_first\n        split n",
+            "its tasks are clustered or walk several blocks",
+        ),
+    ] {
+        assert!(mapping.contains(from));
+        let mapping = mapping.replace(from, to);
+        let (_, split) = cut(&plan.to_string(), &mapping, 132);
+        let refused = gpu::lower(&split, &parse(&mapping).unwrap()).expect_err(says);
+        assert!(refused[0].message.contains(says) && refused[0].help.is_some(), "{refused:?}");
     }
 }
 

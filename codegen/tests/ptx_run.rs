@@ -12,7 +12,7 @@ use einfall_ir::artifact::{Artifact, Code};
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::Module;
 use einfall_ir::tile::{self, BufferKind, Plan};
-use machine::launch::execute;
+use machine::launch::{execute, launched};
 
 fn text(path: &str) -> String {
     let path = format!("{}/../tests/{path}", env!("CARGO_MANIFEST_DIR"));
@@ -23,6 +23,20 @@ fn formed(name: &str) -> Plan {
     let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
     let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
     form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap()
+}
+
+/// The plan of a library cascade for a GPU, by every pass.
+fn formed_for_gpu(name: &str) -> Plan {
+    use einfall_codegen::pipeline::{self, Context, Program};
+    use einfall_codegen::tables;
+    let cascade = einfall_ir::cascade::parse(einfall_kernels::source(name).unwrap()).unwrap().cascades.remove(0);
+    let context = Context { atoms: einfall_ir::kernel::atoms::all().collect(), ..Context::default() };
+    let records = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(cascade), &context, None)
+        .unwrap_or_else(|(_, stop)| panic!("{stop}"));
+    match records.into_iter().next_back().map(|r| r.program) {
+        Some(Program::Tile(plan)) => plan,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn mapped(plan: &Plan, mapping: &str) -> Module {
@@ -214,6 +228,24 @@ fn scalar_functions_keep_their_ulps() {
             let ulps = (y - want).abs() / DType::F32.ulp(want);
             assert!(*y == want || ulps <= allowed, "{f}({x}) is {y}, not {want}: {ulps} ulps");
         }
+    }
+}
+
+/// The library's grouped-query attention, its keys cut over tasks of which the last merges: it agrees, its counters
+/// serve the next launch, and the result is the same bit by bit whichever task is the last.
+#[test]
+fn parts_merge_where_the_last_arrives() {
+    let mapping = text("mappings/attention_decode.mapping");
+    let plan = formed_for_gpu("attention_gqa");
+    let split = gpu::split_streams::run(&plan, &einfall_ir::mapping::parse::parse(&mapping).unwrap(), 132).unwrap();
+    let module = mapped(&split, &mapping);
+    // [B, G, R, M, N, E, F]: uneven parts and a tail; rows of several blocks of the merge; one part.
+    for ranks in [[1, 2, 4, 1, 700, 128, 128], [1, 1, 9, 2, 200, 64, 72], [1, 1, 2, 1, 40, 64, 64]] {
+        agrees(&split, &module, &ranks, 4.0);
+        let (artifact, given) = (printed(&split, &module), inputs(&split, &ranks, false));
+        let once = execute(&artifact, &ranks, &given);
+        assert_eq!(launched(&artifact, &ranks, &given, 2, false), once, "the second launch at {ranks:?}");
+        assert_eq!(launched(&artifact, &ranks, &given, 1, true), once, "from the last task at {ranks:?}");
     }
 }
 

@@ -9,7 +9,7 @@ use crate::dtype::DType;
 use crate::tile::{Buffer, BufferId};
 
 /// Version of the calling conventions and of this contract; part of every cache key.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A plan compiled for one target.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,6 +90,9 @@ pub struct GpuLaunch {
     /// Whether it may start before the launch before it has ended, as it waits itself before it reads what that one
     /// stores (`griddepcontrol.wait`; programmatic dependent launch).
     pub dependent: bool,
+    /// Arrays of the workspace in which units count ([`crate::kernel::Stmt::Last`]): zeros before the first launch, and
+    /// every launch leaves zeros. They share bytes with no other array.
+    pub counters: Vec<BufferId>,
     /// Tensor maps, in the order of the parameters.
     pub maps: Vec<TensorMap>,
     /// The kernel of the plan it is one variant of; none: it stands alone. Variants of one kernel follow one another

@@ -358,6 +358,11 @@ fn place(artifact: &Artifact, bytes: &[u64]) -> Result<(Vec<Option<u64>>, u64), 
         .iter()
         .filter(|(_, b)| b.kind == BufferKind::Workspace)
         .filter_map(|(id, _)| {
+            // Counters keep their zeros from launch to launch.
+            let counts = |l: &Launch| l.gpu.as_ref().is_some_and(|g| g.counters.contains(&id));
+            if artifact.launches.iter().any(counts) {
+                return Some((0, artifact.launches.len() - 1, id));
+            }
             let first = artifact.launches.iter().position(|l| uses(l, id))?;
             let last = artifact.launches.iter().rposition(|l| uses(l, id))?;
             Some((first, last, id))

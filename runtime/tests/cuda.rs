@@ -76,6 +76,7 @@ fn artifact(text: &str) -> Artifact {
             shared_bytes: 0,
             cooperative: false,
             dependent: false,
+            counters: vec![],
             maps: vec![],
             variant_of: None,
             assumes: vec![],

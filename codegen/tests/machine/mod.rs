@@ -193,6 +193,8 @@ pub struct Machine<'a> {
     pub mbarriers: HashMap<(usize, u64), Mbarrier>,
     /// Threads arrived and generation, by task and number.
     pub barriers: HashMap<(usize, u64), (u64, u64)>,
+    /// What threads that meet at a barrier have said so far, by task and number.
+    pub said: HashMap<(usize, u64), bool>,
     pub cluster: (u64, u64),
     pub first_task: u64,
     pub warps: Vec<Warp>,
@@ -217,7 +219,8 @@ impl<'a> Machine<'a> {
         }
         let shared = vec![vec![0xA5; 240 << 10]; tasks];
         let (mbarriers, barriers) = (HashMap::new(), HashMap::new());
-        Machine { entry, params, maps, global, shared, mbarriers, barriers, cluster: (0, 0), first_task, warps }
+        let said = HashMap::new();
+        Machine { entry, params, maps, global, shared, mbarriers, barriers, said, cluster: (0, 0), first_task, warps }
     }
 
     /// Runs until all warps have ended.

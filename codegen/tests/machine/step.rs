@@ -147,6 +147,42 @@ impl Machine<'_> {
                 }
             }
             "bar" if op[1] == "warp" => {}
+            // Threads meet and learn whether one of them has something to say.
+            "bar" if op[1] == "red" => {
+                let (id, threads) = (at(self, 1, first), at(self, 2, first));
+                let said = (0..32).any(|l| at(self, 3, l) != 0);
+                let b = self.barriers.entry((cta, id)).or_default();
+                b.0 += 32;
+                assert!(b.0 <= threads, "more threads at barrier {id} than it counts");
+                let (generation, full) = (b.1, b.0 == threads);
+                *self.said.entry((cta, id)).or_default() |= said;
+                self.warps[w].status = Status::Barrier(id, generation);
+                if full {
+                    *self.barriers.get_mut(&(cta, id)).unwrap() = (0, generation + 1);
+                    let said = self.said.remove(&(cta, id)).unwrap_or_default();
+                    let here = Status::Barrier(id, generation);
+                    let met: Vec<usize> = (0..self.warps.len())
+                        .filter(|x| self.warps[*x].cta == cta && self.warps[*x].status == here)
+                        .collect();
+                    for x in met {
+                        (0..32).for_each(|l| self.set(x, &i.args[0], l, u64::from(said)));
+                    }
+                    self.warps[w].status = Status::Ready;
+                }
+            }
+            "vote" => {
+                let any = (0..32).any(|l| at(self, 1, l) != 0);
+                (0..32).for_each(|l| self.set(w, &i.args[0], l, u64::from(any)));
+            }
+            "atom" => {
+                assert_eq!(op, ["atom", "acq_rel", "gpu", "global", "inc", "u32"], "{}", i.text);
+                for &l in active {
+                    let (address, most) = (at(self, 1, l), at(self, 2, l));
+                    let old = Machine::read(self.global, address, 4);
+                    Machine::write(self.global, address, 4, if old >= most { 0 } else { old + 1 });
+                    self.set(w, &i.args[0], l, old);
+                }
+            }
             "bar" => {
                 let id = at(self, 0, first);
                 let threads = i.args.get(1).map_or_else(

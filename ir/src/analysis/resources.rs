@@ -217,6 +217,7 @@ fn collect_operands(body: &[Stmt], out: &mut Live) {
             | Stmt::Fence(_)
             | Stmt::Commit(_)
             | Stmt::WaitGroup { .. }
+            | Stmt::Last { .. }
             | Stmt::TaskSync
             | Stmt::ClusterSync
             | Stmt::GridSync => {}
@@ -333,6 +334,7 @@ impl Liveness<'_> {
             | Stmt::NamedArrive { .. }
             | Stmt::Fence(_)
             | Stmt::Commit(_)
+            | Stmt::Last { .. }
             | Stmt::TaskSync
             | Stmt::ClusterSync
             | Stmt::GridSync => live,

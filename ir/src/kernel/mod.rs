@@ -17,6 +17,8 @@ pub mod print;
 pub mod variants;
 pub mod verify;
 
+use std::collections::BTreeSet;
+
 use crate::arena::Arena;
 use crate::cascade::{Rank, RankId};
 use crate::define_ids;
@@ -519,6 +521,19 @@ pub enum Stmt {
         /// How many may stay open.
         pending: u64,
     },
+    /// Counts the unit at a counter in device memory, an i32 array of zeros between launches. `var` is 1 in the unit
+    /// that is the `of`-th to count there, whose counter starts again at 0, and 0 in the others. What units did before
+    /// they counted happens before what the last one does after it (release and acquire at device scope).
+    Last {
+        /// Whether the unit is the last.
+        var: VarId,
+        /// The counters.
+        counter: BufId,
+        /// Which of them: one coordinate per dimension.
+        at: Vec<Expr>,
+        /// How many units count, at least 1.
+        of: Expr,
+    },
     /// Every thread of the task.
     TaskSync,
     /// Every thread of the cluster.
@@ -528,6 +543,30 @@ pub enum Stmt {
 }
 
 impl Kernel {
+    /// Arrays in which units count ([`Stmt::Last`]), by position among the plan's: zeros before the first launch.
+    pub fn counters(&self) -> BTreeSet<usize> {
+        fn go(k: &Kernel, body: &[Stmt], out: &mut BTreeSet<usize>) {
+            for s in body {
+                match s {
+                    Stmt::For { body, .. } => go(k, body, out),
+                    Stmt::If { then, otherwise, .. } => {
+                        go(k, then, out);
+                        go(k, otherwise, out);
+                    }
+                    Stmt::Last { counter, .. } => {
+                        if let BufSpace::Global { param, .. } = k.bufs[*counter].space {
+                            out.insert(param);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let mut out = BTreeSet::new();
+        self.roles.iter().for_each(|r| go(self, &r.body, &mut out));
+        out
+    }
+
     /// Whether the expression's value is an integer (or a bool): division and remainder of integers are integer.
     pub fn is_integer(&self, e: &Expr) -> bool {
         let integral = |d: DType| !d.is_float();

@@ -21,6 +21,8 @@ pub enum Fault {
     FewerBytes,
     /// One group more may stay open.
     LaterGroup,
+    /// One unit fewer counts before the last.
+    FewerArrivals,
     /// A swizzle of half the span in a shared buffer's layout.
     WrongSwizzle,
     /// One stage fewer in a shared buffer.
@@ -99,6 +101,7 @@ fn find(body: &[Stmt], path: &mut Vec<usize>, sites: &mut Vec<(Vec<usize>, Fault
             }
             Stmt::Arrive { .. } => &[Fault::Missing, Fault::WrongStage],
             Stmt::WaitGroup { .. } => &[Fault::Missing, Fault::LaterGroup],
+            Stmt::Last { .. } => &[Fault::Missing, Fault::FewerArrivals],
             Stmt::NamedSync { .. }
             | Stmt::NamedArrive { .. }
             | Stmt::Fence(_)
@@ -153,6 +156,7 @@ fn bend(body: &mut Vec<Stmt>, at: usize, fault: Fault, barriers: &Arena<BarrierI
             *stage = if stages > 1 { next.bin(BinaryOp::Mod, Expr::Int(stages as i64)) } else { next };
         }
         (Fault::FewerBytes, Stmt::Arrive { expect_bytes: Some(b), .. }) => *b -= 16,
+        (Fault::FewerArrivals, Stmt::Last { of, .. }) => *of = of.clone().bin(BinaryOp::Sub, Expr::Int(1)),
         (Fault::LaterGroup, Stmt::WaitGroup { pending, .. }) => *pending += 1,
         _ => {
             body.remove(at);

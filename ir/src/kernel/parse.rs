@@ -77,7 +77,7 @@ type Read<T> = Result<T, Diagnostic>;
 /// Deepest nesting of expressions and statements accepted.
 const MAX_DEPTH: usize = 200;
 
-const STATEMENTS: &str = "a statement starts with for, if, let, map, reduce, scan, load, store, gather, scatter, atom, copy, arrive, wait, bar_sync, bar_arrive, fence, commit, wait_group, task_sync, cluster_sync or grid_sync";
+const STATEMENTS: &str = "a statement starts with for, if, let, map, reduce, scan, load, store, gather, scatter, atom, copy, arrive, wait, bar_sync, bar_arrive, fence, commit, wait_group, last, task_sync, cluster_sync or grid_sync";
 
 impl Parser<'_> {
     fn token(&self) -> &Token {
@@ -609,6 +609,15 @@ impl Parser<'_> {
                 self.sym("=")?;
                 let value = self.expr()?;
                 Stmt::Let { var: self.bind(name), value }
+            }
+            "last" => {
+                let (name, _) = self.ident("the variable")?;
+                self.sym("=")?;
+                let counter = self.buf()?;
+                let at = self.list(Self::expr)?;
+                self.word("of")?;
+                let of = self.expr()?;
+                Stmt::Last { var: self.bind(name), counter, at, of }
             }
             "map" => {
                 let out = self.frag()?;

@@ -377,6 +377,11 @@ impl<'a> Printer<'a> {
             Stmt::Fence(kind) => self.line(format_args!("fence {}", kind.name())),
             Stmt::Commit(kind) => self.line(format_args!("commit {}", kind.name())),
             Stmt::WaitGroup { kind, pending } => self.line(format_args!("wait_group {} {pending}", kind.name())),
+            Stmt::Last { var, counter, at, of } => {
+                let at: Vec<String> = at.iter().map(|e| self.expr(e)).collect();
+                let (var, of, counter) = (self.var(*var), self.expr(of), self.buf(*counter));
+                self.line(format_args!("last {var} = {counter}[{}] of {of}", at.join(", ")));
+            }
             Stmt::TaskSync => self.line(format_args!("task_sync")),
             Stmt::ClusterSync => self.line(format_args!("cluster_sync")),
             Stmt::GridSync => self.line(format_args!("grid_sync")),
@@ -437,7 +442,9 @@ pub(super) fn binding(op: BinaryOp) -> Option<u8> {
 pub(super) fn bind_order(body: &[Stmt], seen: &mut Vec<VarId>) {
     for s in body {
         match s {
-            Stmt::For { var, .. } | Stmt::Let { var, .. } if !seen.contains(var) => seen.push(*var),
+            Stmt::For { var, .. } | Stmt::Let { var, .. } | Stmt::Last { var, .. } if !seen.contains(var) => {
+                seen.push(*var)
+            }
             _ => {}
         }
         match s {

@@ -134,6 +134,11 @@ impl Bound {
         let mut places = places(program, &self.sizes, &ins, &outs, &arguments.scalars, refuse_scalar_array)?;
 
         let workspace = Memory::alloc(&shared.context, self.sizes.workspace_bytes, "temporaries between kernels")?;
+        if program.artifact.launches.iter().any(|l| l.gpu.as_ref().is_some_and(|g| !g.counters.is_empty())) {
+            let stream = Stream::new(&shared.context)?;
+            stream.fill(&workspace, 0)?;
+            stream.synchronize()?;
+        }
         for ((id, _), offset) in program.artifact.buffers.iter().zip(&self.sizes.offsets) {
             if let Some(offset) = offset {
                 let strides = einfall_ir::array::strides(&self.sizes.shapes[id.index()]);
@@ -608,6 +613,7 @@ mod tests {
             shared_bytes: 200_000,
             cooperative: false,
             dependent: false,
+            counters: vec![],
             maps: vec![map],
             variant_of: None,
             assumes: vec![],

@@ -1034,6 +1034,7 @@ impl<'a> Emit<'a> {
             | Stmt::Fence(_)
             | Stmt::Commit(_)
             | Stmt::WaitGroup { .. }
+            | Stmt::Last { .. }
             | Stmt::ClusterSync
             | Stmt::GridSync => Err(self.unsupported("asynchronous statements")),
         }

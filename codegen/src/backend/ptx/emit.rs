@@ -437,6 +437,7 @@ impl<'a> Emit<'a> {
                 Ok(())
             }
             Stmt::WaitGroup { kind, pending } => self.wait_group(*kind, *pending, quiet),
+            Stmt::Last { var, counter, at, of } => self.last(var.index(), *counter, at, of),
             Stmt::TaskSync => {
                 let threads: u64 =
                     self.k.roles.iter().map(|r| (r.units * r.scope.threads()).next_multiple_of(32)).sum();

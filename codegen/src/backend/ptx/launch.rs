@@ -126,7 +126,9 @@ fn kernel(
         e.t.out
     );
 
-    let (reads, writes) = match source {
+    let counters: Vec<BufferId> = k.counters().into_iter().map(BufferId::new).collect();
+    // A kernel that holds a merge touches more than the kernel of the plan it is named after.
+    let (reads, writes) = match source.filter(|_| counters.is_empty()) {
         Some(source) => traffic(source),
         None => arrays(k),
     };
@@ -152,6 +154,7 @@ fn kernel(
             shared_bytes: e.shared.bytes,
             cooperative,
             dependent: false,
+            counters,
             maps: std::mem::take(&mut e.maps.all),
             variant_of: k.variant_of.clone(),
             assumes: k.assumes.iter().map(|a| condition(&e, a)).collect::<Res<_>>()?,

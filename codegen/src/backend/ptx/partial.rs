@@ -73,6 +73,7 @@ fn touches(s: &Stmt, f: FragId) -> bool {
         | Stmt::Fence(_)
         | Stmt::Commit(_)
         | Stmt::WaitGroup { .. }
+        | Stmt::Last { .. }
         | Stmt::TaskSync
         | Stmt::ClusterSync
         | Stmt::GridSync => false,

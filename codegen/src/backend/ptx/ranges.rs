@@ -79,6 +79,7 @@ impl Facts<'_> {
         for s in body {
             match s {
                 Stmt::Let { var, value } => vars[var.index()] = Some(self.interval(value, vars)),
+                Stmt::Last { var, .. } => vars[var.index()] = Some((0, 1)),
                 Stmt::For { var, lo, hi, body, .. } => {
                     let counter = self.counter(lo, hi, vars);
                     self.carried(var.index(), counter, body, vars);

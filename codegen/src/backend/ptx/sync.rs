@@ -7,7 +7,7 @@
 //! Source: PTX ISA, "mbarrier", "bar", "wgmma.wait_group", "cp.async.bulk.wait_group".
 
 use einfall_ir::arena::Id;
-use einfall_ir::kernel::{BarrierId, BarrierKind, Engine, Expr, FenceKind, GroupKind, Kernel, Scope, Stmt};
+use einfall_ir::kernel::{BarrierId, BarrierKind, BufId, Engine, Expr, FenceKind, GroupKind, Kernel, Scope, Stmt};
 
 use super::Res;
 use super::emit::Emit;
@@ -182,6 +182,44 @@ impl Emit<'_> {
                 self.t.line(&format!("bar.sync {}, 128", id.s));
             }
         }
+        self.role.dirty = false;
+        Ok(())
+    }
+
+    /// Whether the unit is the last of `of` to count at a counter: its threads meet, one of them adds one (around to 0
+    /// after the last) with release and acquire, and all learn the outcome where they meet again. What the unit's
+    /// threads wrote is released with it, since barriers order them before (PTX ISA, "Memory consistency model",
+    /// causality order).
+    pub(super) fn last(&mut self, var: usize, counter: BufId, at: &[Expr], of: &Expr) -> Res<()> {
+        let coords = at.iter().map(|e| self.int(e)).collect::<Res<Vec<_>>>()?;
+        let of = self.int(of)?;
+        let most = self.sub(&of, &Val::int(1));
+        let address = self.global_address(counter, &coords)?;
+        let thread = self.role.thread.clone();
+        self.unit_sync()?;
+        let first = self.t.def(Ty::Pred, "setp.eq.s32", &[&thread.s, "0"]);
+        let before = self.t.def(Ty::S32, "mov.b32", &["0"]);
+        self.t.line(&format!("@{first} atom.acq_rel.gpu.global.inc.u32 {before}, [{address}], {}", most.s));
+        let own = self.t.reg(Ty::Pred);
+        self.t.line(&format!("setp.eq.and.u32 {own}, {before}, {}, {first}", most.s));
+        let last = match self.role.scope {
+            Scope::Thread => return Err(self.fail("a count by single threads")),
+            Scope::Warp => {
+                let last = self.t.reg(Ty::Pred);
+                self.t.line(&format!("vote.sync.any.pred {last}, {own}, 0xFFFFFFFF"));
+                self.t.line("bar.warp.sync 0xFFFFFFFF");
+                last
+            }
+            Scope::Warpgroup => {
+                let id = self.unit_barriers()?;
+                let id = self.add(&self.role.unit.clone(), &Val::int(id as i64));
+                let last = self.t.reg(Ty::Pred);
+                self.t.line(&format!("bar.red.or.pred {last}, {}, 128, {own}", id.s));
+                last
+            }
+        };
+        self.t.line(&format!("selp.b32 %v{var}, 1, 0, {last}"));
+        self.role.vars[var] = Some((0, 1));
         self.role.dirty = false;
         Ok(())
     }

@@ -12,7 +12,7 @@
 use einfall_ir::analysis::resources::{self, Limits};
 use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::kernel;
-use einfall_ir::mapping::{KernelMapping, Mapping};
+use einfall_ir::mapping::{KernelMapping, Mapping, MergeSite};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, Plan};
 
@@ -24,6 +24,7 @@ mod emit;
 mod exprs;
 mod hold_rows;
 mod insert_channels;
+mod join_parts;
 mod left_out;
 mod order_free;
 mod reduce_products;
@@ -86,6 +87,35 @@ fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) ->
     Ok(Some(kernel::Kernel { assumes, ..lowered }))
 }
 
+/// Whether the parts of `kernel` merge where the last of them arrives.
+fn merges_in_place(mapping: &Mapping, kernel: &str) -> bool {
+    let at = |m: &KernelMapping| m.split.as_ref().is_some_and(|s| s.merge == MergeSite::LastArriver);
+    mapping.kernels.iter().any(|m| m.kernel == kernel && at(m))
+}
+
+/// A kernel of parts with their merge in it, where `m` says so.
+fn merged(
+    plan: &Plan,
+    part: kernel::Kernel,
+    parts: &tile::Kernel,
+    m: &KernelMapping,
+    mapping: &Mapping,
+    limits: &Limits,
+) -> Step<Option<kernel::Kernel>> {
+    if !merges_in_place(mapping, &parts.name) {
+        return Ok(Some(part));
+    }
+    let name = split_streams::merge_name(&parts.name);
+    let Some(merges) = plan.kernels.iter().find(|k| k.name == name) else {
+        return refuse("split", format!("{} has not been cut", parts.name), "run split-streams first");
+    };
+    let empty = KernelMapping { kernel: name.clone(), ..KernelMapping::default() };
+    let own = mapping.kernels.iter().find(|k| k.kernel == name).unwrap_or(&empty);
+    let own = join_parts::mapped(own, &part)?;
+    let Some(merge) = variant(plan, merges, &own, limits)? else { return Ok(None) };
+    join_parts::run(plan, (part, parts, m), (merge, merges, &own)).map(Some)
+}
+
 /// Lowers every kernel of `plan` by `mapping` for a device with `limits`.
 ///
 /// # Errors
@@ -95,7 +125,11 @@ pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kern
     let names = Mapping { kernels: mapping.kernels.iter().map(bare).collect(), ..mapping.clone() };
     einfall_ir::mapping::verify::verify(&names, plan)?;
     let mut kernels = Vec::new();
-    for k in &plan.kernels {
+    let joined = |k: &tile::Kernel| {
+        let of = |other: &&tile::Kernel| split_streams::merge_name(&other.name) == k.name;
+        plan.kernels.iter().find(of).is_some_and(|other| merges_in_place(mapping, &other.name))
+    };
+    for k in plan.kernels.iter().filter(|k| !joined(k)) {
         let empty = KernelMapping { kernel: k.name.clone(), ..KernelMapping::default() };
         let mut entries: Vec<&KernelMapping> = mapping.kernels.iter().filter(|m| m.kernel == k.name).collect();
         if entries.is_empty() {
@@ -109,6 +143,9 @@ pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kern
             einfall_ir::mapping::verify::verify(&one, &staged)?;
             let (m, own) = (&one.kernels[0], staged.kernels.iter().find(|x| x.name == k.name).unwrap_or(k));
             let Some(lowered) = variant(&staged, own, m, limits).map_err(|d| vec![d])? else { continue };
+            let Some(lowered) = merged(&staged, lowered, own, m, mapping, limits).map_err(|d| vec![d])? else {
+                continue;
+            };
             let exceeded = resources::check(&lowered, limits);
             if !exceeded.is_empty() {
                 let refused = exceeded.iter().filter_map(|x| {

@@ -1,7 +1,7 @@
 //! split-streams: a long stream cut over several tasks, whose results a second kernel merges.
 //!
 //! ```text
-//! kernel k { grid m in M; stream n in N; init; for n { body }; rest }          (split n parts P merge second_kernel)
+//! kernel k { grid m in M; stream n in N; init; for n { body }; rest }               (split n parts P merge WHERE)
 //! →  kernel k       { grid m in M; grid n_part in P'; stream n in L; init; for n { body at n_part·L + n }
 //!                     store every carried tile t in k_t[n_part, m, ..] }
 //!    kernel k_merge { grid m in M; stream n_part in P'; init; for n_part { load the parts' tiles; join }; rest }
@@ -18,6 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use einfall_ir::cascade::Size;
+use einfall_ir::dtype::DType;
 use einfall_ir::mapping::{KernelMapping, Mapping, MergeSite, Split};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{
@@ -39,9 +40,9 @@ pub fn run(plan: &Plan, mapping: &Mapping, multiprocessors: u64) -> Step<Plan> {
         if is_split(&plan, &m.kernel) {
             continue;
         }
-        if split.merge != MergeSite::SecondKernel {
+        if split.merge == MergeSite::Cluster {
             let message = format!("parts of {} merge by {}", m.kernel, split.merge.name());
-            return refuse("split", message, "write `merge second_kernel`, the only one lowered yet");
+            return refuse("split", message, "write `merge last_arriver` or `merge second_kernel`");
         }
         let (part, merge) = cut(&mut plan, at, m, split, multiprocessors)?;
         plan.kernels[at] = part;
@@ -49,6 +50,12 @@ pub fn run(plan: &Plan, mapping: &Mapping, multiprocessors: u64) -> Step<Plan> {
     }
     Ok(plan)
 }
+
+/// The axis of parts is called by the stream's axis and this.
+pub(super) const PART: &str = "part";
+
+/// The counters of parts that have arrived are called by the kernel and this.
+pub(super) const COUNT: &str = "count";
 
 /// Parts whose states a step of the merge reads at once where the mapping says nothing: their loads are in flight
 /// together.
@@ -87,16 +94,19 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
     let grid: Vec<AxisId> = kernel.axes.ids().filter(|a| kernel.axes[*a].kind == AxisKind::Grid).collect();
     let extent = kernel.axes[stream.axis].extent.clone();
     let blocks = Size::CeilDiv(Box::new(extent.clone()), constant(block));
-    let units = grid.iter().fold(Size::Const(1), |n, a| {
+    let tasks = |a: &AxisId| {
         let axis = &kernel.axes[*a];
         let own = m.axis(&axis.name).map(|x| x.block).or(axis.block).unwrap_or(1);
-        Size::Mul(Box::new(n), Box::new(Size::CeilDiv(Box::new(axis.extent.clone()), constant(own))))
-    });
+        if own == 1 { axis.extent.clone() } else { Size::CeilDiv(Box::new(axis.extent.clone()), constant(own)) }
+    };
+    let places: Vec<Size> = ordered(&kernel, m).iter().map(tasks).collect();
+    let all = places.iter().cloned().reduce(|n, x| Size::Mul(Box::new(n), Box::new(x)));
+    let units = all.unwrap_or(Size::Const(1));
     let units = Box::new(Size::Max(Box::new(units), constant(1)));
-    let places = multiprocessors * split.resident.max(1);
-    let rounds = Size::CeilDiv(Box::new(Size::Mul(constant(8), units.clone())), constant(places));
+    let slots = multiprocessors * split.resident.max(1);
+    let rounds = Size::CeilDiv(Box::new(Size::Mul(constant(8), units.clone())), constant(slots));
     let rounds = Size::Max(constant(1), Box::new(Size::Min(Box::new(rounds), constant(4))));
-    let fill = Size::Div(Box::new(Size::Mul(Box::new(rounds), constant(places))), units);
+    let fill = Size::Div(Box::new(Size::Mul(Box::new(rounds), constant(slots))), units);
     let most = Size::Min(constant(split.parts.max(1)), Box::new(Size::Min(Box::new(fill), Box::new(blocks.clone()))));
     let parts = Size::Max(constant(1), Box::new(most));
     let cut = Cut { blocks, parts: parts.clone(), block, even: maskable(&stream) };
@@ -104,7 +114,7 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
     let carried = order_free::carried(&kernel, &stream);
     let mut merge = kernel.clone();
     let mut part = kernel;
-    let axis_name = format!("{}_part", split.axis);
+    let axis_name = format!("{}_{PART}", split.axis);
     let by_part = Axis { name: axis_name.clone(), extent: parts.clone(), kind: AxisKind::Grid, block: Some(1) };
     let by_part = part.axes.push(by_part);
     part.axes[stream.axis].extent = cut.longest();
@@ -132,6 +142,13 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
         kept.push((*t, buffer, axes));
     }
 
+    if split.merge == MergeSite::LastArriver {
+        // One counter per block of the launch without its parts.
+        let name = format!("{}_{COUNT}", part.name);
+        let kind = BufferKind::Workspace;
+        plan.buffers.push(Buffer { name, dtype: DType::I32, dims: places, kind, positive: false });
+    }
+
     merge.name = merge_name(&merge.name);
     merge.axes[stream.axis] = Axis { name: axis_name, extent: parts, kind: AxisKind::Stream, block: Some(MERGED) };
     // Axes that every carried tile has, and nothing reduces, are cut over the launch: the merge has little else to do.
@@ -153,6 +170,16 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
     let body = join(&mut merge, &stream, &kept)?;
     merge.body[place] = Node::Stream(Stream { filter: None, body, ..stream });
     Ok((tidy(part), tidy(merge)))
+}
+
+/// The grid axes in the order of the launch's dimensions.
+fn ordered(k: &Kernel, m: &KernelMapping) -> Vec<AxisId> {
+    let grid = |id: &AxisId| k.axes[*id].kind == AxisKind::Grid;
+    let named = m.work.order.iter().filter_map(|n| k.axes.ids().find(|a| k.axes[*a].name == *n && grid(a)));
+    let mut out: Vec<AxisId> = named.collect();
+    let rest: Vec<AxisId> = k.axes.ids().filter(|a| grid(a) && !out.contains(a)).collect();
+    out.extend(rest);
+    out
 }
 
 /// A stream's blocks over its parts. Evenly: part p has blocks ⌊p·blocks/parts⌋ up to the next part's first, so that

@@ -116,6 +116,7 @@ fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
                 | Stmt::Fence(_)
                 | Stmt::Commit(_)
                 | Stmt::WaitGroup { .. }
+                | Stmt::Last { .. }
                 | Stmt::TaskSync
                 | Stmt::ClusterSync
                 | Stmt::GridSync => {}

@@ -3,7 +3,7 @@
 //! Invariant: `known[a]` of a unit is the newest clock of agent `a` that happens before the unit's next statement.
 //! Agents of a wave: its units, then three queues per unit (wgmma, cp.async, bulk), then its mbarriers' copies.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use super::asynchronous::{Load, Queued};
@@ -110,6 +110,8 @@ pub(super) struct Wave<'a, 'b> {
     /// Newest-last clocks of each unit's proxy fences.
     pub(super) fences: Vec<Vec<u32>>,
     pub(super) loads: Vec<Load>,
+    /// By counter (array and position): what the units that counted there knew.
+    pub(super) counted: HashMap<(usize, usize), Vec<u32>>,
     pub(super) base: u32,
     pub(super) stats: &'b mut Stats,
 }
@@ -153,6 +155,7 @@ pub(super) fn wave(
         meetings: Vec::new(),
         fences: Vec::new(),
         loads: Vec::new(),
+        counted: HashMap::new(),
         base,
         stats,
     };

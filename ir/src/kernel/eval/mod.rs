@@ -333,7 +333,7 @@ fn tasks(ctx: &Context<'_>, memories: &mut [Option<Memory>], of_buf: &[Option<us
         order.retain(|k| keys.contains(k));
     }
     let groups: Vec<Vec<Vec<u64>>> = order.into_iter().filter_map(|k| clusters.remove(&k)).collect();
-    let waves: Vec<Vec<Vec<Vec<u64>>>> = if ctx.kernel.roles.iter().any(|r| uses_grid_sync(&r.body)) {
+    let waves: Vec<Vec<Vec<Vec<u64>>>> = if ctx.kernel.roles.iter().any(|r| meets(&r.body)) {
         vec![groups]
     } else {
         groups.into_iter().map(|g| vec![g]).collect()
@@ -357,11 +357,12 @@ fn unflatten(mut number: u64, grid: &[u64]) -> Vec<u64> {
     coords
 }
 
-fn uses_grid_sync(body: &[Stmt]) -> bool {
+fn meets(body: &[Stmt]) -> bool {
     body.iter().any(|s| match s {
-        Stmt::GridSync => true,
-        Stmt::For { body, .. } => uses_grid_sync(body),
-        Stmt::If { then, otherwise, .. } => uses_grid_sync(then) || uses_grid_sync(otherwise),
+        // Tasks that count meet as well: the last goes on with what the others did.
+        Stmt::GridSync | Stmt::Last { .. } => true,
+        Stmt::For { body, .. } => meets(body),
+        Stmt::If { then, otherwise, .. } => meets(then) || meets(otherwise),
         Stmt::Let { .. }
         | Stmt::Map { .. }
         | Stmt::Reduce { .. }

@@ -293,6 +293,10 @@ impl Wave<'_, '_> {
                 }
                 Ok(false)
             }
+            Inst::Last { var, counter, at, of } => {
+                self.last(unit, *var, *counter, at, of, stmt)?;
+                Ok(false)
+            }
             Inst::LoopInit { .. }
             | Inst::LoopTest { .. }
             | Inst::LoopStep { .. }
@@ -304,6 +308,45 @@ impl Wave<'_, '_> {
             | Inst::GridSync
             | Inst::End => unreachable!("control flow is the machine's"),
         }
+    }
+
+    /// Counts the unit at a counter: it publishes what it knows there, and learns what was published before.
+    fn last(
+        &mut self,
+        unit: usize,
+        var: usize,
+        counter: usize,
+        at: &[Uniform],
+        of: &Uniform,
+        stmt: u32,
+    ) -> Result<(), KernelError> {
+        let of = self.integer(unit, of, stmt)?;
+        let at = at.iter().map(|e| self.integer(unit, e, stmt)).collect::<Result<Vec<_>, _>>()?;
+        let refuse = |s: &Self, kind, text: &str| Err(s.error(unit, stmt, kind, text));
+        let Err(param) = self.place[self.units[unit].task][counter] else {
+            return refuse(self, ErrorKind::Illegal, "counters are in device memory");
+        };
+        let memory = self.memories[param].as_mut().expect("arrays stay while the kernel runs");
+        if at.len() != memory.dims.len() || at.iter().zip(&memory.dims).any(|(a, d)| a < &0 || a >= d) {
+            return refuse(self, ErrorKind::OutOfBounds, "the counter does not exist");
+        }
+        let position = memory.position(0, &at) as usize;
+        if !memory.defined[position] {
+            return refuse(self, ErrorKind::Uninitialised, "the counter was never set to 0");
+        }
+        let before = memory.data[position] as i64;
+        if before >= of {
+            return refuse(self, ErrorKind::Barrier, "more units count than there are");
+        }
+        let last = before + 1 == of;
+        memory.data[position] = if last { 0.0 } else { (before + 1) as f64 };
+        let agents = self.agents();
+        let published = self.counted.entry((param, position)).or_insert_with(|| vec![0; agents]);
+        join(published, &self.units[unit].known);
+        self.units[unit].known.clone_from(published);
+        self.tick(unit);
+        self.units[unit].vars[var] = Some(i64::from(last));
+        Ok(())
     }
 
     pub(super) fn barrier(

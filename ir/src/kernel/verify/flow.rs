@@ -192,6 +192,7 @@ fn uses(s: &Stmt) -> (Vec<FragId>, Vec<FragId>) {
         | Stmt::Fence(_)
         | Stmt::Commit(_)
         | Stmt::WaitGroup { .. }
+        | Stmt::Last { .. }
         | Stmt::TaskSync
         | Stmt::ClusterSync
         | Stmt::GridSync => {}

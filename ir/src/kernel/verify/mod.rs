@@ -319,6 +319,7 @@ impl<'a> Verifier<'a> {
                     | Stmt::Fence(_)
                     | Stmt::Commit(_)
                     | Stmt::WaitGroup { .. }
+                    | Stmt::Last { .. }
                     | Stmt::TaskSync
                     | Stmt::ClusterSync
                     | Stmt::GridSync => {}

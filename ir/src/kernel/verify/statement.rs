@@ -195,6 +195,20 @@ impl<'a> Verifier<'a> {
             Stmt::NamedSync { barrier, stage } | Stmt::NamedArrive { barrier, stage } => {
                 self.at_barrier(*barrier, stage, false, scope);
             }
+            Stmt::Last { var, counter, at, of } => {
+                at.iter().chain([of]).for_each(|e| self.uniform(e, scope, true));
+                if let Some(b) = self.buf(*counter) {
+                    if b.dtype != DType::I32 || !matches!(b.space, BufSpace::Global { .. }) || b.dims.len() != at.len()
+                    {
+                        self.wrong(format!("`{}` is no array of counters with {} dimensions", b.name, at.len()));
+                    }
+                    self.written(*counter);
+                }
+                if self.range(of, scope).is_some_and(|r| r.exact && r.hi < 1) {
+                    self.wrong("a unit counts itself: at least one does");
+                }
+                self.bind(*var, scope);
+            }
             Stmt::ClusterSync if self.kernel.cluster.is_empty() => self.wrong("the kernel has no clusters"),
             Stmt::Fence(_)
             | Stmt::Commit(_)

@@ -172,6 +172,38 @@ fn sums_over_lanes_are_completed_once() {
     assert_eq!(ptx(&a).matches("shfl.sync.bfly").count(), 2 * 3 * 4);
 }
 
+/// What a schedule overlaps with a contraction stands before the wait for it, for the assembler too: a load that depends
+/// on the row sums precedes the wait in both loops over keys. Without reductions there is nothing to hold.
+#[test]
+fn a_softmax_is_finished_before_the_wait() {
+    let held = |plan: &str| {
+        let (plan, module) = lower(plan, plan);
+        let a = print(&plan, &module, &Target::sm_90a()).unwrap();
+        let lines: Vec<&str> = ptx(&a).lines().map(str::trim).collect();
+        let at: Vec<usize> = (0..lines.len()).filter(|i| lines[*i].contains("ld.volatile.shared")).collect();
+        assert!(at.iter().all(|i| lines[i + 1] == "wgmma.wait_group.sync.aligned 0;"));
+        at.len()
+    };
+    assert_eq!((held("attention"), held("gemm")), (2, 0));
+}
+
+/// The library's attention on the reference mappings: no spills, nothing serialised.
+#[test]
+fn library_attention_assembles() {
+    for (cascade, mapping) in [
+        ("attention", "attention_64_causal"),
+        ("attention", "attention_128_causal"),
+        ("attention", "attention_256_causal"),
+        ("attention_full", "attention_64_full"),
+        ("attention_full", "attention_128_full"),
+        ("attention_full", "attention_256_full"),
+    ] {
+        let plan = formed(cascade);
+        let module = mapped(&plan, &text(&format!("mappings/{mapping}.mapping")));
+        assert_eq!(assembles(&plan, &module), 0, "{mapping} spills");
+    }
+}
+
 #[test]
 fn a_library_cascade_assembles() {
     use einfall_codegen::lower::form::form_kernels;

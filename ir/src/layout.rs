@@ -94,6 +94,21 @@ impl MemLayout {
         Some(MemLayout { dims, swizzle: Some(swizzle) })
     }
 
+    /// Two dimensions, `inner` contiguous in panels of 16 bytes: what unswizzled operands of wgmma are, 8 rows of a panel
+    /// a core matrix.
+    pub fn core_matrices(extents: [u64; 2], inner_dim: usize, elem_bytes: u64) -> Option<MemLayout> {
+        let (inner, outer) = (extents[inner_dim], extents[1 - inner_dim]);
+        let panel = 16 / elem_bytes;
+        if !inner.is_multiple_of(panel) {
+            return None;
+        }
+        let inner_digits =
+            vec![Digit { extent: panel, stride: 1 }, Digit { extent: inner / panel, stride: panel * outer }];
+        let outer_digits = vec![Digit { extent: outer, stride: panel }];
+        let dims = if inner_dim == 0 { vec![inner_digits, outer_digits] } else { vec![outer_digits, inner_digits] };
+        Some(MemLayout { dims, swizzle: None })
+    }
+
     /// The extent of each dimension.
     pub fn extents(&self) -> Vec<u64> {
         self.dims.iter().map(|d| d.iter().map(|g| g.extent).product()).collect()

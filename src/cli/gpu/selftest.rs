@@ -1,11 +1,13 @@
 //! `selftest --device cuda`: reference plans by every mapping for them, and library cascades, against the float64
-//! evaluators at sizes around every tile edge; then repeated runs, bit by bit.
+//! evaluators at sizes around every tile edge; one-hot operands through every operand layout of the instructions; then
+//! repeated runs, bit by bit.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use einfall::CompileOptions;
 use einfall::cuda::{Engine, Kernel};
+use einfall_codegen::probes::{self, Hot, Probe};
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::Plan;
@@ -32,6 +34,8 @@ enum Item {
     Mapped { name: String, plan: Box<Plan>, mapping: Mapping },
     /// A library cascade by a mapping file, or by the model's choice.
     Cascade { name: String, cascade: Box<Cascade>, mapping: Option<Mapping> },
+    /// One-hot operands through an instruction, by layout.
+    Probe(Box<Probe>),
     /// Arrays of more than 2³¹ elements.
     Large { name: String, case: usize },
     /// Something that is not tested, with why.
@@ -78,11 +82,16 @@ fn items(args: &SelftestArgs) -> Result<Vec<Item>, Failure> {
             list.push(Item::Skipped(format!("{file}: there is no plan `{}` with its kernels", mapping.plan)));
         }
     }
+    list.extend(Probe::all().into_iter().map(|p| Item::Probe(Box::new(p))));
     let cases = large::CASES.iter().enumerate().filter(|_| args.large);
     list.extend(cases.map(|(case, (file, ..))| Item::Large { name: format!("{file} large"), case }));
     list.retain(|i| {
-        let (Item::Mapped { name, .. } | Item::Cascade { name, .. } | Item::Large { name, .. } | Item::Skipped(name)) =
-            i;
+        let name = match i {
+            Item::Mapped { name, .. } | Item::Cascade { name, .. } | Item::Large { name, .. } | Item::Skipped(name) => {
+                name
+            }
+            Item::Probe(p) => &p.name,
+        };
         args.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
     });
     Ok(list)
@@ -138,6 +147,7 @@ fn item(engine: &Engine, stream: &Stream, item: &Item, args: &SelftestArgs) -> T
             return tally;
         }
         Item::Mapped { name, plan, mapping } => (name, engine.compile_plan(plan, mapping)),
+        Item::Probe(p) => (&p.name, engine.compile_plan(&p.plan, &p.mapping)),
         Item::Cascade { name, cascade, mapping } => {
             let options = CompileOptions { mapping: mapping.clone(), ..CompileOptions::default() };
             (name, engine.compile_with(cascade, &options))
@@ -190,6 +200,11 @@ fn item(engine: &Engine, stream: &Stream, item: &Item, args: &SelftestArgs) -> T
                 let what = named(cascade.ranks.iter().map(|(_, r)| r.name.as_str()), &b.extents);
                 let seed = next(&mut state);
                 report(what, one(&kernel, stream, cascade, &b, seed, i == 0));
+            }
+        }
+        Item::Probe(probe) => {
+            for hot in Probe::sweep() {
+                report(format!("{hot:?}"), probed(&kernel, stream, probe, hot));
             }
         }
         Item::Large { .. } | Item::Skipped(_) => {}
@@ -247,6 +262,25 @@ fn mapped(
         repeated(&bound, stream, &inputs, &outputs)?;
     }
     Ok(Outcome::Agrees)
+}
+
+/// A probe with one element, or one in every row: exactly the expected row or column.
+fn probed(kernel: &Kernel, stream: &Stream, probe: &Probe, hot: Hot) -> Result<Outcome, String> {
+    let [m, n, k] = probes::SHAPE;
+    let bound = match kernel.bind(&[("M", m), ("N", n), ("K", k)]) {
+        Ok(bound) => bound,
+        Err(e) => return Ok(Outcome::Refused(first_line(&e))),
+    };
+    let ([a, b], want) = probe.case(hot);
+    let outputs = match bound.run_values(stream, &[("A", &a), ("B", &b)]) {
+        Ok(outputs) => outputs,
+        Err(e) => return refused_or(e),
+    };
+    let got = outputs.first().ok_or("no output")?.1.to_values().map_err(text)?;
+    match got.data.iter().zip(&want).position(|(x, y)| x != y) {
+        None => Ok(Outcome::Agrees),
+        Some(i) => Err(format!("D[{}, {}] is {}, not {}", i as u64 / n, i as u64 % n, got.data[i], want[i])),
+    }
 }
 
 /// A cascade at some sizes.

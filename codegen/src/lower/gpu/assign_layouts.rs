@@ -201,7 +201,7 @@ fn is_loaded(f: &Facts<'_>, t: TileId) -> bool {
 fn shared(f: &Facts<'_>, id: TileId, dims: &[AxisId]) -> Step<MemLayout> {
     let t = f.tile(id);
     let extents: Vec<u64> = dims.iter().map(|a| f.axis(*a).block).collect();
-    if t.mapping.swizzle == 0 {
+    if t.mapping.swizzle == 0 && !by_descriptor(f, id) {
         return Ok(MemLayout::row_major(&extents));
     }
     let bytes = f.kernel.tiles[id].dtype.bytes(1);
@@ -210,6 +210,7 @@ fn shared(f: &Facts<'_>, id: TileId, dims: &[AxisId]) -> Step<MemLayout> {
         Some(name) => dims.iter().position(|a| f.axis_name(*a) == name),
     };
     let layout = match (extents.as_slice(), inner) {
+        (&[x, y], Some(inner)) if t.mapping.swizzle == 0 => MemLayout::core_matrices([x, y], inner, bytes),
         (&[x, y], Some(inner)) => MemLayout::swizzled_panels([x, y], inner, bytes, t.mapping.swizzle),
         _ => None,
     };
@@ -220,6 +221,14 @@ fn shared(f: &Facts<'_>, id: TileId, dims: &[AxisId]) -> Step<MemLayout> {
             refuse("swizzle", message, "the contiguous extent must be a multiple of the span")
         }
     }
+}
+
+/// Whether an instruction reads the tile itself, through a matrix descriptor.
+fn by_descriptor(f: &Facts<'_>, id: TileId) -> bool {
+    f.ops.iter().any(|o| {
+        let atom = o.mapping.atom.as_ref().and_then(|a| atoms::find(&AtomName(a.clone())));
+        matches!(o.op, Op::Contract { a, b, .. } if *a == id || *b == id) && atom.is_some_and(|a| a.asynchronous)
+    })
 }
 
 type Held = (Vec<AxisId>, Distribution);

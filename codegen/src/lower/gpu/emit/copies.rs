@@ -65,7 +65,7 @@ impl Emit<'_, '_> {
         let inner = layout.dims.iter().position(|d| d.first().is_some_and(|g| g.stride == 1));
         let panel = match (layout.swizzle, inner) {
             (Some(_), Some(d)) => layout.dims[d][0].extent.min(extents[d]),
-            (None, Some(d)) => extents[d].min(256),
+            (None, Some(d)) => layout.dims[d][0].extent.min(extents[d]).min(256),
             (_, None) => 1,
         };
         let Some(inner) = inner else { return vec![(vec![0; extents.len()], extents.to_vec())] };

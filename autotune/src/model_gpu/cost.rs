@@ -7,6 +7,7 @@
 //! device memory once if the wave's order brings them together. Invariant: costs are for ranking and say which term
 //! binds; nothing is fitted to a kernel.
 
+use einfall_ir::analysis::resources::launch_registers;
 use einfall_ir::arena::Id;
 use einfall_ir::ops::{BinaryOp, UnaryOp};
 use einfall_ir::target::{DataSheet, Gpu, TASK_SHARED_BYTES};
@@ -500,15 +501,18 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
 fn resident(space: &Space<'_, '_>, gpu: &Gpu, c: &Chosen, values: &[i64]) -> u64 {
     let s = space.structure;
     let shared = space.shared.eval(values).unwrap_or(0).max(0) as u64 + TASK_SHARED_BYTES;
-    let threads = c.units as u64 * 128 + u64::from(s.producer) * 32;
-    let regs = match space.vars.regs[..] {
+    let threads = c.units as u64 * 128 + u64::from(s.producer) * 128;
+    let by_registers = match space.vars.regs[..] {
         [producer, consumer] if values[consumer.idx()] > 0 => {
-            128 * values[producer.idx()] as u64 + c.units as u64 * 128 * values[consumer.idx()] as u64
+            let set = 128 * values[producer.idx()] as u64 + c.units as u64 * 128 * values[consumer.idx()] as u64;
+            let starts = |tasks: &u64| launch_registers(gpu.registers, gpu.thread_registers, threads, *tasks);
+            let widest = space.widest(values);
+            (2..=32).rev().find(|n| starts(n) * threads >= set && starts(n) >= widest).unwrap_or(1)
         }
         // The even share leaves room for one task.
-        _ => gpu.registers,
+        _ => 1,
     };
     let by_shared = gpu.shared_per_multiprocessor / shared.max(1);
     let by_threads = gpu.threads_per_multiprocessor / threads.max(1);
-    by_shared.min(by_threads).min(gpu.registers / regs.max(1)).clamp(1, 32)
+    by_shared.min(by_threads).min(by_registers).clamp(1, 32)
 }

@@ -5,6 +5,7 @@
 //! that fits. Invariant: every assignment returned has passed [`crate::csp::Model::check`]; results depend on kernel,
 //! sheet and sizes alone.
 
+use einfall_ir::analysis::resources::launch_registers;
 use einfall_ir::arena::Id;
 use einfall_ir::mapping::KernelMapping;
 use einfall_ir::target::{DataSheet, Gpu, TASK_SHARED_BYTES};
@@ -88,7 +89,10 @@ fn tried(space: &Space<'_, '_>, a: AxisId) -> Vec<i64> {
 
 /// Register budgets (producer, consumers) that leave room for so many tasks per multiprocessor.
 fn budgets(gpu: &Gpu, units: i64, tasks: i64) -> (i64, i64) {
-    let per_task = gpu.registers as i64 / tasks / 128;
+    // A task starts with an even share by eights, and roles move registers inside that.
+    let threads = 128 * (units as u64 + 1);
+    let share = launch_registers(gpu.registers, gpu.thread_registers, threads, tasks as u64);
+    let per_task = share as i64 * (units + 1);
     for producer in [56, 40, 32, 24] {
         let consumer = ((per_task - producer) / units / 8 * 8).min(256);
         if consumer >= 232.min(per_task / units - 16) || producer == 24 {
@@ -153,6 +157,11 @@ impl Completer<'_, '_, '_> {
         }
         if let [p, c] = v.regs[..] {
             (values[p.idx()], values[c.idx()]) = budgets(self.gpu, units, tasks);
+            let share =
+                launch_registers(self.gpu.registers, self.gpu.thread_registers, 128 * (units as u64 + 1), tasks as u64);
+            if self.space.widest(&values) > share {
+                return None;
+            }
         }
         let elementwise = f.ops.iter().any(|o| {
             o.stream.is_some() && !o.op.outs().is_empty() && {

@@ -11,9 +11,9 @@ use einfall_ir::tile::{AxisId, AxisKind, Op, TileId};
 
 use super::facts::Facts;
 use super::live::{Fragment, live_sets};
-use super::structure::{Held, Place, Schedule, Structure};
+use super::structure::{Contraction, Held, Place, Schedule, Structure};
 use crate::csp::{Domain, Expr, Model, Pred, VarId};
-use einfall_ir::analysis::resources::OVERHEAD;
+use einfall_ir::analysis::resources::{INSTRUCTION_OVERHEAD, OVERHEAD};
 
 /// Most coordinates of a block.
 pub const LARGEST: u64 = 512;
@@ -354,6 +354,13 @@ impl<'s, 'a> Space<'s, 'a> {
         Expr::Sum(terms)
     }
 
+    /// Registers per thread that the widest instruction wants at the start of a kernel.
+    pub fn widest(&self, values: &[i64]) -> u64 {
+        let operand = |c: &Contraction| if self.structure.places[c.a.index()] == Place::Registers { 4 } else { 0 };
+        let each = self.structure.contractions.iter().zip(&self.vars.atom);
+        each.map(|(c, n)| values[n.idx()].max(0) as u64 / 2 + operand(c) + INSTRUCTION_OVERHEAD).max().unwrap_or(0)
+    }
+
     fn resources(&mut self, gpu: &Gpu) {
         let (f, s) = (self.facts, self.structure);
         self.model.constrain("shared memory", self.shared.clone().at_most(gpu.shared_per_task as i64));
@@ -367,8 +374,12 @@ impl<'s, 'a> Space<'s, 'a> {
             let (p, c) = (Expr::Var(producer), Expr::Var(consumer));
             let both = Pred::Iff(Box::new(p.clone().equals(0)), Box::new(c.clone().equals(0)));
             self.model.constrain("register budgets", both);
-            let all = p * 128 + self.units() * 128 * c.clone();
-            self.model.constrain("registers of the task", all.at_most(gpu.registers as i64));
+            // Roles move registers inside what the task starts with: an even share, by eights.
+            let groups = self.units() + 1;
+            let share = (Expr::Const(gpu.registers as i64) / (groups.clone() * 1024)) * 8;
+            let share = Expr::Min(vec![share, Expr::Const((gpu.thread_registers / 8 * 8) as i64)]);
+            let all = p + self.units() * c.clone();
+            self.model.constrain("registers of the task", all.at_most(share * groups));
             let set = Expr::Min(vec![c.clone(), Expr::Const(gpu.thread_registers as i64)]);
             // A budget of 0 stands for the even share.
             let unset = Expr::Const(1) - Expr::Min(vec![c, Expr::Const(1)]);

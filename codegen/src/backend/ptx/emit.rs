@@ -7,9 +7,11 @@
 
 use std::collections::HashMap;
 
+use einfall_ir::analysis::resources::{INSTRUCTION_OVERHEAD, launch_registers};
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::cascade::{Rank, RankId};
-use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, FragId, Kernel, Role, Scope, Stmt, View};
+use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, FragId, Kernel, Operand, Role, Scope, Stmt, View, atoms};
+use einfall_ir::layout::Distribution;
 use einfall_ir::ops::BinaryOp;
 
 use super::copy::Maps;
@@ -20,6 +22,9 @@ use super::ranges::{Facts, Interval, merge};
 use super::sync::{Arrivals, walk};
 use super::text::{Text, Ty, Val};
 use super::{Res, Target, Unprintable};
+
+/// Registers a thread can name (PTX ISA: 255 of 256).
+const THREAD_REGISTERS: u64 = 255;
 
 /// Where things lie in shared memory, in bytes from its start, and which hardware barriers are taken.
 #[derive(Default)]
@@ -258,7 +263,7 @@ impl<'a> Emit<'a> {
         self.init_barriers();
         let end = self.t.label();
         let budgets = self.k.roles.len() > 1 && self.k.roles.iter().any(|r| r.regs.is_some());
-        let even = (self.target.registers / self.resident() / self.threads.max(1) / 8 * 8).min(255);
+        let even = launch_registers(self.target.registers, THREAD_REGISTERS, self.threads, self.resident());
         let places = self.places.clone();
         let shared = self.fixed.len();
         let mut at = 0;
@@ -305,7 +310,29 @@ impl<'a> Emit<'a> {
         }
         let shared = self.target.shared_bytes / (self.shared.bytes + TASK_SHARED);
         let threads = self.target.threads / self.threads.max(1);
-        (self.target.registers / budget.max(1)).min(shared).min(threads).max(1)
+        let fits = |tasks: &u64| {
+            let each = launch_registers(self.target.registers, THREAD_REGISTERS, self.threads, *tasks);
+            each * self.threads >= budget && each >= self.instruction_registers()
+        };
+        (2..=shared.min(threads)).rev().find(fits).unwrap_or(1)
+    }
+
+    /// Registers per thread that the kernel must start with for its widest asynchronous instruction.
+    fn instruction_registers(&self) -> u64 {
+        let mut most = 0;
+        for role in &self.k.roles {
+            walk(&role.body, &mut |s| {
+                let Stmt::Atom { atom, a, .. } = s else { return };
+                let Some(atom) = atoms::find(atom).filter(|x| x.asynchronous) else { return };
+                let held = |d: &Distribution, bits: u32| (d.counts().1 * u64::from(bits)).div_ceil(32);
+                let operand = match (a, &atom.a_dist) {
+                    (Operand::Frag { .. }, Some(d)) => held(d, atom.operand.bits()),
+                    _ => 0,
+                };
+                most = most.max(held(&atom.acc_dist, atom.acc.bits()) + operand + INSTRUCTION_OVERHEAD);
+            });
+        }
+        most
     }
 
     fn set_registers(&mut self, regs: Option<u64>, even: u64) {

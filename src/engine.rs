@@ -201,7 +201,17 @@ impl Engine {
 pub fn fits(mapping: &Mapping, plan: &Plan) -> Result<(), String> {
     let split = |m: &&KernelMapping| m.split.is_some();
     let merges: Vec<String> = mapping.kernels.iter().filter(split).map(|m| merge_name(&m.kernel)).collect();
-    let own = mapping.kernels.iter().filter(|m| !merges.contains(&m.kernel)).cloned().collect();
+    // Staging tiles of stores are the lowering's, which names them after their arrays.
+    let staging: Vec<String> = plan.buffers.iter().map(|(_, b)| format!("{}_out", b.name)).collect();
+    let mut own: Vec<KernelMapping> = mapping.kernels.iter().filter(|m| !merges.contains(&m.kernel)).cloned().collect();
+    for m in &mut own {
+        let tile = |name: &str| {
+            let kernel = plan.kernels.iter().find(|k| k.name == m.kernel);
+            kernel.is_some_and(|k| k.tiles.iter().any(|(_, t)| t.name == name))
+        };
+        let kept = m.tiles.iter().filter(|t| tile(&t.tile) || !staging.contains(&t.tile)).cloned().collect();
+        m.tiles = kept;
+    }
     let own = Mapping { kernels: own, ..mapping.clone() };
     mapping::verify::verify(&own, plan).map_err(|list| {
         let list: Vec<&str> = list.iter().map(|d| d.message.as_str()).collect();

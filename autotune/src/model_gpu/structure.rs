@@ -558,6 +558,14 @@ fn operations(facts: &Facts<'_>, s: &Structure) -> Result<(), Unsupported> {
             return unsupported("distribution", format!("nothing says how the elements of {name} are distributed"));
         };
         let dims = whole.dims();
+        if let (Op::Reduce { over, .. }, Held::Whole(rows, _) | Held::Rows(rows)) = (o.op, whole)
+            && over.contains(&rows)
+        {
+            return unsupported(
+                "reductions",
+                format!("{name} reduces rows of an instruction, which several warps hold"),
+            );
+        }
         for t in &o.reads {
             let own = s.sized_of(facts.tile_axes(*t));
             if !own.iter().all(|a| dims.contains(a)) {

@@ -298,11 +298,6 @@ impl Emit<'_, '_> {
                 if !late.is_empty() {
                     self.merge(&late, 1, None, role, out);
                 }
-                for c in self.stationary(&p.ops) {
-                    if p.ops.contains(&f.channels[c].last_reader) {
-                        self.release_block(c, &Iteration { trip: None, rel: 0 }, out);
-                    }
-                }
                 if let Some(before) = self.ring.get(&item) {
                     let value = add(var(*before), var(count));
                     out.push(Stmt::Let { var: *before, value });
@@ -442,6 +437,9 @@ impl Emit<'_, '_> {
         for ((lo, hi, _), body) in segments.into_iter().zip(bodies) {
             out.push(Stmt::For { var: p.trip, lo, hi, step: 1, unroll: false, body });
         }
+        // What only earlier operations read is given back before the last trips of the later ones.
+        let read_out = self.read_out(p, &flow);
+        self.release_stationary(&read_out, &mut out);
         for e in 0..p.skew {
             out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(e)) });
             self.trip(p, |s| s > e, true, false, &mut flow, &mut out)?;
@@ -455,6 +453,8 @@ impl Emit<'_, '_> {
             out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(p.skew)) });
             self.settle_all(&mut flow, Some(p.trip), &mut out);
         }
+        let rest: Vec<usize> = self.released_after(p).into_iter().filter(|c| !read_out.contains(c)).collect();
+        self.release_stationary(&rest, &mut out);
         let mut bulk = flow.bulk;
         if peel == 0 {
             return Ok(Some((out, bulk)));
@@ -476,8 +476,30 @@ impl Emit<'_, '_> {
             self.turn_rings(&mut body);
             otherwise.push(Stmt::For { var: p.trip, lo: Expr::Int(0), hi: n.clone(), step: 1, unroll: false, body });
         }
+        self.release_stationary(&self.released_after(p), &mut otherwise);
         let cond = Expr::Int(peel).bin(BinaryOp::Le, n);
         Ok(Some((vec![Stmt::If { cond, then: out, otherwise }], bulk)))
+    }
+
+    /// Channels filled once per block whose last reader is in the stream.
+    fn released_after(&self, p: &Plan) -> Vec<usize> {
+        let all = self.stationary(&p.ops).into_iter();
+        all.filter(|c| p.ops.contains(&self.f.channels[*c].last_reader)).collect()
+    }
+
+    /// Those of them that nothing reads after the steady loop, if nothing is in flight there.
+    fn read_out(&self, p: &Plan, flow: &Flow) -> Vec<usize> {
+        if !flow.groups.is_empty() {
+            return Vec::new();
+        }
+        let f = self.f;
+        let reads = |i: usize, c: usize| f.reads(f.ops[i].op).iter().any(|t| f.channels[c].tiles.contains(t));
+        let late = |c: usize| p.ops.iter().any(|i| self.skews[*i] > 0 && reads(*i, c));
+        self.released_after(p).into_iter().filter(|c| !late(*c)).collect()
+    }
+
+    fn release_stationary(&self, channels: &[usize], out: &mut Vec<Stmt>) {
+        channels.iter().for_each(|c| self.release_block(*c, &Iteration { trip: None, rel: 0 }, out));
     }
 
     /// One trip: the operations whose skew `takes`, in slot order.

@@ -143,3 +143,33 @@ fn rings_that_threads_fill_have_limits() {
         assert!(e[0].message.contains(says), "{e:?}");
     }
 }
+
+/// What an A100 runs, a card with less shared memory and fewer threads runs too.
+#[test]
+fn reference_mappings_fit_smaller_cards() {
+    for (plan, mapping, ranks) in
+        [("matmul", "matmul_128x128_a100", vec![130, 136, 72]), ("attention_full", "attention_128_full_a100", vec![])]
+    {
+        let plan = formed(plan);
+        let module = lowered(&plan, &mapping_text(mapping).replace("on a100", "on rtx4090"));
+        if !ranks.is_empty() {
+            agrees_on_paper(&plan, &module, &ranks, 1);
+        }
+    }
+}
+
+/// Kernels without contractions by the rule for an A100: evaluated, and run as PTX.
+#[test]
+fn rows_agree() {
+    let sheet = einfall_ir::target::DataSheet::a100();
+    for name in ["layernorm", "rmsnorm", "softmax", "mean_variance"] {
+        let plan = formed(name);
+        let mapping = einfall_autotune::model_gpu::choose(&plan, &sheet, None);
+        let module = lowered(&plan, &mapping.to_string());
+        let artifact = printed(&plan, &module);
+        for ranks in [[3, 512], [2, 129], [1, 1]] {
+            agrees_on_paper(&plan, &module, &ranks, 1);
+            runs(&plan, &artifact, &ranks, 1.5);
+        }
+    }
+}

@@ -137,7 +137,11 @@ fn formed(name: &str) -> Plan {
 /// The library's grouped-query attention with one query position is decode: the heads of a group fill the rows.
 #[test]
 fn grouped_queries_in_parts() {
-    let mapping = text("mappings/attention_decode.mapping");
+    ["attention_decode", "attention_decode_columns"].iter().for_each(|m| grouped_queries(m));
+}
+
+fn grouped_queries(mapping: &str) {
+    let mapping = text(&format!("mappings/{mapping}.mapping"));
     let plan = formed("attention_gqa");
     let (plan, split) = cut(&plan.to_string(), &mapping, Limits::h100().multiprocessors);
     let module = lowered(&split, &mapping);

@@ -120,7 +120,11 @@ fn reference_mappings_assemble() {
 /// register file gives each thread, budgets are set from there.
 #[test]
 fn split_streams_assemble() {
-    for (plan, mapping, resident) in [("plans/decode.tile", "decode", 1), ("attention_gqa", "attention_decode", 2)] {
+    for (plan, mapping, resident) in [
+        ("plans/decode.tile", "decode", 1),
+        ("attention_gqa", "attention_decode", 2),
+        ("attention_gqa", "attention_decode_columns", 2),
+    ] {
         let plan = match plan.strip_suffix(".tile") {
             Some(_) => tile::parse::parse(&text(plan)).unwrap(),
             None => formed(plan),

@@ -235,7 +235,17 @@ fn scalar_functions_keep_their_ulps() {
 /// serve the next launch, and the result is the same bit by bit whichever task is the last.
 #[test]
 fn parts_merge_where_the_last_arrives() {
-    let mapping = text("mappings/attention_decode.mapping");
+    merges_in_place("attention_decode");
+}
+
+/// Heads as columns: maxima and sums over keys meet across the warps of a warpgroup, in every step of the stream.
+#[test]
+fn reductions_across_warps_agree() {
+    merges_in_place("attention_decode_columns");
+}
+
+fn merges_in_place(mapping: &str) {
+    let mapping = text(&format!("mappings/{mapping}.mapping"));
     let plan = formed_for_gpu("attention_gqa");
     let split = gpu::split_streams::run(&plan, &einfall_ir::mapping::parse::parse(&mapping).unwrap(), 132).unwrap();
     let module = mapped(&split, &mapping);

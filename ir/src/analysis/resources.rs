@@ -18,6 +18,40 @@ pub const OVERHEAD: u64 = 32;
 /// Registers per thread beyond fragments that no kernel does without.
 pub const LEAST_OVERHEAD: u64 = 22;
 
+/// Shared memory that one 32-bit value per thread of a unit takes where warps exchange it.
+pub const EXCHANGE_BYTES: u64 = 512;
+
+/// Bytes in which the warps of a unit of `role` exchange what they have of reductions, of which there are two copies a
+/// unit: the most that one of its reductions needs, 0 where shuffles are enough.
+pub fn exchange(kernel: &Kernel, role: &Role) -> u64 {
+    fn go(k: &Kernel, body: &[Stmt], most: &mut u64) {
+        for s in body {
+            match s {
+                Stmt::For { body, .. } => go(k, body, most),
+                Stmt::If { then, otherwise, .. } => {
+                    go(k, then, most);
+                    go(k, otherwise, most);
+                }
+                Stmt::Reduce { out, src, over, .. } => {
+                    let mut place = 1;
+                    let crosses = k.frags[*src].dist.threads.iter().any(|g| {
+                        place *= g.extent;
+                        g.extent > 1 && g.stride > 0 && place > 32 && over.contains(&g.dim)
+                    });
+                    if crosses {
+                        let values: u64 = out.iter().map(|f| k.frags[*f].dist.counts().1).sum();
+                        *most = (*most).max(values * EXCHANGE_BYTES);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut most = 0;
+    go(kernel, &role.body, &mut most);
+    most
+}
+
 /// What a device allows one task, and how many it runs at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -135,6 +169,7 @@ pub fn resources(kernel: &Kernel, limits: &Limits) -> Resources {
             BarrierKind::Named { .. } => named_barriers += b.stages,
         }
     }
+    shared_bytes += kernel.roles.iter().map(|r| 2 * r.units * exchange(kernel, r)).sum::<u64>();
     let own = |r: &Role| r.units * r.scope.threads();
     let threads: u64 = kernel.roles.iter().map(own).sum();
     // A role alone hands over no registers: its number is a bound that the assembler keeps, by holding fewer values at

@@ -7,13 +7,14 @@
 
 use std::collections::HashMap;
 
-use einfall_ir::analysis::resources::{INSTRUCTION_OVERHEAD, launch_registers};
+use einfall_ir::analysis::resources::{INSTRUCTION_OVERHEAD, exchange, launch_registers};
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::cascade::{Rank, RankId};
 use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, FragId, Kernel, Operand, Role, Scope, Stmt, View, atoms};
 use einfall_ir::layout::Distribution;
 use einfall_ir::ops::BinaryOp;
 
+use super::across::Exchange;
 use super::copy::Maps;
 use super::expr::{Element, Memo};
 use super::frag::{Frags, ThreadDigit};
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     pub(super) named: Vec<u64>,
     pub(super) next_named: u64,
     pub(super) bytes: u64,
+    /// By role: where its units exchange values, and the bytes of one copy of one unit.
+    pub(super) exchange: Vec<(u64, u64)>,
 }
 
 impl Shared {
@@ -58,12 +61,20 @@ impl Shared {
                 BarrierKind::Named { .. } => s.next_named += b.stages,
             }
         }
+        for r in &k.roles {
+            let size = exchange(k, r);
+            s.exchange.push((s.bytes, size));
+            s.bytes += 2 * size * r.units;
+        }
         s
     }
 }
 
 /// The role being printed.
 pub(super) struct RoleState {
+    /// Its place among the kernel's.
+    pub(super) index: usize,
+    pub(super) exchange: Option<Exchange>,
     pub(super) scope: Scope,
     pub(super) units: u64,
     pub(super) unit: Val,
@@ -99,6 +110,8 @@ pub(super) struct RoleState {
 impl RoleState {
     fn none(k: &Kernel) -> RoleState {
         RoleState {
+            index: 0,
+            exchange: None,
             scope: Scope::Thread,
             units: 1,
             unit: Val::int(0),
@@ -344,7 +357,8 @@ impl<'a> Emit<'a> {
 
     fn role(&mut self, role: &Role, first: u64) -> Res<()> {
         let warps_per_unit = role.scope.threads() / 32;
-        self.role = RoleState { scope: role.scope, units: role.units, ..RoleState::none(self.k) };
+        let index = self.k.roles.iter().position(|r| std::ptr::eq(r, role)).unwrap_or(0);
+        self.role = RoleState { index, scope: role.scope, units: role.units, ..RoleState::none(self.k) };
         let body = std::mem::take(&mut self.t.out);
         self.hoisted(|e| {
             let warp = Val::ranged("%warp".to_string(), first as i64, 31);

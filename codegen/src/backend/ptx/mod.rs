@@ -7,6 +7,7 @@
 //! it or is refused by name ([`Unprintable`]).
 //! Source: PTX ISA 8.0; `.target sm_90a` for wgmma, TMA and setmaxnreg, `sm_80` for everything else.
 
+mod across;
 mod address;
 mod atom;
 mod copy;

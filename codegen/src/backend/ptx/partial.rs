@@ -17,13 +17,14 @@ use einfall_ir::kernel::{Expr, FragId, Kernel, Operand, Stmt};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::Res;
+use super::across::Lanes;
 use super::emit::Emit;
 
 /// The fragments of a role whose lanes hold parts, and when they are completed.
 #[derive(Default)]
 pub(super) struct Partial {
     /// Masks of the butterfly, by fragment.
-    masks: HashMap<FragId, Vec<u64>>,
+    masks: HashMap<FragId, Lanes>,
     /// Fragments completed after a statement, by its address.
     complete: HashMap<*const Stmt, Vec<FragId>>,
 }
@@ -179,15 +180,18 @@ impl Emit<'_> {
     pub(super) fn complete_partial(&mut self, s: &Stmt) -> Res<()> {
         let Some(frags) = self.role.partial.complete.get(&std::ptr::from_ref(s)).cloned() else { return Ok(()) };
         for f in frags {
-            let masks = self.role.partial.masks.get(&f).cloned().unwrap_or_default();
-            self.set_elements(f, |e, v| {
-                let mut x = e.element(f, v);
-                for mask in &masks {
-                    let other = e.shuffle(&x, *mask);
-                    x = e.combine(ReduceOp::Sum, &x, &other)?;
+            let lanes = self.role.partial.masks.get(&f).cloned().unwrap_or_default();
+            let mut whole = Vec::new();
+            for v in 0..self.frags.get(f).count {
+                let mut x = self.element(f, v);
+                for mask in &lanes.masks {
+                    let other = self.shuffle(&x, *mask);
+                    x = self.combine(ReduceOp::Sum, &x, &other)?;
                 }
-                Ok(x)
-            })?;
+                whole.push(x);
+            }
+            self.join_warps(ReduceOp::Sum, &mut whole, &lanes)?;
+            self.set_elements(f, |_, v| Ok(whole[v].clone()))?;
         }
         Ok(())
     }

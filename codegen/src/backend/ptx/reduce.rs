@@ -1,4 +1,5 @@
-//! Reductions of fragments: in a thread's registers, then between lanes by butterfly shuffles.
+//! Reductions of fragments: in a thread's registers, then between lanes by butterfly shuffles, then between the warps
+//! of a unit ([`super::across`]).
 //!
 //! Sums run in four chains, so that additions overlap and errors stay small. Invariant: every thread that holds an
 //! element of the result holds its whole value afterwards, but for sums that [`super::partial`] completes later.
@@ -10,6 +11,7 @@ use einfall_ir::kernel::{Bound, Expr, FragId};
 use einfall_ir::ops::{BinaryOp, ReduceOp, UnaryOp};
 
 use super::Res;
+use super::across::Lanes;
 use super::emit::Emit;
 use super::frag::{Packing, ThreadDigit, packing};
 use super::scalar::class;
@@ -52,7 +54,7 @@ impl Emit<'_> {
         let out = out[0];
         let kept: Vec<usize> = (0..self.frags.get(src).dims.len()).filter(|d| !over.contains(d)).collect();
         let groups = self.groups(out, src, &kept)?;
-        let digits = self.reduced_lanes(src, over)?;
+        let lanes = self.reduced_lanes(src, over)?;
         let ty = match op {
             ReduceOp::Any | ReduceOp::All => Ty::S32,
             _ => class(self.frags.get(src).dtype),
@@ -91,21 +93,45 @@ impl Emit<'_> {
             }
             let x = chains.pop().unwrap_or_else(|| identity.clone());
             let mut x = self.to(&x, ty);
-            for mask in digits.iter().filter(|_| !partial) {
+            for mask in lanes.masks.iter().filter(|_| !partial) {
                 let other = self.shuffle(&x, *mask);
                 x = self.combine(op, &x, &other)?;
                 x = self.to(&x, ty);
             }
-            if carry && !idempotent && !partial {
-                let before = self.element(out, v);
-                x = self.combine(op, &before, &x)?;
-            }
             results.push(x);
+        }
+        if !partial {
+            self.join_warps(op, &mut results, &lanes)?;
+        }
+        if carry && !idempotent && !partial {
+            for (v, x) in results.iter_mut().enumerate() {
+                let before = self.element(out, v);
+                *x = self.combine(op, &before, x)?;
+            }
         }
         self.set_elements(out, |_, v| Ok(results[v].clone()))?;
         let many = groups.iter().any(|g| g.len() >= WORTH_FINISHING);
         if many && ty == Ty::F32 && packing(self.frags.get(out).dtype) == Packing::Single(Ty::F32) {
             self.role.joined = Some(out);
+        }
+        Ok(())
+    }
+
+    /// Joins what the unit's warps hold of each result, if several do.
+    pub(super) fn join_warps(&mut self, op: ReduceOp, results: &mut [Val], lanes: &Lanes) -> Res<()> {
+        if lanes.warps.is_empty() {
+            return Ok(());
+        }
+        let all = self.exchanged(results, &lanes.warps)?;
+        for (x, list) in results.iter_mut().zip(all) {
+            let ty = x.ty;
+            let mut list = list.into_iter();
+            let mut sum = list.next().expect("the thread's own warp");
+            for y in list {
+                sum = self.combine(op, &sum, &y)?;
+                sum = self.to(&sum, ty);
+            }
+            *x = sum;
         }
         Ok(())
     }
@@ -125,25 +151,28 @@ impl Emit<'_> {
         Ok(groups)
     }
 
-    /// Masks of the butterfly over lanes that hold reduced dimensions.
-    pub(super) fn reduced_lanes(&mut self, src: FragId, over: &[usize]) -> Res<Vec<u64>> {
+    /// The lanes and warps that hold reduced dimensions.
+    pub(super) fn reduced_lanes(&mut self, src: FragId, over: &[usize]) -> Res<Lanes> {
         let digits: Vec<ThreadDigit> = over.iter().flat_map(|d| self.frags.get(src).threads[*d].clone()).collect();
-        let mut masks = Vec::new();
+        let mut lanes = Lanes::default();
         for g in digits {
             if !g.extent.is_power_of_two() || !g.place.is_power_of_two() {
                 return Err(self.fail("a reduction over threads that are no power of two"));
             }
-            if g.place * g.extent > 32 {
-                return Err(self.fail("a reduction across warps"));
-            }
+            let end = g.place * g.extent;
             let mut m = g.place;
-            while m < g.place * g.extent {
-                masks.push(m);
+            while m < end.min(32) {
+                lanes.masks.push(m);
                 m *= 2;
             }
+            if end > 32 {
+                let first = g.place.max(32);
+                lanes.warps.push((first / 32, end / first));
+            }
         }
-        masks.sort_unstable();
-        Ok(masks)
+        lanes.masks.sort_unstable();
+        lanes.warps.sort_unstable();
+        Ok(lanes)
     }
 
     /// The value of the lane whose number differs by `mask`.
@@ -244,7 +273,7 @@ impl Emit<'_> {
         if groups != also {
             return Err(self.fail("an argument selection whose results are held differently"));
         }
-        let digits = self.reduced_lanes(src, over)?;
+        let lanes = self.reduced_lanes(src, over)?;
         let base = match base {
             Some(b) => self.int(b)?,
             None => Val::int(0),
@@ -284,12 +313,25 @@ impl Emit<'_> {
                 }
                 (x, at) = self.better(op, (&x, &at), (&y, &q))?;
             }
-            for mask in &digits {
+            for mask in &lanes.masks {
                 let (y, q) = (self.shuffle(&x, *mask), self.shuffle(&at, *mask));
                 (x, at) = self.better(op, (&x, &at), (&y, &q))?;
             }
             values.push(x);
             positions.push(at);
+        }
+        if !lanes.warps.is_empty() {
+            let n = values.len();
+            let at = positions.iter().map(|p| self.to(p, Ty::S32)).collect::<Vec<_>>();
+            let both: Vec<Val> = values.iter().cloned().chain(at).collect();
+            let all = self.exchanged(&both, &lanes.warps)?;
+            for v in 0..n {
+                let (mut x, mut at) = (all[v][0].clone(), all[n + v][0].clone());
+                for (y, q) in all[v].iter().zip(&all[n + v]).skip(1) {
+                    (x, at) = self.better(op, (&x, &at), (y, q))?;
+                }
+                (values[v], positions[v]) = (x, at);
+            }
         }
         self.set_elements(*value, |_, v| Ok(values[v].clone()))?;
         self.set_elements(*position, |_, v| Ok(positions[v].clone()))

@@ -173,3 +173,29 @@ fn rows_agree() {
         }
     }
 }
+
+/// In a work loop rings go on from block to block, and what is filled once per block is filled again.
+#[test]
+fn persistent_kernels_fill_their_rings_again() {
+    let few = |text: &str| {
+        let mapping = einfall_ir::mapping::parse::parse(text).unwrap_or_else(|e| panic!("{e}"));
+        let gpu = einfall_ir::target::DataSheet::a100().gpu.unwrap();
+        let limits = einfall_ir::analysis::resources::Limits::of(&gpu);
+        (mapping, einfall_ir::analysis::resources::Limits { multiprocessors: 2, ..limits })
+    };
+    let plan = formed("matmul");
+    let text =
+        mapping_text("matmul_128x128_a100").replace("role main", "work order m, n persistent\n        role main");
+    let (mapping, limits) = few(&text);
+    let module = einfall_codegen::lower::gpu::lower_for(&plan, &mapping, &limits).unwrap_or_else(|e| panic!("{e:?}"));
+    for ranks in [[300, 264, 136], [260, 136, 32], [130, 260, 0]] {
+        agrees_on_paper(&plan, &module, &ranks, 1);
+    }
+    let plan = formed("attention");
+    let text = mapping_text("attention_64_causal_a100").replace("longest_first", "persistent longest_first");
+    let (mapping, limits) = few(&text);
+    let module = einfall_codegen::lower::gpu::lower_for(&plan, &mapping, &limits).unwrap_or_else(|e| panic!("{e:?}"));
+    let ranks = extents(&plan, &[("B", 1), ("G", 1), ("R", 3), ("M", 200), ("N", 150), ("E", 64), ("F", 64)]);
+    agrees_on_paper(&plan, &module, &ranks, 1);
+    runs(&plan, &printed(&plan, &module), &ranks, 4.0);
+}

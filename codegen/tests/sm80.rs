@@ -199,3 +199,26 @@ fn persistent_kernels_fill_their_rings_again() {
     agrees_on_paper(&plan, &module, &ranks, 1);
     runs(&plan, &printed(&plan, &module), &ranks, 4.0);
 }
+
+/// As there; and what is committed and awaited at the end is what a stream without trips leaves, which nobody reads.
+#[test]
+fn planted_faults_in_attention_are_caught() {
+    let (plan, module) = attention("attention", "attention_64_causal_a100");
+    let at = |m, n| extents(&plan, &[("B", 1), ("G", 1), ("R", 1), ("M", m), ("N", n), ("E", 16), ("F", 16)]);
+    all_caught(
+        &plan,
+        &module,
+        &[&at(130, 200), &at(20, 40)],
+        &[
+            "Missing main.10.2: commit cp_async",
+            "Missing main.10.7.3: commit cp_async",
+            "Missing main.10.8.3: commit cp_async",
+            "Missing main.11: commit cp_async",
+            "Missing main.14: wait_group cp_async 0",
+            "LaterGroup main.14: wait_group cp_async 0",
+            "WrongSwizzle Q_s",
+            "WrongSwizzle K_s",
+            "WrongSwizzle V_s",
+        ],
+    );
+}

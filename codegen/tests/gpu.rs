@@ -153,6 +153,21 @@ fn attention_persistent() {
     agrees(&plan, &module, &[1, 1, 3, 200, 300, 72, 80], 1);
 }
 
+/// A section has fewer heads than the mapping says where their keys and values would not stay in the cache: 8 MiB a head
+/// leave four, 2 MiB eight.
+#[test]
+fn sections_fit_the_cache() {
+    let printed = |n: u64, group: u64| {
+        let plan = formed("attention", &[("N", n), ("E", 128), ("F", 128)]);
+        let mapping = text("mappings/attention_128_causal.mapping");
+        let mapping = mapping.replace("longest_first", &format!("group {group} longest_first"));
+        einfall_ir::kernel::print::print(&checked(&plan, &mapping))
+    };
+    assert_eq!(printed(16384, 8), printed(16384, 4));
+    assert_ne!(printed(16384, 4), printed(16384, 2));
+    assert_ne!(printed(4096, 8), printed(4096, 4));
+}
+
 /// Masks on both sides of the full blocks, walked up and down.
 #[test]
 fn attention_window_both_ways() {

@@ -3,8 +3,8 @@
 //! Blocks of the grid axes are taken in the mapping's order, the last axis fastest. Tasks of a cluster walk neighbouring
 //! blocks together, so the unit of work is a cluster. With `group G` the two fastest axes are walked in sections: G
 //! blocks of the second-fastest axis for each block of the fastest, so that a section's operands stay in the L2 cache
-//! (Triton's grouped order; FlashAttention-3's sections of heads). `longest_first` turns axes that a stream's filter
-//! cuts around. A `persistent` kernel has as many tasks as the device holds at once, one per multiprocessor of the
+//! (Triton's grouped order; FlashAttention-3's sections of heads); fewer than G where what they share would not.
+//! `longest_first` turns axes that a stream's filter cuts around. A `persistent` kernel has as many tasks as the device holds at once, one per multiprocessor of the
 //! data sheet: that number is a constant of the grid's expression, which stays an expression over extents. A task then
 //! takes every `tasks`-th unit of work. With `longest_first` it takes folded pairs, where there are enough: the i-th
 //! block from the long end of the axis that the filter cuts around, then the i-th from the short end. Pairs are equally
@@ -13,14 +13,20 @@
 //! multiprocessors waits for a task with 1.27 times the mean work, and by turning every other round for one with 1.6.)
 //! Invariant: every block is computed by exactly one task.
 
+use std::collections::BTreeMap;
+
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::kernel::{Expr, Stmt, Var, VarId};
 use einfall_ir::ops::BinaryOp;
-use einfall_ir::tile::AxisId;
+use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, ExprId, Op};
 
 use super::apply_mapping::Facts;
-use super::exprs::{add, ceil_div, min, mul, sub, var};
+use super::exprs::{add, ceil_div, max, min, mul, size, sub, var};
 use super::{Step, refuse};
+
+/// What a section's blocks read in common, in bytes: that much of an H100's 50 MB of level-2 cache stays beside what passes
+/// through it (as FlashAttention-3 has it).
+const SECTION_BYTES: i64 = 32 << 20;
 
 /// Variables of one role's work loop.
 #[derive(Clone, Debug)]
@@ -35,6 +41,8 @@ pub(super) struct RoleWork {
     pub rounds: VarId,
     /// How many there are; pairs, where they are folded.
     units: VarId,
+    /// Clusters of a section, where the sizes decide.
+    section: VarId,
     /// Units of work of one pair: 2 where they are folded, else 1; and which of them it is.
     fold: VarId,
     half: VarId,
@@ -92,13 +100,13 @@ pub(super) fn run(mut f: Facts<'_>, multiprocessors: u64) -> Step<Facts<'_>> {
     for r in &f.roles {
         let mut new = |name: &str| vars.push(Var { name: format!("{name}_{}", r.role) });
         let (units, step) = (new("units"), new("step"));
-        let (fold, half) = (new("fold"), new("half"));
+        let (fold, half, section) = (new("fold"), new("half"), new("section"));
         let (tile, round, rounds) = (new("tile"), new("round"), new("rounds"));
         let mut blocks = vec![None; f.axes.len()];
         for a in &axes {
             blocks[a.index()] = Some(new(&format!("block_{}", f.kernel.axes[*a].name)));
         }
-        roles.push(RoleWork { blocks, tile, round, rounds, units, fold, half, step });
+        roles.push(RoleWork { blocks, tile, round, rounds, units, section, fold, half, step });
     }
     f.vars = vars;
     let slots = (multiprocessors / f.cluster_tasks()).max(1);
@@ -260,11 +268,50 @@ impl Facts<'_> {
         self.grid_axes().into_iter().find(|a| persistent && self.work.longest_first && self.masks(*a))
     }
 
+    /// Clusters along `second` of one section: the mapping's group, or as many as leave what blocks along `fastest` share
+    /// in the level-2 cache.
+    fn section(&self, second: AxisId, fastest: AxisId) -> Expr {
+        let x = self.axis(second);
+        let group = Expr::Int((self.work.group / x.cluster) as i64);
+        if x.cluster > 1 {
+            return group;
+        }
+        let uses = |e: ExprId, found: &dyn Fn(AxisId) -> bool| {
+            let mut any = false;
+            self.kernel.walk(e, &mut |_, e| any |= matches!(e, tile::Expr::Coord(a) if found(*a)));
+            any
+        };
+        let walked = |a: AxisId| self.kernel.axes[a].kind != AxisKind::Grid;
+        let shared = self.ops.iter().filter_map(|o| match o.op {
+            Op::Load { buffer, at, .. } => {
+                let any = |a: AxisId| at.iter().any(|e| uses(*e, &|x| x == a));
+                (any(second) && !any(fastest)).then_some((*buffer, at))
+            }
+            Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Store { .. } | Op::Scan { .. } => None,
+        });
+        let shared: BTreeMap<BufferId, &Vec<ExprId>> = shared.collect();
+        let arrays = shared.len().max(1) as i64;
+        shared.into_iter().fold(group, |group, (buffer, at)| {
+            let b = &self.plan.buffers[buffer];
+            let each = SECTION_BYTES / arrays / (b.dtype.bytes(1) as i64).max(1);
+            let fit = b.dims.iter().zip(at).fold(Expr::Int(each), |fit, (dim, e)| {
+                if uses(*e, &walked) {
+                    div(fit, max(size(self, dim), Expr::Int(1)))
+                } else if uses(*e, &|a| a == second) && x.block > 1 {
+                    div(fit, Expr::Int(x.block as i64))
+                } else {
+                    fit
+                }
+            });
+            min(group, max(fit, Expr::Int(1)))
+        })
+    }
+
     fn work_blocks(&self, role: usize) -> Vec<Stmt> {
         let Some(w) = &self.work_loop else { return Vec::new() };
         let r = &w.roles[role];
         let axes = self.grid_axes();
-        let mut out = Vec::new();
+        let (mut sizes, mut out) = (Vec::new(), Vec::new());
         let mut rest = var(r.tile);
         let mut left: &[AxisId] = &axes;
         let folded = self.folded();
@@ -289,14 +336,20 @@ impl Facts<'_> {
         if self.work.group > 1
             && let [outer @ .., second, fastest] = left
         {
-            let group = (self.work.group / self.axis(*second).cluster) as i64;
+            let group = match self.section(*second, *fastest) {
+                Expr::Int(n) => Expr::Int(n),
+                fit => {
+                    sizes.push(Stmt::Let { var: r.section, value: fit });
+                    var(r.section)
+                }
+            };
             let (along, across) = (counted(*fastest), counted(*second));
             // A plane of the two axes, cut into sections of `group` of the second one; the last may be smaller.
             let plane = mul(along.clone(), across.clone());
             let within = if outer.is_empty() { rest.clone() } else { rem(rest.clone(), plane.clone()) };
-            let section = mul(along, Expr::Int(group));
-            let start = mul(div(within.clone(), section.clone()), Expr::Int(group));
-            let width = min(sub(across, start.clone()), Expr::Int(group));
+            let section = mul(along, group.clone());
+            let start = mul(div(within.clone(), section.clone()), group.clone());
+            let width = min(sub(across, start.clone()), group);
             let place = rem(within, section);
             set(*second, add(start, rem(place.clone(), width.clone())));
             set(*fastest, div(place, width));
@@ -312,6 +365,7 @@ impl Facts<'_> {
                 rest = div(rest, n);
             }
         }
-        out
+        sizes.extend(out);
+        sizes
     }
 }

@@ -137,7 +137,7 @@ fn formed(name: &str) -> Plan {
 /// The library's grouped-query attention with one query position is decode: the heads of a group fill the rows.
 #[test]
 fn grouped_queries_in_parts() {
-    ["attention_decode", "attention_decode_columns"].iter().for_each(|m| grouped_queries(m));
+    ["attention_decode", "attention_decode_columns", "attention_decode_ahead"].iter().for_each(|m| grouped_queries(m));
 }
 
 fn grouped_queries(mapping: &str) {

@@ -236,6 +236,7 @@ fn scalar_functions_keep_their_ulps() {
 #[test]
 fn parts_merge_where_the_last_arrives() {
     merges_in_place("attention_decode");
+    merges_in_place("attention_decode_ahead");
 }
 
 /// Heads as columns: maxima and sums over keys meet across the warps of a warpgroup, in every step of the stream.

@@ -186,3 +186,42 @@ fn moments_of_rows_far_from_zero() {
         }
     }
 }
+
+/// The deviation that docs/language.md lists: an infinity at a point that a causal filter removes gives NaN within the
+/// blocks that straddle the diagonal, and nothing anywhere else.
+#[test]
+fn removed_points_of_a_straddling_block_are_factors_of_zero() {
+    let c = parse(einfall_kernels::source("attention").unwrap()).unwrap().cascades.remove(0);
+    let mut p = plan(c.clone()).unwrap();
+    for a in p.kernels.iter_mut().flat_map(|k| k.axes.iter_mut().map(|(_, a)| a)) {
+        if a.kind != AxisKind::Inner {
+            a.block = Some(16);
+        }
+    }
+    let (n, last) = (40, 39);
+    let size = |r: &str| {
+        if r == "M" || r == "N" {
+            n
+        } else if r == "E" || r == "F" {
+            8
+        } else {
+            1
+        }
+    };
+    let sizes = c.ranks.iter().map(|(_, r)| (r.name.clone(), size(&r.name))).collect();
+    let b = bind(&c, &Given { sizes, ..Given::default() }).unwrap();
+    let mut given = inputs::random(&c, &b, 3, inputs::Variant::ALL[0]).unwrap();
+    let finite = tolerance::expect(&c, &b, &given, &eval::Options::default()).unwrap();
+    let v = &mut given[2];
+    let at = v.data.len() - 8;
+    v.data[at..].fill(f64::INFINITY);
+    let got = run(&compile(&p, &isas()[0]).unwrap(), &b.extents, &given, Split::Whole);
+    for (i, (x, y)) in finite[0].values.iter().zip(&got[0].data).enumerate() {
+        let m = (i / 8) as u64 % n;
+        match m {
+            0..32 => assert!((x - y).abs() <= finite[0].tolerance[i], "row {m}: {x} against {y}"),
+            32..39 => assert!(y.is_nan(), "row {m}: {y}; then docs/language.md is out of date"),
+            _ => assert!(m == last && *y == f64::INFINITY, "row {m}: {y}"),
+        }
+    }
+}

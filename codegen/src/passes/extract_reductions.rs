@@ -93,7 +93,7 @@ fn move_out(c: &mut Cascade, root: ExprId, order: &[IndexId], before: &mut Moved
             return Some(*read);
         }
         let span = c.spans[id.index()];
-        let mut used = free_indices(c, id);
+        let mut used = c.free_indices(id);
         used.sort_by_key(|i| order.iter().position(|o| o == i).unwrap_or(order.len()));
         // Fresh indices for the new statement; an iterated index stays what it is.
         let mut map = HashMap::new();
@@ -158,31 +158,6 @@ fn move_out(c: &mut Cascade, root: ExprId, order: &[IndexId], before: &mut Moved
 
 fn is_argument(c: &Cascade, id: ExprId) -> bool {
     matches!(&c.exprs[id], Expr::Reduce { op: einfall_ir::cascade::Reducer::Op(op), .. } if op.selects_argument())
-}
-
-/// Indices that occur under `root` and are not bound there, in order of first occurrence.
-pub(crate) fn free_indices(c: &Cascade, root: ExprId) -> Vec<IndexId> {
-    let (mut seen, mut bound) = (Vec::new(), HashSet::new());
-    c.walk(root, &mut |_, e| match e {
-        Expr::Index(i) | Expr::Segment { of: i, .. } | Expr::Scan { over: i, .. } => {
-            if !seen.contains(i) {
-                seen.push(*i);
-            }
-        }
-        Expr::Reduce { over, .. } => bound.extend(over.iter().copied()),
-        Expr::Int(_)
-        | Expr::Float(_)
-        | Expr::Size(_)
-        | Expr::Read { .. }
-        | Expr::Unary(..)
-        | Expr::Binary(..)
-        | Expr::Select(..)
-        | Expr::Cast(..)
-        | Expr::Tuple(_)
-        | Expr::Rand { .. } => {}
-    });
-    seen.retain(|i| !bound.contains(i));
-    seen
 }
 
 fn fresh_name(c: &Cascade) -> String {

@@ -147,3 +147,81 @@ fn redirect(c: &mut Cascade, root: ExprId, tensor: TensorId, split: &Split) -> E
         Some(c.push_expr(Expr::Read { tensor: split.parts[&v], at }, span))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use einfall_ir::array::Array;
+    use einfall_ir::cascade::bind::{Given, bind};
+    use einfall_ir::cascade::eval::evaluate;
+    use einfall_ir::cascade::parse;
+    use einfall_ir::cascade::print::print_cascade;
+
+    use super::*;
+
+    const HEAD: &str = "cascade c[M, N](x: f32[M,4], w: f32[M,4,N]) -> (y: f32[M]) {\n";
+
+    /// The cascade before and after as text; both compute the same.
+    fn split(body: &str) -> (String, String) {
+        let text = format!("{HEAD}{body}\n}}\n");
+        let c = parse(&text).unwrap_or_else(|d| panic!("{d:?}\n{text}")).cascades.remove(0);
+        let s = split_constant_dims(c.clone());
+        let b = bind(&c, &Given { sizes: vec![("M".into(), 3), ("N".into(), 2)], ..Given::default() }).unwrap();
+        let mut k = 0.0;
+        let inputs: Vec<Array> = c
+            .params
+            .iter()
+            .map(|t| {
+                Array::from_fn(c.tensors[*t].dtype, &b.dims(&c, *t).unwrap(), |_| {
+                    k += 0.7;
+                    f64::sin(k)
+                })
+            })
+            .collect();
+        let (want, have) = (evaluate(&c, &b, &inputs).unwrap(), evaluate(&s, &b, &inputs).unwrap());
+        for (w, h) in want.iter().zip(&have) {
+            assert!(w.data.iter().zip(&h.data).all(|(a, b)| a == b), "{}", print_cascade(&s));
+        }
+        (print_cascade(&c), print_cascade(&s))
+    }
+
+    fn stays(body: &str) {
+        let (before, after) = split(body);
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn a_tensor_per_literal_that_is_read() {
+        let (_, after) = split("g[m,a] = exp(x[m,a])\n y[m] = sigmoid(g[m,0]) * g[m,2] + g[m,0]");
+        assert!(after.contains("g_0[m] = exp(x[m,0])") && after.contains("g_2[m] = exp(x[m,2])"), "{after}");
+        assert!(!after.contains("g_1") && !after.contains("g[m,"), "{after}");
+        assert!(after.contains("y[m] = sigmoid(g_0[m]) * g_2[m] + g_0[m]"), "{after}");
+    }
+
+    #[test]
+    fn what_reads_a_part_is_split_in_its_turn() {
+        let (_, after) = split("g[m,a] = x[m,a] + 1.0\n h[m,a] = g[m,a] * 2.0\n y[m] = h[m,1] - h[m,3]");
+        assert!(after.contains("h_1[m] = g_1[m] * 2.0") && after.contains("g_3[m] = x[m,3] + 1.0"), "{after}");
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_not_taken_again() {
+        let (_, after) = split("g_0[m] = x[m,1]\n g[m,a] = x[m,a]\n y[m] = g[m,0] * g_0[m]");
+        assert!(after.contains("g_0_1[m] = x[m,0]") && after.contains("g_0_1[m] * g_0[m]"), "{after}");
+    }
+
+    #[test]
+    fn filters_and_what_stands_elsewhere_follow() {
+        let (_, after) = split("g[m,a] = x[m,a] where a + m < 3 else -1.0\n y[m] = g[m,0] + g[m,3]");
+        assert!(after.contains("where 0 + m < 3 else -1.0") && after.contains("where 3 + m < 3 else -1.0"), "{after}");
+    }
+
+    #[test]
+    fn what_stays_whole() {
+        // Read along the dimension as well.
+        stays("g[m,a] = exp(x[m,a])\n y[m] = g[m,0] + (sum(a) g[m,a])");
+        // A reduction is one walk over what it reads.
+        stays("g[m,a] = sum(n) w[m,a,n]\n y[m] = g[m,0] * g[m,1]");
+        // An array of the caller.
+        stays("y[m] = x[m,0] * x[m,1]");
+    }
+}

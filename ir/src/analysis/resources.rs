@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::kernel::{BarrierKind, BufSpace, Expr, FragId, GroupKind, Kernel, Operand, Role, Stmt};
+use crate::kernel::{BarrierKind, BufSpace, Expr, FragId, GroupKind, Kernel, Operand, Role, Stmt, walk};
 use crate::target::Gpu;
 
 /// Registers per thread beyond fragments, as a choice of mappings reckons.
@@ -233,49 +233,17 @@ struct Liveness<'a> {
 /// The most registers that fragments of the role need at any point between statements.
 fn peak(kernel: &Kernel, role: &Role) -> u64 {
     let mut operands = Live::new();
-    collect_operands(&role.body, &mut operands);
+    walk(&role.body, &mut |s| {
+        if let Stmt::Atom { a, b, .. } = s {
+            operands.extend([a, b].into_iter().filter_map(|o| match o {
+                Operand::Frag { frag, .. } => Some(*frag),
+                Operand::Mem(_) => None,
+            }));
+        }
+    });
     let mut l = Liveness { kernel, operands, peak: 0 };
     l.block(&role.body, Live::new());
     l.peak
-}
-
-fn collect_operands(body: &[Stmt], out: &mut Live) {
-    for s in body {
-        match s {
-            Stmt::For { body, .. } => collect_operands(body, out),
-            Stmt::If { then, otherwise, .. } => {
-                collect_operands(then, out);
-                collect_operands(otherwise, out);
-            }
-            Stmt::Atom { a, b, .. } => {
-                for o in [a, b] {
-                    if let Operand::Frag { frag, .. } = o {
-                        out.insert(*frag);
-                    }
-                }
-            }
-            Stmt::Let { .. }
-            | Stmt::Map { .. }
-            | Stmt::Reduce { .. }
-            | Stmt::Scan { .. }
-            | Stmt::Load { .. }
-            | Stmt::Store { .. }
-            | Stmt::Gather { .. }
-            | Stmt::Scatter { .. }
-            | Stmt::Copy { .. }
-            | Stmt::Arrive { .. }
-            | Stmt::Wait { .. }
-            | Stmt::NamedSync { .. }
-            | Stmt::NamedArrive { .. }
-            | Stmt::Fence(_)
-            | Stmt::Commit(_)
-            | Stmt::WaitGroup { .. }
-            | Stmt::Last { .. }
-            | Stmt::TaskSync
-            | Stmt::ClusterSync
-            | Stmt::GridSync => {}
-        }
-    }
 }
 
 fn reads(e: &Expr, out: &mut Live) {

@@ -552,6 +552,31 @@ impl Cascade {
         }
     }
 
+    /// Indices that `root` depends on, in order of first occurrence: those it mentions less those it binds.
+    pub fn free_indices(&self, root: ExprId) -> Vec<IndexId> {
+        let (mut seen, mut bound) = (Vec::new(), std::collections::HashSet::new());
+        self.walk(root, &mut |_, e| match e {
+            Expr::Index(i) | Expr::Segment { of: i, .. } | Expr::Scan { over: i, .. } => {
+                if !seen.contains(i) {
+                    seen.push(*i);
+                }
+            }
+            Expr::Reduce { over, .. } => bound.extend(over.iter().copied()),
+            Expr::Int(_)
+            | Expr::Float(_)
+            | Expr::Size(_)
+            | Expr::Read { .. }
+            | Expr::Unary(..)
+            | Expr::Binary(..)
+            | Expr::Select(..)
+            | Expr::Cast(..)
+            | Expr::Tuple(_)
+            | Expr::Rand { .. } => {}
+        });
+        seen.retain(|i| !bound.contains(i));
+        seen
+    }
+
     /// Every Einsum in evaluation order, those inside `iter` blocks included (inits before the body).
     pub fn einsums(&self) -> impl Iterator<Item = &Einsum> {
         self.stmts.iter().flat_map(|s| -> Box<dyn Iterator<Item = &Einsum>> {

@@ -542,6 +542,45 @@ pub enum Stmt {
     GridSync,
 }
 
+impl Stmt {
+    /// The lists of statements directly within: a loop's body, the branches of a condition.
+    pub fn bodies(&self) -> [&[Stmt]; 2] {
+        match self {
+            Stmt::For { body, .. } => [body, &[]],
+            Stmt::If { then, otherwise, .. } => [then, otherwise],
+            Stmt::Let { .. }
+            | Stmt::Map { .. }
+            | Stmt::Reduce { .. }
+            | Stmt::Scan { .. }
+            | Stmt::Load { .. }
+            | Stmt::Store { .. }
+            | Stmt::Gather { .. }
+            | Stmt::Scatter { .. }
+            | Stmt::Atom { .. }
+            | Stmt::Copy { .. }
+            | Stmt::Arrive { .. }
+            | Stmt::Wait { .. }
+            | Stmt::NamedSync { .. }
+            | Stmt::NamedArrive { .. }
+            | Stmt::Fence(_)
+            | Stmt::Commit(_)
+            | Stmt::WaitGroup { .. }
+            | Stmt::Last { .. }
+            | Stmt::TaskSync
+            | Stmt::ClusterSync
+            | Stmt::GridSync => [&[], &[]],
+        }
+    }
+}
+
+/// Calls `f` on every statement in order, outer ones first.
+pub fn walk<'a>(body: &'a [Stmt], f: &mut impl FnMut(&'a Stmt)) {
+    for s in body {
+        f(s);
+        s.bodies().into_iter().for_each(|b| walk(b, f));
+    }
+}
+
 impl Kernel {
     /// Arrays in which units count ([`Stmt::Last`]), by position among the plan's: zeros before the first launch.
     pub fn counters(&self) -> BTreeSet<usize> {

@@ -440,22 +440,13 @@ pub(super) fn binding(op: BinaryOp) -> Option<u8> {
 
 /// Variables in the order in which a reader meets their first binding.
 pub(super) fn bind_order(body: &[Stmt], seen: &mut Vec<VarId>) {
-    for s in body {
-        match s {
-            Stmt::For { var, .. } | Stmt::Let { var, .. } | Stmt::Last { var, .. } if !seen.contains(var) => {
-                seen.push(*var)
-            }
-            _ => {}
+    walk(body, &mut |s| {
+        if let Stmt::For { var, .. } | Stmt::Let { var, .. } | Stmt::Last { var, .. } = s
+            && !seen.contains(var)
+        {
+            seen.push(*var);
         }
-        match s {
-            Stmt::For { body, .. } => bind_order(body, seen),
-            Stmt::If { then, otherwise, .. } => {
-                bind_order(then, seen);
-                bind_order(otherwise, seen);
-            }
-            _ => {}
-        }
-    }
+    });
 }
 
 fn constant(e: &Expr) -> Option<u64> {

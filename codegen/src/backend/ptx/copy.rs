@@ -6,12 +6,11 @@
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::TensorMap;
 use einfall_ir::kernel::copies::TmaBox;
-use einfall_ir::kernel::{BarrierId, BufSpace, Engine, Expr, FenceKind, Kernel, Stmt, View};
+use einfall_ir::kernel::{BarrierId, BufSpace, Engine, Expr, FenceKind, Kernel, Stmt, View, walk};
 use einfall_ir::tile::BufferId;
 
 use super::Res;
 use super::emit::Emit;
-use super::sync::walk;
 use super::text::{Ty, Val};
 
 /// Tensor maps of the kernel, in the order of its parameters.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use einfall_ir::analysis::resources::{INSTRUCTION_OVERHEAD, exchange, launch_registers};
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::cascade::{Rank, RankId};
-use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, FragId, Kernel, Operand, Role, Scope, Stmt, View, atoms};
+use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, FragId, Kernel, Operand, Role, Scope, Stmt, View, atoms, walk};
 use einfall_ir::layout::Distribution;
 use einfall_ir::ops::BinaryOp;
 
@@ -20,7 +20,7 @@ use super::expr::{Element, Memo};
 use super::frag::{Frags, ThreadDigit};
 use super::partial::Partial;
 use super::ranges::{Facts, Interval, merge};
-use super::sync::{Arrivals, walk};
+use super::sync::Arrivals;
 use super::text::{Text, Ty, Val};
 use super::{Res, Target, Unprintable};
 

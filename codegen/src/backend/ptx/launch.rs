@@ -6,11 +6,10 @@ use std::fmt::Write as _;
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::{Artifact, Code, Condition, GpuLaunch, Launch, Slot};
 use einfall_ir::cascade::Size;
-use einfall_ir::kernel::{Assumption, BufSpace, Kernel, Module, Stmt};
+use einfall_ir::kernel::{Assumption, BufSpace, Kernel, Module, Stmt, walk};
 use einfall_ir::tile::{self, BufferId, Plan};
 
 use super::emit::Emit;
-use super::sync::walk;
 use super::text::{Ty, Val};
 use super::{Res, Target, Unprintable};
 use crate::backend::llvm::launch::{add, buffer_bytes, flops, is_parameter, launch_bytes, size_of, symbol, traffic};

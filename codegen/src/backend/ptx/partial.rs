@@ -42,15 +42,6 @@ fn reads(e: &Expr, f: FragId) -> bool {
     found
 }
 
-/// The statements within a statement.
-fn inner(s: &Stmt) -> Vec<&[Stmt]> {
-    match s {
-        Stmt::For { body, .. } => vec![body],
-        Stmt::If { then, otherwise, .. } => vec![then, otherwise],
-        _ => Vec::new(),
-    }
-}
-
 /// Whether the statement, or one within it, reads or writes `f`.
 fn touches(s: &Stmt, f: FragId) -> bool {
     let operand = |o: &Operand| matches!(o, Operand::Frag { frag, .. } if *frag == f);
@@ -94,7 +85,7 @@ fn adds(s: &Stmt, f: FragId) -> Option<(FragId, &[usize])> {
 }
 
 fn contains_adds(s: &Stmt, f: FragId) -> bool {
-    adds(s, f).is_some() || inner(s).into_iter().flatten().any(|s| contains_adds(s, f))
+    adds(s, f).is_some() || s.bodies().into_iter().flatten().any(|s| contains_adds(s, f))
 }
 
 fn is_zero(s: &Stmt, f: FragId) -> bool {
@@ -138,7 +129,7 @@ fn last<'s>(k: &Kernel, list: &'s [Stmt], f: FragId) -> Option<&'s Stmt> {
     // Everything about it in one loop or branch.
     let mut touching = list.iter().filter(|s| touches(s, f));
     let (Some(only), None) = (touching.next(), touching.next()) else { return None };
-    let mut within = inner(only).into_iter().filter(|l| l.iter().any(|s| touches(s, f)));
+    let mut within = only.bodies().into_iter().filter(|l| l.iter().any(|s| touches(s, f)));
     match (within.next(), within.next()) {
         (Some(l), None) => last(k, l, f),
         _ => None,
@@ -148,7 +139,7 @@ fn last<'s>(k: &Kernel, list: &'s [Stmt], f: FragId) -> Option<&'s Stmt> {
 fn sums<'s>(body: &'s [Stmt], f: FragId, out: &mut Vec<(FragId, &'s [usize])>) {
     for s in body {
         out.extend(adds(s, f));
-        inner(s).into_iter().for_each(|l| sums(l, f, out));
+        s.bodies().into_iter().for_each(|l| sums(l, f, out));
     }
 }
 

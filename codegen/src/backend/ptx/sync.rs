@@ -7,7 +7,9 @@
 //! Source: PTX ISA, "mbarrier", "bar", "wgmma.wait_group", "cp.async.bulk.wait_group".
 
 use einfall_ir::arena::Id;
-use einfall_ir::kernel::{BarrierId, BarrierKind, BufId, Engine, Expr, FenceKind, GroupKind, Kernel, Scope, Stmt};
+use einfall_ir::kernel::{
+    BarrierId, BarrierKind, BufId, Engine, Expr, FenceKind, GroupKind, Kernel, Scope, Stmt, walk,
+};
 
 use super::Res;
 use super::emit::Emit;
@@ -48,21 +50,6 @@ impl Arrivals {
             });
         }
         all
-    }
-}
-
-/// Calls `f` on every statement, outer ones first.
-pub(super) fn walk<'a>(body: &'a [Stmt], f: &mut impl FnMut(&'a Stmt)) {
-    for s in body {
-        f(s);
-        match s {
-            Stmt::For { body, .. } => walk(body, f),
-            Stmt::If { then, otherwise, .. } => {
-                walk(then, f);
-                walk(otherwise, f);
-            }
-            _ => {}
-        }
     }
 }
 

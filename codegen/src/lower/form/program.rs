@@ -6,7 +6,6 @@ use einfall_ir::cascade::{Cascade, Einsum, Expr, ExprId, IndexId, Reducer, Tenso
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use crate::passes::Unsupported;
-use crate::passes::extract_reductions::free_indices;
 
 /// What a statement does.
 #[derive(Clone, Debug)]
@@ -130,7 +129,7 @@ impl Contraction {
         }
         let mut factors = Vec::new();
         flatten_product(c, product, &mut factors);
-        let sets: Vec<HashSet<IndexId>> = factors.iter().map(|&f| free_indices(c, f).into_iter().collect()).collect();
+        let sets: Vec<HashSet<IndexId>> = factors.iter().map(|&f| c.free_indices(f).into_iter().collect()).collect();
         let mut best: Option<((usize, bool, bool, usize), usize)> = None;
         for b in 0..factors.len() {
             let rest: HashSet<IndexId> =

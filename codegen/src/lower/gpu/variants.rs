@@ -6,7 +6,7 @@
 //! assumes nothing, or the mapping covers no longer extents (then a launch that fits none is refused).
 
 use einfall_ir::arena::Id;
-use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Engine, Expr, FragId, Kernel, Stmt, View};
+use einfall_ir::kernel::{Assumption, Bound, BufId, BufSpace, Engine, Expr, FragId, Kernel, Stmt, View, walk};
 use einfall_ir::mapping::KernelMapping;
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{self, AxisKind, Plan};
@@ -89,39 +89,36 @@ fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
             }
         }
     };
-    let mut stack: Vec<&[Stmt]> = k.roles.iter().map(|r| r.body.as_slice()).collect();
-    while let Some(body) = stack.pop() {
-        for s in body {
-            match s {
-                Stmt::For { body, .. } => stack.push(body),
-                Stmt::If { then, otherwise, .. } => stack.extend([then.as_slice(), otherwise.as_slice()]),
-                Stmt::Load { out, src, bounds } => add(*out, src, bounds),
-                Stmt::Store { dst, src, bounds, join: None } => add(*src, dst, bounds),
-                Stmt::Copy { engine: Engine::CpAsync, src, extents, .. } => {
-                    copied.extend(pieces(plan, k, src, extents).into_iter().flatten());
-                }
-                Stmt::Copy { engine: Engine::Tma, .. } => {}
-                Stmt::Store { join: Some(_), .. }
-                | Stmt::Let { .. }
-                | Stmt::Map { .. }
-                | Stmt::Reduce { .. }
-                | Stmt::Scan { .. }
-                | Stmt::Gather { .. }
-                | Stmt::Scatter { .. }
-                | Stmt::Atom { .. }
-                | Stmt::Arrive { .. }
-                | Stmt::Wait { .. }
-                | Stmt::NamedSync { .. }
-                | Stmt::NamedArrive { .. }
-                | Stmt::Fence(_)
-                | Stmt::Commit(_)
-                | Stmt::WaitGroup { .. }
-                | Stmt::Last { .. }
-                | Stmt::TaskSync
-                | Stmt::ClusterSync
-                | Stmt::GridSync => {}
+    for r in &k.roles {
+        walk(&r.body, &mut |s| match s {
+            Stmt::Load { out, src, bounds } => add(*out, src, bounds),
+            Stmt::Store { dst, src, bounds, join: None } => add(*src, dst, bounds),
+            Stmt::Copy { engine: Engine::CpAsync, src, extents, .. } => {
+                copied.extend(pieces(plan, k, src, extents).into_iter().flatten());
             }
-        }
+            Stmt::Copy { engine: Engine::Tma, .. } => {}
+            Stmt::Store { join: Some(_), .. }
+            | Stmt::For { .. }
+            | Stmt::If { .. }
+            | Stmt::Let { .. }
+            | Stmt::Map { .. }
+            | Stmt::Reduce { .. }
+            | Stmt::Scan { .. }
+            | Stmt::Gather { .. }
+            | Stmt::Scatter { .. }
+            | Stmt::Atom { .. }
+            | Stmt::Arrive { .. }
+            | Stmt::Wait { .. }
+            | Stmt::NamedSync { .. }
+            | Stmt::NamedArrive { .. }
+            | Stmt::Fence(_)
+            | Stmt::Commit(_)
+            | Stmt::WaitGroup { .. }
+            | Stmt::Last { .. }
+            | Stmt::TaskSync
+            | Stmt::ClusterSync
+            | Stmt::GridSync => {}
+        });
     }
     for a in copied {
         if !out.contains(&a) {

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use crate::arena::{Arena, Id};
 use crate::cascade::{Rank, RankId};
 use crate::dtype::DType;
-use crate::kernel::{BufSpace, Kernel, Stmt};
+use crate::kernel::{BufSpace, Kernel, Stmt, walk};
 
 mod asynchronous;
 mod compile;
@@ -358,31 +358,10 @@ fn unflatten(mut number: u64, grid: &[u64]) -> Vec<u64> {
 }
 
 fn meets(body: &[Stmt]) -> bool {
-    body.iter().any(|s| match s {
-        // Tasks that count meet as well: the last goes on with what the others did.
-        Stmt::GridSync | Stmt::Last { .. } => true,
-        Stmt::For { body, .. } => meets(body),
-        Stmt::If { then, otherwise, .. } => meets(then) || meets(otherwise),
-        Stmt::Let { .. }
-        | Stmt::Map { .. }
-        | Stmt::Reduce { .. }
-        | Stmt::Scan { .. }
-        | Stmt::Load { .. }
-        | Stmt::Store { .. }
-        | Stmt::Gather { .. }
-        | Stmt::Scatter { .. }
-        | Stmt::Atom { .. }
-        | Stmt::Copy { .. }
-        | Stmt::Arrive { .. }
-        | Stmt::Wait { .. }
-        | Stmt::NamedSync { .. }
-        | Stmt::NamedArrive { .. }
-        | Stmt::Fence(_)
-        | Stmt::Commit(_)
-        | Stmt::WaitGroup { .. }
-        | Stmt::TaskSync
-        | Stmt::ClusterSync => false,
-    })
+    let mut found = false;
+    // Tasks that count meet as well: the last goes on with what the others did.
+    walk(body, &mut |s| found |= matches!(s, Stmt::GridSync | Stmt::Last { .. }));
+    found
 }
 
 /// SplitMix64.

@@ -288,12 +288,8 @@ impl<'a> Verifier<'a> {
         while let Some(body) = stack.pop() {
             lists.push(body);
             for s in body {
+                stack.extend(s.bodies());
                 match s {
-                    Stmt::For { body, .. } => stack.push(body),
-                    Stmt::If { then, otherwise, .. } => {
-                        stack.push(then);
-                        stack.push(otherwise);
-                    }
                     Stmt::Wait { barrier, .. } | Stmt::NamedSync { barrier, .. } => {
                         waited.insert(*barrier);
                         if matches!(s, Stmt::NamedSync { .. }) {
@@ -307,6 +303,8 @@ impl<'a> Verifier<'a> {
                         arrived.insert(*barrier);
                     }
                     Stmt::Copy { .. }
+                    | Stmt::For { .. }
+                    | Stmt::If { .. }
                     | Stmt::Let { .. }
                     | Stmt::Map { .. }
                     | Stmt::Reduce { .. }

@@ -10,7 +10,7 @@ mod operands;
 mod reduce;
 mod scan;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use super::domain::Ty;
 use super::error::EvalError;
@@ -87,7 +87,7 @@ pub(super) fn compile(cx: &Context, e: &Einsum, hidden: &mut u32) -> Done<Progra
     let mut k = Compiler::new(cx, e.span, hidden);
     if let Some(f) = e.filter {
         split(cx.c, f, &mut |expr| {
-            let indices = indices_of(cx.c, expr);
+            let indices = cx.c.free_indices(expr).into_iter().collect();
             k.conjuncts.push(Conjunct { expr, indices, applied: false });
         });
     }
@@ -114,42 +114,6 @@ fn split(c: &Cascade, e: ExprId, f: &mut impl FnMut(ExprId)) {
     } else {
         f(e);
     }
-}
-
-/// Calls `f` on every node under `root` once, however often it is shared.
-fn visit(c: &Cascade, root: ExprId, f: &mut impl FnMut(&Expr)) {
-    let (mut seen, mut open) = (HashSet::from([root]), vec![root]);
-    while let Some(e) = open.pop() {
-        f(&c.exprs[e]);
-        c.exprs[e].for_each_operand(|x| {
-            if seen.insert(x) {
-                open.push(x);
-            }
-        });
-    }
-}
-
-/// The indices `e` depends on: those it mentions less those it binds.
-fn indices_of(c: &Cascade, e: ExprId) -> BTreeSet<IndexId> {
-    let (mut out, mut bound) = (BTreeSet::new(), BTreeSet::new());
-    visit(c, e, &mut |x| match x {
-        Expr::Index(i) | Expr::Segment { of: i, .. } | Expr::Scan { over: i, .. } => {
-            out.insert(*i);
-        }
-        Expr::Reduce { over, .. } => bound.extend(over.iter().copied()),
-        Expr::Int(_)
-        | Expr::Float(_)
-        | Expr::Size(_)
-        | Expr::Read { .. }
-        | Expr::Unary(..)
-        | Expr::Binary(..)
-        | Expr::Select(..)
-        | Expr::Cast(..)
-        | Expr::Tuple(_)
-        | Expr::Rand { .. } => {}
-    });
-    out.retain(|i| !bound.contains(i));
-    out
 }
 
 impl<'a> Compiler<'a> {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: an operand already held in a type at least as narrow is not rounded.
 
-use super::{Compiler, indices_of, visit};
+use super::Compiler;
 use crate::cascade::{Cascade, Expr, ExprId, IndexId, TensorKind};
 use crate::dtype::DType;
 use crate::ops::{BinaryOp, UnaryOp};
@@ -23,7 +23,7 @@ impl Compiler<'_> {
                 let (mut factors, mut products) = (Vec::new(), Vec::new());
                 factors_of(c, *a, &mut factors, &mut products);
                 factors_of(c, *b, &mut factors, &mut products);
-                let depends = |f: &ExprId| indices_of(c, *f).iter().any(|i| over.contains(i));
+                let depends = |f: &ExprId| c.free_indices(*f).iter().any(|i| over.contains(i));
                 factors.retain(depends);
                 if factors.len() < 2 {
                     return;
@@ -81,7 +81,7 @@ fn factors_of(c: &Cascade, e: ExprId, factors: &mut Vec<ExprId>, products: &mut 
 pub(super) fn narrowest(c: &Cascade, roots: &[ExprId]) -> Option<DType> {
     let mut found: Option<DType> = None;
     for root in roots {
-        visit(c, *root, &mut |e| {
+        c.walk(*root, &mut |_, e| {
             if let Expr::Read { tensor, .. } = e {
                 let t = &c.tensors[*tensor];
                 let stored = t.declared || matches!(t.kind, TensorKind::Input | TensorKind::InOut);

@@ -2,11 +2,13 @@
 //!
 //! Invariant: a point outside the support repeats the running value.
 
+use std::collections::BTreeSet;
+
 use super::super::domain::Ty;
 use super::super::program::Reg;
 use super::super::program::{Ins, Place, Prelude, Result1, Running, TargetTensor};
 use super::reduce::reduced_type;
-use super::{Affine, Compiler, Done, indices_of, unsupported};
+use super::{Affine, Compiler, Done, unsupported};
 use crate::arena::Id;
 use crate::array::strides;
 use crate::cascade::{Expr, ExprId, IndexId, IndexKind, Reducer, TensorId};
@@ -16,7 +18,7 @@ impl Compiler<'_> {
     /// Takes a running reduction out into a prelude and reads its result.
     pub(super) fn scan(&mut self, e: ExprId, op: Reducer, over: IndexId, body: ExprId) -> Done<Vec<(Reg, Ty)>> {
         let c = self.cx.c;
-        let mut rows = indices_of(c, body);
+        let mut rows: BTreeSet<IndexId> = c.free_indices(body).into_iter().collect();
         for x in self.conjuncts.iter().filter(|x| x.indices.contains(&over)) {
             rows.extend(x.indices.iter().copied());
         }

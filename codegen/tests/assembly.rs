@@ -162,3 +162,22 @@ fn rows_assemble_for_every_card_since_ampere() {
         check(&format!("{} on {}", plan.name, sheet.name), &plan, &module, &Target::of(&sheet).unwrap())
     });
 }
+
+/// Spills and serialised contractions are errors, not remarks.
+#[test]
+fn what_the_assembler_warns_of_fails() {
+    let read = |name: &str| texts("mappings", "mapping").into_iter().find(|(n, _)| n == name).unwrap().1;
+    let plan = library().into_iter().find(|p| p.name == "matmul").unwrap();
+    for (name, arch, from, to, says) in [
+        ("matmul_128x128_a100", "sm_80", ".maxntid", ".maxnreg 64\n.maxntid", "spilled"),
+        ("matmul_128x128", "sm_90a", "wgmma.wait_group.sync.aligned 0;", "", "C75"),
+    ] {
+        let mapping = einfall_ir::mapping::parse::parse(&read(name)).unwrap();
+        let (plan, module) = lowered(&plan, &mapping).unwrap();
+        let target = Target::of(&DataSheet::named(&mapping.target).unwrap()).unwrap();
+        let artifact = print(&plan, &module, &target).unwrap();
+        assert!(text(&artifact).contains(from), "{name} has {from}");
+        let said = assemble(&text(&artifact).replace(from, to), arch).map(|_| ()).unwrap_err();
+        assert!(said.contains(says), "{name}: {said}");
+    }
+}

@@ -13,7 +13,7 @@ use einfall_ir::tile::{AxisId, AxisKind};
 
 use super::cost::{Cost, Work, bound, cost};
 use super::facts::Facts;
-use super::space::{STAGES, Space};
+use super::space::{GROUP, STAGES, Space};
 use super::structure::{Place, Schedule, Structure};
 use super::write::write;
 use crate::csp::{Domain, VarId};
@@ -174,6 +174,9 @@ impl Completer<'_, '_, '_> {
         if let Some(l) = v.longest {
             values[l.idx()] = 1;
         }
+        if let Some(g) = v.group {
+            values[g.idx()] = 1;
+        }
         for (i, l) in s.stores.iter().enumerate() {
             if let Some(x) = v.staged[i] {
                 values[x.idx()] = 1;
@@ -242,14 +245,22 @@ pub fn search(facts: &Facts<'_>, all: &[Structure], sheet: &DataSheet, gpu: &Gpu
             for tasks in [1, 2] {
                 let Some(mut values) = completer.complete(leading.to_vec(), tasks) else { continue };
                 let mut seconds = price(&values);
-                if let Some(order) = space.vars.order {
-                    // Only traffic depends on it.
-                    let mut other = values.clone();
-                    for i in 1..space.orders.len() {
-                        other[order.idx()] = i as i64;
+                // Only traffic depends on the order, and how evenly the last blocks end.
+                let mut other = values.clone();
+                for i in 0..space.orders.len() {
+                    for g in [1, GROUP] {
+                        if let Some(order) = space.vars.order {
+                            other[order.idx()] = i as i64;
+                        }
+                        match space.vars.group {
+                            Some(group) => other[group.idx()] = g,
+                            None if g > 1 => continue,
+                            None => {}
+                        }
                         let s = price(&other);
                         if s < seconds {
-                            (seconds, values[order.idx()]) = (s, i as i64);
+                            seconds = s;
+                            values.copy_from_slice(&other);
                         }
                     }
                 }
@@ -288,7 +299,7 @@ fn keep(found: &mut Vec<(f64, usize, Vec<i64>)>, n: usize) {
 
 fn leading_vars(space: &Space<'_, '_>) -> Vec<VarId> {
     let v = &space.vars;
-    v.block.iter().chain(&v.cluster).flatten().copied().chain(v.units).chain(v.order).collect()
+    v.block.iter().chain(&v.cluster).flatten().copied().chain(v.units).chain(v.order).chain(v.group).collect()
 }
 
 fn distance(space: &Space<'_, '_>, x: &[i64], y: &[i64]) -> usize {

@@ -21,6 +21,8 @@ pub const LARGEST: u64 = 512;
 pub const STAGES: u64 = 8;
 /// Most units of the consumers.
 pub const UNITS: i64 = 4;
+/// Blocks of a section, where blocks are walked in sections; clusters of two divide it.
+pub const GROUP: i64 = 8;
 /// Elements of a box per dimension (CUDA driver API, `cuTensorMapEncodeTiled`).
 const BOX: i64 = 256;
 /// The pattern of the widest swizzle repeats after so many bytes; stages start there.
@@ -53,6 +55,8 @@ pub struct Vars {
     pub longest: Option<VarId>,
     /// Which of the orders of the grid.
     pub order: Option<VarId>,
+    /// Blocks of the second-fastest axis of that order that are walked together; 1: none.
+    pub group: Option<VarId>,
 }
 
 /// A structure with its CSP.
@@ -70,6 +74,8 @@ pub struct Space<'s, 'a> {
     pub orders: Vec<Vec<AxisId>>,
     /// Shared memory in bytes.
     pub shared: Expr,
+    /// Registers per thread that the consumers' fragments take.
+    pub need: Expr,
 }
 
 /// The smallest step of blocks along an axis that instructions ask for.
@@ -91,7 +97,8 @@ impl<'s, 'a> Space<'s, 'a> {
     pub fn new(facts: &'s Facts<'a>, structure: &'s Structure, gpu: &Gpu) -> Space<'s, 'a> {
         let orders = orders(facts, structure);
         let (model, vars) = (Model::new(), Vars::default());
-        let mut space = Space { facts, structure, model, vars, orders, shared: Expr::Const(0) };
+        let zero = Expr::Const(0);
+        let mut space = Space { facts, structure, model, vars, orders, shared: zero.clone(), need: zero };
         space.variables();
         space.shared = space.shared_bytes();
         space.shapes();
@@ -189,6 +196,9 @@ impl<'s, 'a> Space<'s, 'a> {
         }
         if self.orders.len() > 1 {
             self.vars.order = Some(self.model.var("order", Domain::range(0, self.orders.len() as i64 - 1)));
+        }
+        if self.orders[0].len() > 1 {
+            self.vars.group = Some(self.model.var("group", Domain::Values(vec![1, GROUP])));
         }
     }
 
@@ -396,7 +406,8 @@ impl<'s, 'a> Space<'s, 'a> {
             }
         }
         let need = if needs.is_empty() { Expr::Const(0) } else { Expr::Max(needs) };
-        self.model.constrain("registers of the consumers", (need + OVERHEAD as i64).at_most(budget));
+        self.need = need + OVERHEAD as i64;
+        self.model.constrain("registers of the consumers", self.need.clone().at_most(budget));
         // One barrier per unit where units hand over shared memory, one where they take turns.
         let hands = s.written().next().is_some() || s.stores.iter().any(|l| l.staged.is_some());
         let mut barriers = if hands { self.units() } else { Expr::Const(0) };
@@ -413,8 +424,12 @@ fn orders(f: &Facts<'_>, s: &Structure) -> Vec<Vec<AxisId>> {
     let (sized, rest): (Vec<AxisId>, Vec<AxisId>) = grid.iter().copied().partition(|a| s.is_sized(*a));
     let reversed: Vec<AxisId> = sized.iter().rev().copied().collect();
     let join = |x: &[AxisId], y: &[AxisId]| x.iter().chain(y).copied().collect::<Vec<_>>();
+    // What is longest beside the sized axes, so that sections have blocks to walk together.
+    let mut long = rest.clone();
+    long.sort_by_key(|a| f.axis(*a).extent);
     let mut out = vec![grid];
-    for order in [join(&rest, &sized), join(&rest, &reversed), join(&sized, &rest), join(&reversed, &rest)] {
+    let both = [join(&rest, &sized), join(&rest, &reversed), join(&sized, &rest), join(&reversed, &rest)];
+    for order in both.into_iter().chain([join(&long, &sized)]) {
         if !out.contains(&order) {
             out.push(order);
         }

@@ -102,7 +102,12 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
     KernelMapping {
         kernel: f.kernel.name.clone(),
         axes,
-        work: Work { order, persistent: false, group: 0, longest_first: v.longest.is_some_and(|l| value(l) == 1) },
+        work: Work {
+            order,
+            persistent: false,
+            group: v.group.map(value).filter(|g| *g > 1).unwrap_or(0),
+            longest_first: v.longest.is_some_and(|l| value(l) == 1),
+        },
         tiles,
         ops,
         roles,
@@ -165,6 +170,9 @@ pub fn read(space: &Space<'_, '_>, m: &KernelMapping) -> Vec<i64> {
     }
     if let Some(l) = v.longest {
         values[l.idx()] = i64::from(m.work.longest_first);
+    }
+    if let Some(g) = v.group {
+        values[g.idx()] = m.work.group.max(1) as i64;
     }
     if let Some(o) = v.order {
         let full = full_order(f, m);

@@ -37,7 +37,8 @@ fn what_does_not_compile_is_recorded_and_the_rest_is_measured() {
     std::fs::write(folder.path().join("broken.mapping"), broken).expect("written");
     let fine = "mapping scale_rows on cpu {\n    kernel scale_rows_0 {\n        axis m block 8\n        axis n block 64\n    }\n}\n";
     std::fs::write(folder.path().join("fine.mapping"), fine).expect("written");
-    let list = ["tune", "scale.ein", "--sizes", "M=64,N=32..128:x4", "--time-ms", "1", "--jsonl", "rows.jsonl"];
+    let list = ["tune", "scale.ein", "--sizes", "M=64,N=32..128:x4", "--time-ms", "1", "--draws", "5"];
+    let list = [&list[..], &["--jsonl", "rows.jsonl"]].concat();
     let given = ["--mapping", "broken.mapping", "--mapping", "fine.mapping"];
     let out = einfall(folder.path(), &[&list[..], &given[..]].concat());
     assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
@@ -47,12 +48,15 @@ fn what_does_not_compile_is_recorded_and_the_rest_is_measured() {
         let of = |outcome: &str| {
             rows.iter().filter(|r| r["sizes"] == sizes && r["outcome"] == outcome && r["turn"] == 0).count()
         };
-        assert_eq!((of("ok"), of("failed")), (2, 1), "{sizes}");
+        assert!(of("ok") >= 2, "the model's and one given at {sizes}");
+        assert_eq!(of("failed"), 1, "{sizes}");
     }
     let failed: Vec<_> = rows.iter().filter(|r| r["outcome"] == "failed").collect();
     assert!(failed.iter().all(|r| r["reason"].as_str().is_some_and(|w| w.contains('q'))), "{failed:?}");
     let ok = rows.iter().filter(|r| r["outcome"] == "ok");
     assert!(ok.into_iter().all(|r| r["measured_us"].as_f64().is_some_and(|us| us > 0.0)));
+    let drawn = rows.iter().filter(|r| r["origin"] == "drawn");
+    assert!(drawn.clone().count() >= 4 && drawn.into_iter().all(|r| r["predicted_us"].as_f64().is_some()));
 }
 
 #[test]
@@ -60,7 +64,10 @@ fn what_hangs_is_recorded() {
     let folder = folder();
     // A minute of launches against a second.
     let list = ["tune", "scale.ein", "--sizes", "M=2048,N=4096", "--hang-s", "1", "--time-ms", "60000"];
-    let out = einfall(folder.path(), &[&list[..], &["--workers", "1", "--jsonl", "rows.jsonl"]].concat());
+    let out = einfall(
+        folder.path(),
+        &[&list[..], &["--workers", "1", "--candidates", "1", "--jsonl", "rows.jsonl"]].concat(),
+    );
     assert_eq!(out.status.code(), Some(1), "{}{}", text(&out.stdout), text(&out.stderr));
     let rows = rows(&folder.path().join("rows.jsonl"));
     assert!(!rows.is_empty() && rows.iter().all(|r| r["outcome"] == "hung"), "{rows:?}");
@@ -205,7 +212,18 @@ fn a_killed_run_goes_on_where_it_was() {
         let again = after.iter().filter(|a| a["mapping"] == b["mapping"] && a["turn"] == 0).count();
         assert_eq!(again, 1, "measured once: {b}");
     }
-    let first = after.iter().filter(|r| r["turn"] == 0).count();
-    assert_eq!(first, 13, "the model's and twelve given");
+    let given = after.iter().filter(|r| r["turn"] == 0 && r["origin"] == "given").count();
+    assert_eq!(given, 12);
     assert!(folder.path().join("t.toml").exists() && !journal.exists());
+}
+
+#[test]
+fn a_probe_writes_a_data_sheet_that_reads_back() {
+    let folder = folder();
+    let out = einfall(folder.path(), &["devices", "--probe", "cpu"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let sheet = einfall::ir::target::DataSheet::parse(&text(&out.stdout)).expect("a data sheet");
+    assert!(sheet.gpu.is_none() && sheet.levels.len() >= 3 && sheet.peak[0].1 > 1e9, "{sheet:?}");
+    let out = einfall(folder.path(), &["devices", "--probe", "cuda:99"]);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
 }

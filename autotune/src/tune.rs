@@ -44,6 +44,13 @@ pub struct Prediction {
     pub terms: Vec<(String, f64)>,
 }
 
+impl Prediction {
+    /// A time alone: nothing is known of what binds.
+    fn seconds(seconds: f64) -> Prediction {
+        Prediction { seconds, floor: 0.0, binding: "time".to_owned(), terms: Vec::new() }
+    }
+}
+
 impl From<&model_gpu::Cost> for Prediction {
     fn from(c: &model_gpu::Cost) -> Prediction {
         Prediction {
@@ -70,7 +77,8 @@ pub struct Candidate {
 pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: &[u64], k: usize) -> Vec<Candidate> {
     let of = |mapping: Mapping, prediction| Candidate { mapping, origin: Origin::Model, prediction };
     if sheet.gpu.is_none() {
-        return vec![of(model_cpu::choose(plan, sheet), None)];
+        let found = model_cpu::candidates(plan, sheet, Some(sizes), k);
+        return found.into_iter().map(|(m, s)| of(m, Some(Prediction::seconds(s)))).collect();
     }
     let found = model_gpu::candidates(plan, sheet, Some(sizes), k);
     found.into_iter().map(|(m, c)| of(m, (!c.terms.is_empty()).then(|| Prediction::from(&c)))).collect()
@@ -81,7 +89,7 @@ pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: &[u64], seed: u64, n: usize)
     let mut out: Vec<Candidate> = Vec::new();
     let found = match sheet.gpu {
         Some(_) => model_gpu::drawn(plan, sheet, Some(sizes), seed, n),
-        None => Vec::new(),
+        None => model_cpu::drawn(plan, sheet, Some(sizes), seed, n),
     };
     for mapping in found {
         if out.iter().all(|c| c.mapping != mapping) {
@@ -94,7 +102,9 @@ pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: &[u64], seed: u64, n: usize)
 
 /// What the model says of a mapping; none for one that it does not admit or has no price for.
 pub fn predict(plan: &Plan, sheet: &DataSheet, sizes: &[u64], mapping: &Mapping) -> Option<Prediction> {
-    sheet.gpu.as_ref()?;
+    if sheet.gpu.is_none() {
+        return model_cpu::price(plan, sheet, Some(sizes), mapping).map(Prediction::seconds);
+    }
     model_gpu::price(plan, sheet, Some(sizes), mapping).ok().flatten().map(|c| Prediction::from(&c))
 }
 

@@ -23,6 +23,51 @@ pub struct DevicesArgs {
     /// Print the built-in data sheets instead
     #[arg(long)]
     sheets: bool,
+    /// Measure a device (cpu, cuda, cuda:N) and print its data sheet
+    #[arg(long, value_name = "DEVICE", conflicts_with = "sheets")]
+    probe: Option<super::tune::DeviceName>,
+}
+
+/// The data sheet of a device as a file of `ir/data` is: a processor's caches by the system and its rates measured, a
+/// GPU's limits by its driver.
+fn probe(device: super::tune::DeviceName) -> Result<(), Failure> {
+    use super::tune::DeviceName;
+    let (mut sheet, from) = match device {
+        DeviceName::Cpu => {
+            let engine = Engine::new(&options()?).map_err(Failure::machine)?;
+            let from =
+                "Capacities by the operating system; the multiply-add rate and bandwidths measured on all threads.";
+            (engine.runtime().measure().map_err(Failure::machine)?, from)
+        }
+        DeviceName::Cuda(index) => {
+            let list = gpus().map_err(Failure::machine)?;
+            let count = list.len();
+            let Some(gpu) = list.into_iter().nth(index) else {
+                return Err(Failure::Machine(format!("there is no CUDA device {index}; there are {count}")));
+            };
+            let mut sheet = einfall::cuda::data_sheet(&gpu);
+            sheet.name.clone_from(&gpu.name);
+            if let Some(dram) = sheet.levels.first_mut().filter(|_| gpu.bandwidth() > 0.0) {
+                dram.bandwidth = gpu.bandwidth();
+            }
+            let from =
+                "Capacities, multiprocessors and memory clock by the driver; rates as the nearest built-in sheet.";
+            (sheet, from)
+        }
+    };
+    if device == DeviceName::Cpu {
+        sheet.name = Cpu::detect().name;
+    }
+    // A level that others disturbed while it was measured is no slower than the one that feeds it.
+    for i in 1..sheet.levels.len() {
+        let slower = sheet.levels[i - 1].bandwidth * sheet.levels[i - 1].instances as f64;
+        let level = &mut sheet.levels[i];
+        let least = slower * 1.01 / level.instances as f64;
+        level.bandwidth = level.bandwidth.max(least);
+    }
+    let text = toml::to_string(&sheet).map_err(Failure::wrong)?;
+    println!("# {}, by `einfall devices --probe`.\n# {from}\n{text}", sheet.name);
+    Ok(())
 }
 
 /// A data sheet for the reader: one line a level, one for a GPU's limits.
@@ -58,6 +103,9 @@ pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
             print!("{}", sheet_text(&sheet));
         }
         return Ok(());
+    }
+    if let Some(device) = args.probe {
+        return probe(device);
     }
     let cpu = Cpu::detect();
     let isa: Vec<&str> = cpu.isa.iter().map(|i| i.name()).collect();

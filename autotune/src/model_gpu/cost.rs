@@ -1,4 +1,4 @@
-//! The cost of a mapping: the greatest of what each level moves, the tensor cores, the other units and latencies take,
+//! The cost of a mapping: nearly the greatest of what each level moves, the tensor cores, the other units and latencies take,
 //! over how well whole waves of tasks fill the device.
 //!
 //! Rates come from the data sheet. wgmma reads both operands from shared memory at 128 bytes per clock, so narrow
@@ -29,6 +29,8 @@ const LOADED: f64 = 1.5;
 /// How much longer than the mean the multiprocessor with the longest blocks works: where each section ends with short
 /// blocks of several places, where all long blocks come first, and where one place comes after the other.
 const UNEVEN: [f64; 3] = [1.005, 1.01, 1.07];
+/// Exponent of the norm that joins the terms (a maximum has an infinite one).
+const CONTENTION: i32 = 4;
 /// Clocks to start a task and to end it.
 const TASK_OVERHEAD: f64 = 1500.0;
 /// The term that is no resource: the time of the processor with everything that is exposed.
@@ -474,11 +476,14 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     } else {
         ((LOADED * latency * all_trips + fill + 1.5 * together) / ahead - together).max(0.0)
     };
-    // Registers have no ring: without prefetching their loads are waited for in every trip.
-    let direct =
-        if work.register_loads && !matches!(s.schedule, Schedule::Prefetched(_)) { latency * all_trips } else { 0.0 };
     let hidden = if overlap > 0.0 { 0.25 } else { 1.0 };
     let sync = all_trips * gpu.barrier_latency as f64 * (work.waits * hidden + work.hand_over + 1.0);
+    // Registers have no ring: without prefetching their loads take part of every trip that its other work does not hide.
+    let direct = if work.register_loads && !matches!(s.schedule, Schedule::Prefetched(_)) {
+        (latency * all_trips - together - sync).max(0.0)
+    } else {
+        0.0
+    };
     let staged = v.staged.iter().flatten().any(|x| values[x.idx()] == 1);
     let store = (l2_task - l2_stream) / if staged { L2_PER_CLOCK } else { L2_PER_CLOCK / 2.0 };
     let busy = together.max(fill).max(shared / SHARED_PER_CLOCK) + tail + 0.25 * sync;
@@ -512,7 +517,10 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         ("arithmetic", (plain + tail_plain / gpu.fma_per_clock as f64) * share),
         (WAVES, clocks * per_clock),
     ];
-    let seconds = terms.iter().map(|t| t.1).fold(0.0, f64::max) + LAUNCH;
+    // Nearly a maximum: resources that are almost as busy as the busiest make each other wait.
+    let longest = terms.iter().map(|t| t.1).fold(f64::MIN_POSITIVE, f64::max);
+    let contended = terms.iter().map(|t| (t.1 / longest).powi(CONTENTION)).sum::<f64>();
+    let seconds = longest * contended.powf(1.0 / f64::from(CONTENTION)) + LAUNCH;
     // The processor's own time binds unless a level, or a unit within 15% of it, explains it.
     let binding = terms[..6]
         .iter()

@@ -374,7 +374,8 @@ impl<'s, 'a> Space<'s, 'a> {
     fn resources(&mut self, gpu: &Gpu) {
         let (f, s) = (self.facts, self.structure);
         self.model.constrain("shared memory", self.shared.clone().at_most(gpu.shared_per_task as i64));
-        let own = i64::from(s.producer) * 32;
+        // The assembler shares registers out among whole warpgroups: the producer's warp counts as four.
+        let own = i64::from(s.producer) * 128;
         let threads = self.units() * 128 + own;
         self.model.constrain("threads", threads.clone().at_most(gpu.threads_per_task as i64));
         // Budgets: set for both roles, or shared out evenly by eights.

@@ -1,0 +1,190 @@
+//! The integer CSP of a kernel on a processor: what the CPU lowering reads is a block per axis of the grid and of each
+//! stream.
+//!
+//! Variables are named as the mapping's lines are (`block m`), constraints as what they keep: every tile within what
+//! offsets count, and a task's tiles within what a thread's scratch may take. Invariant: every assignment that passes
+//! the check lowers, for every size; today's rule is among the assignments.
+
+use std::ops::ControlFlow;
+
+use einfall_ir::arena::Id;
+use einfall_ir::mapping::{AxisMapping, KernelMapping};
+use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan};
+
+use super::cost::seconds;
+use crate::csp::{Domain, Expr, Model, Solver, VarId};
+use einfall_ir::target::DataSheet;
+
+/// Elements of one tile.
+const TILE: i64 = 1 << 24;
+/// Bytes of a task's tiles, four an element.
+const SCRATCH: i64 = 256 << 20;
+/// Assignments that are priced.
+const MOST: usize = 60_000;
+/// Nominal extent of an axis without a size.
+const NOMINAL: u64 = 1024;
+
+/// Blocks along rows of contractions: multiples of the register tiles' rows (14, 6), and few rows.
+const ROWS: [i64; 11] = [1, 4, 6, 12, 14, 28, 42, 84, 126, 168, 252];
+/// Blocks along columns of contractions.
+const COLUMNS: [i64; 8] = [16, 32, 64, 96, 128, 256, 512, 1024];
+/// Blocks along streams and contiguous axes.
+const LONG: [i64; 8] = [16, 64, 128, 256, 384, 1024, 2048, 4096];
+/// Blocks along other axes.
+const SHORT: [i64; 5] = [1, 2, 4, 16, 64];
+
+/// A kernel's CSP.
+pub struct Space<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// The extent of every axis, nominal where it is not known.
+    pub extents: Vec<u64>,
+    /// The variable of every axis that is cut.
+    pub block: Vec<Option<VarId>>,
+    /// The CSP.
+    pub model: Model,
+}
+
+impl<'a> Space<'a> {
+    /// The CSP of a kernel at sizes (one value per rank of the plan), with the rule's blocks in every domain.
+    pub fn new(plan: &'a Plan, kernel: &'a Kernel, sizes: Option<&[u64]>, rule: &KernelMapping) -> Space<'a> {
+        let ranks: Vec<Option<u64>> = plan
+            .ranks
+            .iter()
+            .enumerate()
+            .map(|(i, (_, r))| r.fixed.or_else(|| sizes.and_then(|s| s.get(i).copied())))
+            .collect();
+        let known: Vec<u64> = ranks.iter().map(|r| r.unwrap_or(NOMINAL)).collect();
+        let extents = kernel.axes.iter().map(|(_, a)| a.extent.eval(&known).unwrap_or(NOMINAL).max(1)).collect();
+        let (model, block) = (Model::new(), Vec::new());
+        let mut space = Space { plan, kernel, extents, block, model };
+        let (rows, columns, long) = roles(kernel);
+        for (id, a) in kernel.axes.iter() {
+            let own = rule.axis(&a.name).map_or(1, |m| m.block as i64);
+            let list: Vec<i64> = match (a.kind, a.block) {
+                (AxisKind::Inner, _) => {
+                    space.block.push(None);
+                    continue;
+                }
+                (_, Some(_)) => vec![own],
+                _ if sequential(kernel, id) => vec![own],
+                _ if rows.contains(&id) => ROWS.to_vec(),
+                _ if columns.contains(&id) => COLUMNS.to_vec(),
+                _ if long.contains(&id) || a.kind == AxisKind::Stream => LONG.to_vec(),
+                _ => SHORT.to_vec(),
+            };
+            let extent = space.extents[id.index()] as i64;
+            // Blocks beyond the extent are all alike: the first of them stands for the rest.
+            let enough = list.iter().copied().find(|v| *v >= extent).unwrap_or(i64::MAX);
+            let mut list: Vec<i64> = list.into_iter().filter(|v| *v <= enough).chain([own]).collect();
+            list.sort_unstable();
+            list.dedup();
+            space.block.push(Some(space.model.var(format!("block {}", a.name), Domain::Values(list))));
+        }
+        space.memory();
+        space
+    }
+
+    fn memory(&mut self) {
+        let mut all = Vec::new();
+        for (_, t) in self.kernel.tiles.iter() {
+            let size: Vec<Expr> = t.axes.iter().map(|a| self.block(*a)).collect();
+            let size = Expr::Product(size);
+            self.model.constrain(format!("elements of {}", t.name), size.clone().at_most(TILE));
+            all.push(size * 4);
+        }
+        if !all.is_empty() {
+            self.model.constrain("memory of the task", Expr::Sum(all).at_most(SCRATCH));
+        }
+    }
+
+    fn block(&self, a: AxisId) -> Expr {
+        match self.block[a.index()] {
+            Some(v) => Expr::Var(v),
+            None => Expr::Const(self.extents[a.index()].min(1 << 20) as i64),
+        }
+    }
+
+    /// The block of every axis in an assignment.
+    pub fn blocks(&self, values: &[i64]) -> Vec<f64> {
+        let of = |(i, v): (usize, &Option<VarId>)| v.map_or(self.extents[i] as f64, |v| values[v.idx()] as f64);
+        self.block.iter().enumerate().map(of).collect()
+    }
+
+    /// The mapping that an assignment stands for.
+    pub fn write(&self, values: &[i64]) -> KernelMapping {
+        let axis = |(i, v): (usize, &Option<VarId>)| {
+            v.map(|v| AxisMapping::new(&self.kernel.axes[AxisId::new(i)].name, values[v.idx()] as u64))
+        };
+        let axes = self.block.iter().enumerate().filter_map(axis).collect();
+        KernelMapping { kernel: self.kernel.name.clone(), axes, ..KernelMapping::default() }
+    }
+
+    /// The assignment that a mapping stands for.
+    pub fn read(&self, m: &KernelMapping) -> Vec<i64> {
+        let mut values = vec![1; self.model.vars().len()];
+        for (i, v) in self.block.iter().enumerate() {
+            if let (Some(v), Some(a)) = (v, m.axis(&self.kernel.axes[AxisId::new(i)].name)) {
+                values[v.idx()] = a.block as i64;
+            }
+        }
+        values
+    }
+
+    /// The cheapest `k` assignments, any two of which differ in two blocks (or in one, where there is only one), with
+    /// their seconds.
+    pub fn best(&self, sheet: &DataSheet, k: usize) -> Vec<(f64, Vec<i64>)> {
+        let mut found: Vec<(f64, Vec<i64>)> = Vec::new();
+        let mut seen = 0;
+        let mut visit = |values: &[i64]| {
+            seen += 1;
+            found.push((seconds(self, sheet, values), values.to_vec()));
+            if found.len() > 4096 {
+                found.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| x.1.cmp(&y.1)));
+                found.truncate(1024);
+            }
+            if seen >= MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        // A system that cannot be enumerated has no candidates but the rule's.
+        let _ = Solver::new(&self.model).for_each(&[], &mut visit);
+        found.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| x.1.cmp(&y.1)));
+        let free = self.model.vars().iter().filter(|v| !matches!(&v.domain, Domain::Values(l) if l.len() == 1)).count();
+        let apart = free.min(2);
+        let mut out: Vec<(f64, Vec<i64>)> = Vec::new();
+        for (s, values) in found {
+            let differs = |o: &[i64]| o.iter().zip(&values).filter(|(a, b)| a != b).count() >= apart;
+            if out.len() < k && out.iter().all(|o| differs(&o.1)) {
+                out.push((s, values));
+            }
+        }
+        out
+    }
+}
+
+/// Whether a stream walks the axis one by one.
+fn sequential(kernel: &Kernel, axis: AxisId) -> bool {
+    fn visit(nodes: &[einfall_ir::tile::Node], axis: AxisId) -> bool {
+        nodes.iter().any(|n| match n {
+            einfall_ir::tile::Node::Stream(s) => (s.axis == axis && s.sequential) || visit(&s.body, axis),
+            einfall_ir::tile::Node::Op(_) => false,
+        })
+    }
+    visit(&kernel.body, axis)
+}
+
+/// Axes that contractions see as rows and as columns, and the contiguous ones of what is stored.
+fn roles(kernel: &Kernel) -> (Vec<AxisId>, Vec<AxisId>, Vec<AxisId>) {
+    let (mut rows, mut columns, mut long) = (Vec::new(), Vec::new(), Vec::new());
+    kernel.for_each_op(&mut |op, _| match op {
+        Op::Contract { out, a, b, .. } => {
+            let axes = |t: &einfall_ir::tile::TileId| &kernel.tiles[*t].axes;
+            rows.extend(axes(out).iter().rev().find(|x| axes(a).contains(x) && !axes(b).contains(x)));
+            columns.extend(axes(out).iter().rev().find(|x| axes(b).contains(x) && !axes(a).contains(x)));
+        }
+        Op::Store { axes, .. } => long.extend(axes.last()),
+        Op::Load { .. } | Op::Map { .. } | Op::Reduce { .. } | Op::Scan { .. } => {}
+    });
+    (rows, columns, long)
+}

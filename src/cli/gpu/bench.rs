@@ -40,8 +40,8 @@ struct Case {
     name: String,
     cascade: &'static str,
     plans: &'static [&'static str],
-    /// A reference mapping of the cascade, beside the folder of plans: timed with the model's choice.
-    mapping: Option<&'static str>,
+    /// Reference mappings of the cascade, beside the folder of plans: timed with the model's choice.
+    mappings: &'static [&'static str],
     sizes: Vec<(&'static str, u64)>,
     measure: Measure,
 }
@@ -66,7 +66,7 @@ fn cases() -> Vec<Case> {
             name: format!("m{m}_n{n}_k{k}_bf16"),
             cascade: "matmul",
             plans: &["gemm"],
-            mapping: None,
+            mappings: &[],
             sizes: vec![("M", m), ("N", n), ("K", k)],
             measure: Measure::Flops(2.0 * m as f64 * n as f64 * k as f64),
         });
@@ -88,7 +88,7 @@ fn cases() -> Vec<Case> {
             name: format!("b{b}_h{hq}_kv{hkv}_n{n}_d{d}_{}", if causal { "causal" } else { "full" }),
             cascade: if causal { "attention" } else { "attention_full" },
             plans: if causal { &["attention"] } else { &["attention_full"] },
-            mapping: None,
+            mappings: &[],
             // H counts the heads of K and V, R those of Q for each.
             sizes: vec![("B", b), ("H", hkv), ("G", hkv), ("R", hq / hkv), ("M", n), ("N", n), ("E", d), ("F", d)],
             measure: Measure::Flops(flops),
@@ -100,7 +100,7 @@ fn cases() -> Vec<Case> {
             name: format!("b{b}_h{hq}_kv{hkv}_ctx{n}_d{d}"),
             cascade: "attention_gqa",
             plans: &["decode", "attention_decode"],
-            mapping: Some("attention_decode_ahead"),
+            mappings: &["attention_decode", "attention_decode_ahead"],
             sizes: vec![("B", b), ("H", hkv), ("G", hkv), ("R", hq / hkv), ("M", 1), ("N", n), ("E", d), ("F", d)],
             measure: Measure::Bytes(2.0 * (b * hkv * n * d) as f64 * 2.0),
         });
@@ -112,7 +112,7 @@ fn cases() -> Vec<Case> {
                 name: format!("{cascade}_{rows}x{d}_bf16"),
                 cascade,
                 plans: &[],
-                mapping: None,
+                mappings: &[],
                 sizes: vec![("M", rows), ("K", d), ("N", d)],
                 measure: Measure::Bytes(2.0 * (rows * d) as f64 * 2.0),
             });
@@ -124,7 +124,7 @@ fn cases() -> Vec<Case> {
             name: format!("lstm_b{b}_t{t}_h{h}_d{d}"),
             cascade: "lstm",
             plans: &["lstm", "lstm_gates"],
-            mapping: None,
+            mappings: &[],
             sizes: vec![("T", t), ("B", b), ("H", h), ("D", d)],
             measure: Measure::Time,
         });
@@ -184,7 +184,7 @@ enum Way {
 }
 
 /// The ways of a case: every mapping given that fits one of its plans; without any mapping given, the model's choice
-/// and the reference mapping where there is one.
+/// and the reference mappings where there are some.
 fn ways(case: &Case, mappings: &[(String, Mapping)], folder: &Path) -> Result<Vec<(String, Way)>, Failure> {
     let cascade = library(case)?;
     let own = einfall::cuda::plan(&cascade).ok();
@@ -206,9 +206,11 @@ fn ways(case: &Case, mappings: &[(String, Mapping)], folder: &Path) -> Result<Ve
     }
     if mappings.is_empty() {
         list.push(("model".to_owned(), Way::Cascade(None)));
-        let path = case.mapping.map(|m| folder.join("../mappings").join(format!("{m}.mapping")));
-        if let Some(path) = path.filter(|p| p.exists()) {
-            list.push((path.display().to_string(), Way::Cascade(Some(read_mapping(&path)?))));
+        for m in case.mappings {
+            let path = folder.join("../mappings").join(format!("{m}.mapping"));
+            if path.exists() {
+                list.push((path.display().to_string(), Way::Cascade(Some(read_mapping(&path)?))));
+            }
         }
     }
     Ok(list)

@@ -153,6 +153,21 @@ fn attention_persistent() {
     agrees(&plan, &module, &[1, 1, 3, 200, 300, 72, 80], 1);
 }
 
+/// The library's reference mapping where tasks take several blocks: an even number of them in pairs, an odd one in turns,
+/// rows without keys among them.
+#[test]
+fn library_attention_persistent() {
+    let plan = formed("attention", &[]);
+    for slots in [1, 3] {
+        let module = checked_on(&plan, &text("mappings/attention_128_causal.mapping"), slots);
+        agrees(&plan, &module, &[1, 2, 2, 200, 300, 72, 80], 1);
+        agrees(&plan, &module, &[1, 1, 2, 300, 130, 64, 64], 1);
+    }
+    let plan = formed("attention_full", &[]);
+    let module = checked_on(&plan, &text("mappings/attention_128_full.mapping"), 2);
+    agrees(&plan, &module, &[1, 2, 264, 360, 64, 64], 1);
+}
+
 /// A section has fewer heads than the mapping says where their keys and values would not stay in the cache: 8 MiB a head
 /// leave four, 2 MiB eight.
 #[test]

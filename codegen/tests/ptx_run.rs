@@ -151,6 +151,19 @@ fn attention_agrees() {
 fn persistent_attention_agrees() {
     let (plan, module) = reference("attention", "attention_persistent");
     agrees(&plan, &module, &[1, 1, 2, 264, 264, 128, 128], 4.0);
+    // A device of one or two multiprocessors: tasks take several blocks, in folded pairs where their number is even.
+    let mapping = text("mappings/attention_persistent.mapping");
+    let mapping = einfall_ir::mapping::parse::parse(&mapping).unwrap();
+    for slots in [1, 2] {
+        let limits = einfall_ir::analysis::resources::Limits {
+            multiprocessors: slots,
+            ..einfall_ir::analysis::resources::Limits::h100()
+        };
+        let module = gpu::lower_for(&plan, &mapping, &limits).unwrap();
+        for (m, n) in [(200, 200), (129, 300), (300, 129), (264, 0), (520, 264)] {
+            agrees(&plan, &module, &[1, 1, 3, m, n, 64, 64], 4.0);
+        }
+    }
 }
 
 #[test]

@@ -4,18 +4,17 @@
 //! kernel is checked against the device's limits before anything is launched.
 
 use super::array::DeviceArray;
-use super::driver::{Context, Event, Function, Memory, Module, Stream, call};
+use super::code::{Code, FunctionInfo};
+use super::driver::{Context, Event, Memory, Stream};
 use super::error::CudaError;
 use super::gpu::{Gpu, gpus};
 use super::launch::Bound;
-use super::link;
 use super::tensor_map::Maps;
 use crate::array::HostArray;
 use crate::cache::Cache;
 use crate::error::Error;
 use crate::program::{self, Program};
-use cudarc::driver::sys::{self, CUfunction_attribute as Attribute};
-use einfall_ir::artifact::{Artifact, Code, Launch, Slot};
+use einfall_ir::artifact::{Artifact, Slot};
 use einfall_ir::dtype::DType;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,8 +22,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of parameters that PTX 8.0 kernels may take.
 const MAX_PARAMETER_BYTES: usize = 4096;
-/// Tasks of a cluster that every device with clusters allows; more are asked for by an attribute.
-const PORTABLE_CLUSTER: u64 = 8;
 
 /// What an engine is made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -39,8 +36,6 @@ pub struct EngineOptions {
 #[derive(Debug)]
 pub struct Engine {
     pub(super) shared: Arc<Shared>,
-    cache: Option<Cache>,
-    assembled: AtomicU64,
 }
 
 /// What executables keep of their engine.
@@ -51,6 +46,9 @@ pub(super) struct Shared {
     pub(super) spare: Memory,
     pub(super) gpu: Gpu,
     pub(super) context: Arc<Context>,
+    pub(super) cache: Option<Cache>,
+    /// Texts assembled so far.
+    pub(super) assembled: AtomicU64,
 }
 
 impl Engine {
@@ -71,8 +69,8 @@ impl Engine {
         let cache = options.cache.as_ref().and_then(|folder| {
             Cache::open(folder).inspect_err(|error| tracing::warn!(%error, "kernels are not cached")).ok()
         });
-        let shared = Arc::new(Shared { maps: Maps::default(), spare, gpu, context });
-        Ok(Engine { shared, cache, assembled: AtomicU64::new(0) })
+        let (maps, assembled) = (Maps::default(), AtomicU64::new(0));
+        Ok(Engine { shared: Arc::new(Shared { maps, spare, gpu, context, cache, assembled }) })
     }
 
     /// The device.
@@ -82,12 +80,12 @@ impl Engine {
 
     /// The code cache, if there is one.
     pub fn cache(&self) -> Option<&Cache> {
-        self.cache.as_ref()
+        self.shared.cache.as_ref()
     }
 
     /// How many PTX texts were assembled so far; one from the cache does not count.
     pub fn assembled(&self) -> u64 {
-        self.assembled.load(Ordering::Relaxed)
+        self.shared.assembled.load(Ordering::Relaxed)
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {
@@ -152,7 +150,8 @@ impl Engine {
         Ok(array)
     }
 
-    /// Assembles (or takes from the cache) and loads an artifact.
+    /// Assembles (or takes from the cache) and loads an artifact. Of a kernel with variants, each is assembled when
+    /// [`Bound::prepare`] first chooses it.
     ///
     /// # Errors
     /// [`Error::Artifact`] where it contradicts itself or is not for a GPU, [`Error::Cuda`] where the driver refuses
@@ -165,106 +164,8 @@ impl Engine {
         let _span = tracing::debug_span!("load", cascade = artifact.name).entered();
         program::check(&artifact)?;
         check_launches(&artifact)?;
-        let Code::Ptx { text, arch } = &artifact.code else {
-            let reason = "its code is not PTX; this engine runs kernels on a GPU".to_owned();
-            return Err(Error::Artifact { name: artifact.name, reason });
-        };
-        let gpu = &self.shared.gpu;
-        let (module, log) = match link::wants_whole(text) {
-            true => {
-                self.assembled.fetch_add(1, Ordering::Relaxed);
-                link::load(self.context(), gpu, &artifact.name, text, arch)?
-            }
-            false => self.linked(&artifact.name, text, arch)?,
-        };
-        let mut functions = Vec::new();
-        for launch in &artifact.launches {
-            functions.push(self.function(&module, launch)?);
-        }
-        Ok(Arc::new(Executable {
-            functions,
-            module: Arc::new(module),
-            log,
-            shared: Arc::clone(&self.shared),
-            program: Program::new(artifact),
-        }))
-    }
-
-    /// Code by the driver's linker, or from the cache.
-    fn linked(&self, name: &str, text: &str, arch: &str) -> Result<(Module, String), Error> {
-        let gpu = &self.shared.gpu;
-        let key = link::key(text, arch, gpu);
-        let cached = self.cache.as_ref().and_then(|cache| cache.get(&key));
-        // SAFETY: the entry is whole and this user's, so `put` below wrote it from the assembler's output.
-        match cached.map(|image| unsafe { Module::load(self.context(), &image) }) {
-            Some(Ok(module)) => {
-                tracing::debug!(%key, "the code comes from the cache");
-                return Ok((module, String::new()));
-            }
-            Some(Err(error)) => tracing::warn!(%key, %error, "cached code does not load and is rebuilt"),
-            None => {}
-        }
-        self.assembled.fetch_add(1, Ordering::Relaxed);
-        match link::assemble(self.context(), gpu, name, text, arch) {
-            Ok(code) => {
-                if let Some(cache) = &self.cache
-                    && let Err(error) = cache.put(&key, &code.image)
-                {
-                    tracing::warn!(%error, "a kernel is not cached");
-                }
-                tracing::debug!(log = code.log, "assembled");
-                // SAFETY: the driver's assembler made it a line above.
-                Ok((unsafe { Module::load(self.context(), &code.image)? }, code.log))
-            }
-            // A driver whose linker refuses what its loader takes: no code to cache then.
-            Err(error @ CudaError::Assemble { .. }) => match link::load(self.context(), gpu, name, text, arch) {
-                Ok(loaded) => {
-                    tracing::warn!(%error, "the driver's linker refuses a text that loads");
-                    Ok(loaded)
-                }
-                Err(_) => Err(error.into()),
-            },
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Finds a kernel, checks it against the device and sets what its launches need.
-    fn function(&self, module: &Module, launch: &Launch) -> Result<(Function, FunctionInfo), Error> {
-        let function = module.function(&launch.symbol)?;
-        let symbol = &launch.symbol;
-        let get = |a: Attribute| {
-            let mut value = 0;
-            // SAFETY: the module is loaded.
-            call(unsafe { sys::cuFuncGetAttribute(&mut value, a, function.0) }, || format!("asking about `{symbol}`"))?;
-            Ok::<u32, CudaError>(value.max(0) as u32)
-        };
-        let set = |a: Attribute, value: i32| {
-            // SAFETY: as above.
-            call(unsafe { sys::cuFuncSetAttribute(function.0, a, value) }, || format!("preparing `{symbol}`"))
-        };
-        let refuse = |reason: String| CudaError::Launch { kernel: symbol.clone(), reason };
-        use Attribute::*;
-        let info = FunctionInfo {
-            symbol: symbol.clone(),
-            registers: get(CU_FUNC_ATTRIBUTE_NUM_REGS)?,
-            local_bytes: get(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
-            static_shared_bytes: get(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
-            max_threads: get(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
-        };
-        let Some(gpu) = &launch.gpu else { return Ok((function, info)) };
-        if gpu.threads > info.max_threads {
-            let reason = format!("it has {} threads a task and its code allows {}", gpu.threads, info.max_threads);
-            return Err(refuse(reason).into());
-        }
-        let (shared, limit) = (gpu.shared_bytes + u64::from(info.static_shared_bytes), self.shared.gpu.shared_bytes);
-        if shared > limit {
-            return Err(refuse(format!("it takes {shared} bytes of shared memory and the device has {limit}")).into());
-        }
-        set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, gpu.shared_bytes as i32)?;
-        if gpu.cluster.iter().product::<u64>() > PORTABLE_CLUSTER {
-            set(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
-        }
-        Ok((function, info))
+        let code = Code::new(&self.shared, &artifact)?;
+        Ok(Arc::new(Executable { code, shared: Arc::clone(&self.shared), program: Program::new(artifact) }))
     }
 }
 
@@ -304,27 +205,10 @@ pub(super) fn parameter_bytes(maps: usize, slots: &[Slot]) -> usize {
     128 * maps + 8 * slots.len()
 }
 
-/// What the assembler made of a kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FunctionInfo {
-    /// The symbol.
-    pub symbol: String,
-    /// Registers of a thread (at launch; roles may move them).
-    pub registers: u32,
-    /// Local memory of a thread in bytes: spills and arrays that are indexed.
-    pub local_bytes: u32,
-    /// Shared memory that is not sized at launch, in bytes.
-    pub static_shared_bytes: u32,
-    /// Threads of a task at most.
-    pub max_threads: u32,
-}
-
 /// An artifact loaded on a device. Sizes are bound by [`Executable::bind`].
 #[derive(Debug)]
 pub struct Executable {
-    pub(super) functions: Vec<(Function, FunctionInfo)>,
-    pub(super) module: Arc<Module>,
-    log: String,
+    pub(super) code: Code,
     pub(super) shared: Arc<Shared>,
     pub(super) program: Program,
 }
@@ -345,14 +229,19 @@ impl Executable {
         &self.shared.gpu
     }
 
-    /// What the driver's assembler said; empty where the code came from the cache.
-    pub fn log(&self) -> &str {
-        &self.log
+    /// What the driver's assembler said so far; empty where the code came from the cache.
+    pub fn log(&self) -> String {
+        self.code.log()
     }
 
-    /// What the assembler made of each kernel, in launch order.
+    /// What the assembler made of each kernel, in launch order, variants that nothing has chosen yet left out.
     pub fn functions(&self) -> impl Iterator<Item = &FunctionInfo> {
-        self.functions.iter().map(|(_, info)| info)
+        self.code.functions()
+    }
+
+    /// How many of its kernels are variants, assembled when sizes and arrays first choose them.
+    pub fn variants(&self) -> usize {
+        self.program.artifact.launches.iter().filter(|l| l.gpu.as_ref().is_some_and(|g| g.variant_of.is_some())).count()
     }
 
     /// The sizes of ranks that the shapes of arrays imply (see [`crate::Executable::infer`]).
@@ -364,7 +253,7 @@ impl Executable {
         self.program.infer(shapes)
     }
 
-    /// Fixes the sizes of all ranks. Nothing is compiled: the code serves every size.
+    /// Fixes the sizes of all ranks. No size is compiled for: the code serves all.
     ///
     /// # Errors
     /// [`Error::UnknownRank`], [`Error::MissingRank`], [`Error::RankConflict`], [`Error::Size`]; and [`Error::Cuda`]

@@ -119,7 +119,7 @@ impl Bound {
         let executable = &self.executable;
         let (program, shared) = (&executable.program, &executable.shared);
         shared.context.enter()?;
-        let mut keep = vec![Kept::Module(Arc::clone(&executable.module))];
+        let mut keep = Vec::new();
         for (name, array) in arguments.inputs.iter().chain(&arguments.outputs) {
             check_place(&shared.context, name, array)?;
             keep.push(Kept::Memory(Arc::clone(&array.memory)));
@@ -155,7 +155,9 @@ impl Bound {
             if tasks == 0 {
                 continue;
             }
-            let function = executable.functions[index].0.0;
+            let (function, module) = executable.code.function(shared, &program.artifact.launches, index)?;
+            keep.push(Kept::Module(module));
+            let function = function.0;
             if gpu.cooperative {
                 check_resident(&shared.context, function, launch, gpu, tasks, shared.gpu.sms)?;
             }

@@ -7,6 +7,7 @@
 //! keeps to (a kernel that failed), the device is refused for good, with the kernel's name. Source: CUDA driver API.
 
 mod array;
+mod code;
 mod driver;
 mod engine;
 mod error;
@@ -16,8 +17,9 @@ mod link;
 mod tensor_map;
 
 pub use array::DeviceArray;
+pub use code::FunctionInfo;
 pub use driver::{Event, Graph, Stream};
-pub use engine::{Engine, EngineOptions, Executable, FunctionInfo};
+pub use engine::{Engine, EngineOptions, Executable};
 pub use error::CudaError;
 pub use gpu::{Clocks, Gpu, gpus};
 pub use launch::{Arguments, Bound, Prepared};

@@ -131,7 +131,7 @@ impl Reads<'_> {
                     if steps_along { (&mut *steps, &mut *inside) } else { (&mut self.outer, &mut *before) };
                 let tile = *known.entry(text).or_insert_with(|| {
                     let array = &self.plan.buffers[buffer];
-                    let like = Tile { name: String::new(), dtype: array.dtype, axes, space: None };
+                    let like = Tile { name: String::new(), dtype: array.dtype, axes, space: None, exact: false };
                     let out = new_tile(k, &array.name, &like);
                     place.push(Node::Op(Op::Load { out, buffer, at }));
                     out

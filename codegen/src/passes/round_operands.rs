@@ -4,7 +4,8 @@
 //! After:  `p_bf16 = p;  o = carry contract(n) p_bf16, v`
 //!
 //! These are the language's default rounding points (docs/language.md, "Contractions"): both operands may be rounded to
-//! the narrowest float type of 16 bits or more among the arrays that feed them elementwise; `@exact` forbids it. An
+//! the narrowest float type of 16 bits or more among the arrays that feed them elementwise; `@exact` forbids it, and so
+//! does a tile that is exact by its derivation. An
 //! operand that only contractions of that type read takes the type itself; one with other readers gets a copy, made
 //! where the operand is made, so that the other readers keep the wide value. Invariant: without an atom for the narrow
 //! type nothing changes.
@@ -44,6 +45,9 @@ pub fn round_operands(mut plan: Plan, atoms: &[Atom]) -> Plan {
 /// The type to which the operands of `op` are to be rounded, if it is a contraction that has an atom then and none now.
 fn narrower(plan: &Plan, kernel: &Kernel, op: &Op, atoms: &[Atom]) -> Option<DType> {
     let Op::Contract { out, a, b, .. } = op else { return None };
+    if kernel.tiles[*out].exact {
+        return None;
+    }
     let [acc, left, right] = [*out, *a, *b].map(|t| kernel.tiles[t].dtype);
     let has_atom = |operand: DType| atoms.iter().any(|x| x.operand == operand && x.acc == acc);
     if left == right && has_atom(left) {
@@ -119,7 +123,13 @@ fn round(kernel: &mut Kernel, tile: TileId, to: DType, wanted: &[Option<DType>])
     let base = format!("{}_{to}", wide.name);
     let taken = |n: &str| kernel.tiles.iter().any(|(_, t)| t.name == n) || kernel.axes.iter().any(|(_, a)| a.name == n);
     let name = (1..).map(|k| if k == 1 { base.clone() } else { format!("{base}_{k}") }).find(|n| !taken(n));
-    let copy = Tile { name: name.expect("some name is free"), dtype: to, axes: wide.axes.clone(), space: wide.space };
+    let copy = Tile {
+        name: name.expect("some name is free"),
+        dtype: to,
+        axes: wide.axes.clone(),
+        space: wide.space,
+        exact: false,
+    };
     let out = kernel.tiles.push(copy);
     let value = kernel.exprs.push(Expr::Tile(tile));
     let place = uses.place();

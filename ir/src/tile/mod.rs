@@ -138,6 +138,9 @@ pub struct Tile {
     pub axes: Vec<AxisId>,
     /// Where it lives, once mapped.
     pub space: Option<Space>,
+    /// Whether operands of contractions into it keep their types: of one contraction of the text, several were derived
+    /// whose results cancel, and rounding its operand is no licence to round theirs.
+    pub exact: bool,
 }
 
 /// A step of a kernel.

@@ -284,7 +284,8 @@ impl Parser {
                 let found = Space::ALL.into_iter().find(|x| x.name() == word);
                 space = Some(found.ok_or_else(|| unknown("memory space", &word, span))?);
             }
-            s.kernel.tiles.push(Tile { name, dtype, axes, space });
+            let exact = self.c.eat_word("exact");
+            s.kernel.tiles.push(Tile { name, dtype, axes, space, exact });
             self.c.line_end()?;
         }
         let body = self.nodes(&mut s)?;

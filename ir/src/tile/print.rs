@@ -178,10 +178,10 @@ impl Printer<'_> {
             if !t.axes.is_empty() {
                 write!(f, "[{}]", self.axes(&t.axes))?;
             }
-            match t.space {
-                Some(s) => writeln!(f, " in {}", s.name())?,
-                None => writeln!(f)?,
+            if let Some(s) = t.space {
+                write!(f, " in {}", s.name())?;
             }
+            writeln!(f, "{}", if t.exact { " exact" } else { "" })?;
         }
         self.nodes(f, &self.kernel.body, 8)?;
         f.write_str("    }\n")

@@ -11,7 +11,7 @@ use einfall_ir::arena::Id;
 use einfall_ir::cascade::{
     Cascade, Einsum, Expr, ExprId, IndexId, Output, OutputSource, Rank, RankId, Size, Stmt, TensorId, TensorKind,
 };
-use einfall_ir::ops::ReduceOp;
+use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, Kernel, Op, TileId};
 
 use super::emit::{Emitter, PlanTypes};
@@ -102,6 +102,71 @@ fn with_filter(c: &mut Cascade, node: &Node) -> Einsum {
 
 /// Emits a derived group as one kernel.
 pub(super) fn emit_derived(
+    program: &Program<'_>,
+    s: &Schedule,
+    d: &Derivation,
+    name: String,
+    buffers: &HashMap<TensorId, BufferId>,
+    types: &PlanTypes,
+) -> Result<Kernel, Unsupported> {
+    let mut kernel = emit_form(program, s, d, name, buffers, types)?;
+    let sums = s.nodes.iter().filter(|k| matches!(program.nodes[**k].kind, Kind::Reduce { op: ReduceOp::Sum, .. }));
+    keep_exact(&mut kernel, sums.count());
+    Ok(kernel)
+}
+
+/// Where more sums were derived than the text's `before` and results are added to or subtracted from one another, the
+/// contractions among them keep their operands: what the text may lose in one operand, differences would magnify.
+fn keep_exact(kernel: &mut Kernel, before: usize) {
+    let mut sums: Vec<TileId> = Vec::new();
+    let mut maps: Vec<(TileId, tile::ExprId)> = Vec::new();
+    let mut roots: Vec<tile::ExprId> = Vec::new();
+    kernel.for_each_op(&mut |op, _| match op {
+        Op::Contract { out, .. } => sums.push(*out),
+        Op::Reduce { out, op: ReduceOp::Sum, .. } => sums.extend(out),
+        Op::Map { out, value } => {
+            maps.push((*out, *value));
+            roots.push(*value);
+        }
+        Op::Store { value, .. } => roots.push(*value),
+        Op::Reduce { .. } | Op::Load { .. } | Op::Scan { .. } => {}
+    });
+    sums.sort();
+    sums.dedup();
+    if sums.len() <= before {
+        return;
+    }
+    let mut cancelling: HashSet<TileId> = HashSet::new();
+    for root in roots {
+        kernel.walk(root, &mut |_, e| {
+            if let tile::Expr::Binary(BinaryOp::Add | BinaryOp::Sub, a, b) = e {
+                let (x, y) = (summed(kernel, &sums, &maps, *a), summed(kernel, &sums, &maps, *b));
+                if !x.is_empty() && !y.is_empty() {
+                    cancelling.extend(x.into_iter().chain(y));
+                }
+            }
+        });
+    }
+    cancelling.into_iter().for_each(|t| kernel.tiles[t].exact = true);
+}
+
+/// The sums that an expression reads, through tiles made of them.
+fn summed(kernel: &Kernel, sums: &[TileId], maps: &[(TileId, tile::ExprId)], root: tile::ExprId) -> HashSet<TileId> {
+    let (mut found, mut seen, mut open) = (HashSet::new(), HashSet::new(), vec![root]);
+    while let Some(root) = open.pop() {
+        kernel.walk(root, &mut |_, e| {
+            let (tile::Expr::Tile(t) | tile::Expr::TileAt { tile: t, .. }) = e else { return };
+            if sums.contains(t) {
+                found.insert(*t);
+            } else if seen.insert(*t) {
+                open.extend(maps.iter().filter(|(out, _)| out == t).map(|(_, value)| *value));
+            }
+        });
+    }
+    found
+}
+
+fn emit_form(
     program: &Program<'_>,
     s: &Schedule,
     d: &Derivation,

@@ -132,7 +132,7 @@ impl<'a> Emitter<'a> {
     /// A new tile.
     pub fn tile(&mut self, name: &str, dtype: DType, axes: Vec<AxisId>) -> TileId {
         let name = unique(&mut self.tile_names, name);
-        let tile = self.kernel.tiles.push(Tile { name, dtype, axes, space: None });
+        let tile = self.kernel.tiles.push(Tile { name, dtype, axes, space: None, exact: false });
         self.frames.last_mut().expect("a frame").local.push(tile);
         tile
     }

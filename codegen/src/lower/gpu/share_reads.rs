@@ -86,7 +86,7 @@ fn piece(plan: &Plan, k: &mut Kernel, body: Vec<Node>, stored: &[BufferId], walk
         while k.tiles.iter().any(|(_, t)| t.name == name) {
             name.push('r');
         }
-        let out = k.tiles.push(Tile { name, dtype: plan.buffers[buffer].dtype, axes, space: None });
+        let out = k.tiles.push(Tile { name, dtype: plan.buffers[buffer].dtype, axes, space: None, exact: false });
         // What the position reads may be shared too, so that it is copied before uses are replaced.
         let at = at.iter().map(|x| copy(k, *x)).collect();
         for e in exprs {

@@ -79,7 +79,8 @@ impl Staging<'_> {
         let tile = match known {
             Some(id) => id,
             None => {
-                let tile = Tile { name: label.clone(), dtype: array.dtype, axes: axes.clone(), space: None };
+                let tile =
+                    Tile { name: label.clone(), dtype: array.dtype, axes: axes.clone(), space: None, exact: false };
                 kernel.tiles.push(tile)
             }
         };

@@ -1,0 +1,146 @@
+//! What the commands say to wrong input, under snapshot, and what `explain --json` fills in for a target.
+//!
+//! Invariant: a command ends with its exit code and a message that says what is wrong; it never panics. With `BLESS=1`
+//! the snapshot is written anew.
+#![cfg(all(feature = "cli", feature = "cpu"))]
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+const GOOD: &str = "cascade scale[M, N](x: f32[M, N]) -> (y: f32[M, N]) {\n    y[m,n] = 2.0 * x[m,n]\n}\n";
+const WRONG: &str = "cascade bad[M](x: f32[M]) -> (y: f32[M]) {\n    y[m] = x[q]\n}\n";
+const UNLOWERED: &str = "cascade noise[M](s: i32) -> (y: f32[M]) {\n    y[m] = rand(s, m)\n}\n";
+
+/// Exit code, standard output and standard error of `einfall ARGS` in `folder`.
+fn einfall(folder: &Path, args: &[&str]) -> (i32, String, String) {
+    let done = Command::new(env!("CARGO_BIN_EXE_einfall"))
+        .args(args)
+        .current_dir(folder)
+        .env("EINFALL_CACHE", folder.join("cache"))
+        .output()
+        .expect("the binary starts");
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    (done.status.code().unwrap_or(-1), text(&done.stdout), text(&done.stderr))
+}
+
+#[test]
+fn messages_are_those_of_the_snapshot() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, text) in [
+        ("ok.ein", GOOD),
+        ("bad.ein", WRONG),
+        ("rand.ein", UNLOWERED),
+        ("noise.mapping", "what is this"),
+        ("other.mapping", "mapping m {\n    kernel nothing {\n        partition m 4\n    }\n}\n"),
+    ] {
+        std::fs::write(folder.path().join(name), text).expect("a file");
+    }
+    let commands = [
+        "check",
+        "check none.ein",
+        "check bad.ein",
+        "check ok.ein bad.ein",
+        "fmt none.ein",
+        "explain ok.ein --size M=x",
+        "explain ok.ein --size Q=2",
+        "explain ok.ein --size M=2,N=3 --target toaster",
+        "explain bad.ein --size M=2",
+        "explain ok.ein --static M=0",
+        "lower ok.ein --stop-after nothing",
+        "lower bad.ein",
+        "lower rand.ein",
+        "lower ok.ein --mapping none.mapping",
+        "lower ok.ein --mapping noise.mapping",
+        "lower ok.ein --mapping other.mapping",
+        "bisect ok.ein",
+        "bisect ok.ein --size M=2",
+        "bisect bad.ein --size M=2",
+        "run none.ein",
+        "run ok.ein",
+        "run bad.ein --random 1 --size M=1",
+        "run rand.ein --random 1 --size M=1",
+        "run ok.ein --random 1 --size M=2,N=2 --device toaster",
+        "run ok.ein --random x --size M=2,N=2",
+        "bench --device cpu --family none",
+        "selftest --device toaster",
+        "csp none.csp",
+        "report none.jsonl",
+        "frobnicate",
+    ];
+    let mut have = String::new();
+    for command in commands {
+        let args: Vec<&str> = command.split_whitespace().collect();
+        let (code, _, said) = einfall(folder.path(), &args);
+        assert!(code > 0 && code <= 3 && !said.contains("panicked"), "{command}: exit {code}\n{said}");
+        writeln!(have, "$ einfall {command}\n{said}exit {code}\n").expect("a string");
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/filetests/commands/messages.expected");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &have).expect("the snapshot");
+    }
+    let want = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(have, want, "run again with BLESS=1 to accept");
+}
+
+#[test]
+fn right_input_is_silent_on_standard_error() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ok.ein"), GOOD).expect("a file");
+    for command in [
+        "check ok.ein",
+        "fmt ok.ein",
+        "explain ok.ein",
+        "passes",
+        "lower ok.ein",
+        "bisect ok.ein --size M=3,N=5",
+        "run ok.ein --random 1 --size M=3,N=5 --check --device reference",
+        "cache path",
+    ] {
+        let args: Vec<&str> = command.split_whitespace().collect();
+        let (code, out, said) = einfall(folder.path(), &args);
+        assert_eq!((code, said.as_str()), (0, ""), "{command}");
+        assert!(!out.is_empty() || command.starts_with("check") || command.starts_with("fmt"), "{command}");
+    }
+    assert_eq!(std::fs::read_to_string(folder.path().join("ok.ein")).expect("a file"), GOOD);
+}
+
+/// The values of the schema that a target fills in: each mapped level's bytes, their ratio to the bound, the time.
+#[test]
+fn explain_fills_in_what_a_target_adds() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let cases = [
+        ("kernels/attention.ein", "B=1,G=2,R=2,M=256,N=256", "E=64,F=64"),
+        ("kernels/matmul.ein", "M=512,N=512,K=256", ""),
+        ("kernels/layernorm_matmul.ein", "M=256,N=256,K=256", ""),
+    ];
+    for (file, sizes, fixed) in cases {
+        for target in ["cpu", "x86-64-v3", "h100"] {
+            let mut args = vec!["explain", file, "--size", sizes, "--target", target, "--json"];
+            if !fixed.is_empty() {
+                args.extend(["--static", fixed]);
+            }
+            let (code, out, said) = einfall(root, &args);
+            assert_eq!(code, 0, "{file} on {target}: {said}");
+            let json: Value = serde_json::from_str(&out).expect("JSON");
+            assert_eq!((&json["schema"], &json["version"]), (&"einfall-explain".into(), &1.into()));
+            let c = &json["cascades"][0];
+            assert_eq!(c["kernels"], 1, "{file} on {target}");
+            assert!(c["predicted_us"].as_f64().is_some_and(|t| t > 0.0), "{file} on {target}: {c}");
+            assert!(c["mapping"].as_str().is_some_and(|m| m.contains("kernel")), "{file} on {target}");
+            let mapped: Vec<&Value> =
+                c["io"].as_array().expect("io").iter().filter(|b| !b["mapping_bytes"].is_null()).collect();
+            assert!(!mapped.is_empty(), "{file} on {target}: {}", c["io"]);
+            for b in mapped {
+                let number = |key: &str| b[key].as_f64().unwrap_or(f64::NAN);
+                let (bytes, bound, ratio) = (number("mapping_bytes"), number("lower_bound_bytes"), number("ratio"));
+                assert!(bytes > 0.0 && bound > 0.0 && (ratio - bytes / bound).abs() < 1e-9 * ratio, "{file}: {b}");
+                // No mapping moves less than a proved bound.
+                let proved = !b["source"].as_str().is_some_and(|s| s.starts_with("reference"));
+                assert!(!proved || ratio >= 0.999, "{file} on {target}: {b}");
+            }
+        }
+    }
+}

@@ -48,7 +48,6 @@ fn messages_are_those_of_the_snapshot() {
         "explain ok.ein --size Q=2",
         "explain ok.ein --size M=2,N=3 --target toaster",
         "explain bad.ein --size M=2",
-        "explain ok.ein --static M=0",
         "lower ok.ein --stop-after nothing",
         "lower bad.ein",
         "lower rand.ein",

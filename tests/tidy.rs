@@ -10,11 +10,7 @@ use einfall::ir::cascade;
 use einfall::ir::diag::render;
 
 /// Files over [`MAX_LINES`], and why they are not split.
-const LONG: &[(&str, &str)] = &[
-    ("codegen/src/backend/llvm/emit.rs", "one printer: every kernel statement next to the others"),
-    ("codegen/src/lower/cpu/nest.rs", "one loop nest: what it hoists, masks and fuses shares its state"),
-    ("ir/src/analysis/symbolic.rs", "one algebra: canonical forms are only canonical together"),
-];
+const LONG: &[(&str, &str)] = &[];
 
 const MAX_LINES: usize = 1000;
 

@@ -122,7 +122,7 @@ fn reference_mappings_assemble() {
 fn split_streams_assemble() {
     for (plan, mapping, resident) in [
         ("plans/decode.tile", "decode", 1),
-        ("attention_gqa", "attention_decode", 2),
+        ("attention_gqa", "attention_decode", 1),
         ("attention_gqa", "attention_decode_columns", 2),
     ] {
         let plan = match plan.strip_suffix(".tile") {

@@ -60,7 +60,8 @@ impl Bench {
         let options = CompileOptions { mapping: Some(mapping), ..CompileOptions::default() };
         let kernel = self.engine.compile_with(&loaded.cascade, &options).map_err(failed)?;
         let bound = kernel.bind(&loaded.case.sizes).map_err(failed)?;
-        self.prepared = Some(fill(&bound, &self.stream, &mut self.arrays).map_err(failed)?);
+        let arguments = fill(&bound, &self.stream, &mut self.arrays).map_err(failed)?;
+        self.prepared = Some(bound.prepare(arguments).map_err(failed)?);
         self.kernel = Some(kernel);
         Ok(())
     }

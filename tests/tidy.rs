@@ -9,9 +9,6 @@ use einfall::codegen::tables;
 use einfall::ir::cascade;
 use einfall::ir::diag::render;
 
-/// Files over [`MAX_LINES`], and why they are not split.
-const LONG: &[(&str, &str)] = &[];
-
 const MAX_LINES: usize = 1000;
 
 /// Modules of lowering passes; all others are the file of `codegen/src/passes` that bears their name.
@@ -65,9 +62,8 @@ fn source_complaints(path: &str, text: &str) -> Vec<String> {
         complain("does not open with `//!`".to_owned());
     }
     let n = text.lines().count();
-    let listed = LONG.iter().any(|(p, _)| *p == path);
-    if (n > MAX_LINES) != listed {
-        complain(format!("{n} lines; {}", if listed { "no longer long: strike it off the list" } else { "split it" }));
+    if n > MAX_LINES {
+        complain(format!("{n} lines; split it"));
     }
     // Spelled in pieces, so that this file does not contain them.
     for leftover in
@@ -101,9 +97,6 @@ fn machine_complaints(path: &str, text: &str) -> Vec<String> {
 fn sources_open_with_what_they_are_and_hold_no_leftovers() {
     let wrong: Vec<String> = files(&["rs"]).iter().flat_map(|p| source_complaints(p, &read(p))).collect();
     assert_eq!(wrong, Vec::<String>::new());
-    for (path, _) in LONG {
-        assert!(root().join(path).is_file(), "{path} is listed as long and does not exist");
-    }
 }
 
 #[test]
@@ -126,7 +119,6 @@ fn planted_faults_of_sources_are_found() {
     assert_eq!(source_complaints("a.rs", "#![allow(x)]\n\n//! What it is.\n").len(), 0);
     assert_eq!(source_complaints("a.rs", "fn f() {}\n").len(), 1);
     assert_eq!(source_complaints("a.rs", &format!("//! Long.\n{}", "\n".repeat(1000))).len(), 1);
-    assert_eq!(source_complaints(LONG[0].0, "//! Short.\n").len(), 1);
     for word in ["todo", "unimplemented", "dbg"] {
         assert_eq!(source_complaints("a.rs", &format!("//! A.\nfn f() {{ {word}!() }}\n")).len(), 1, "{word}");
     }

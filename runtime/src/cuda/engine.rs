@@ -158,7 +158,7 @@ impl Engine {
     /// its code or a kernel exceeds the device's limits.
     ///
     /// # Safety
-    /// The code keeps to the GPU convention of [`Launch`]: kernels have its parameters, and tasks touch only the arrays
+    /// The code keeps to the GPU convention of [`Launch`](einfall_ir::artifact::Launch): kernels have its parameters, and tasks touch only the arrays
     /// and slots of their launch, only inside their extents. Code generation makes such artifacts.
     pub unsafe fn load(&self, artifact: Artifact) -> Result<Arc<Executable>, Error> {
         let _span = tracing::debug_span!("load", cascade = artifact.name).entered();

@@ -90,9 +90,9 @@ pub(super) fn build(
             Some(Iter { index: n, extent: Size::Rank(rank), rev: false, states, inits, body, span: Span::default() });
     }
     let mut finished = BTreeMap::new();
-    for k in 0..plan.finals.len() {
-        let e = b.finish(c, k, &counts[k])?;
-        finished.insert(plan.finals[k].tensor, e);
+    for (k, (last, count)) in plan.finals.iter().zip(&counts).enumerate() {
+        let e = b.finish(c, k, count)?;
+        finished.insert(last.tensor, e);
     }
     let Builder { em, .. } = b;
     let (produced, read) = (em.produced, em.read);

@@ -356,12 +356,12 @@ impl Distribution {
         let (t, v, l) = self.counts();
         let total: u64 = self.dims.iter().product();
         let mut seen = vec![false; total as usize];
+        let terms = self.terms();
         for thread in 0..t {
             for reg in 0..v {
                 for lane in 0..l {
-                    let coords = self.coords(thread, reg, lane);
-                    if coords.iter().zip(&self.dims).all(|(c, d)| c < d) {
-                        let flat = coords.iter().zip(&self.dims).fold(0, |acc, (c, d)| acc * d + c);
+                    if terms.at(thread, reg, lane).zip(&self.dims).all(|(c, d)| c < *d) {
+                        let flat = terms.at(thread, reg, lane).zip(&self.dims).fold(0, |acc, (c, d)| acc * d + c);
                         seen[flat as usize] = true;
                     }
                 }

@@ -65,8 +65,16 @@ pub fn verify(module: &Module, limits: &Limits) -> Vec<Violation> {
 
 /// Every violation in one kernel over `ranks`.
 pub fn verify_kernel(kernel: &Kernel, ranks: &Arena<RankId, Rank>, limits: &Limits) -> Vec<Violation> {
-    let mut v =
-        Verifier { kernel, ranks, out: Vec::new(), role: 0, path: String::new(), line: None, served: HashMap::new() };
+    let mut v = Verifier {
+        kernel,
+        ranks,
+        out: Vec::new(),
+        role: 0,
+        path: String::new(),
+        line: None,
+        served: HashMap::new(),
+        windows: HashMap::new(),
+    };
     v.declarations();
     v.resources(limits);
     // Bodies are only meaningful over sound declarations.
@@ -96,6 +104,8 @@ struct Verifier<'a> {
     line: Option<&'a Stmt>,
     /// Answers of [`crate::layout::Distribution::serves`].
     served: HashMap<(FragId, FragId, Vec<usize>), bool>,
+    /// Whether a fragment from some coordinates on is held as an atom's distribution says.
+    windows: HashMap<(FragId, Vec<u64>, Distribution), bool>,
 }
 
 impl<'a> Verifier<'a> {

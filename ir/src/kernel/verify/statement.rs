@@ -363,7 +363,9 @@ impl<'a> Verifier<'a> {
         if f.dtype != dtype {
             self.wrong(format!("{what} `{}` is {}, not {dtype}", f.name, f.dtype));
         }
-        if !Atom::holds(&f.dist, from, window) {
+        let key = (frag, from.to_vec(), window.clone());
+        let held = *self.windows.entry(key).or_insert_with(|| Atom::holds(&f.dist, from, window));
+        if !held {
             self.wrong(format!(
                 "registers of {what} `{}` {} from {from:?} on are not distributed as {:?} {window}",
                 f.name, f.dist, window.dims

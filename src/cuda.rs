@@ -25,6 +25,7 @@ use einfall_runtime::cuda::{Arguments, Executable, Gpu, Prepared, Stream};
 
 use crate::engine::{CompileOptions, Error, defaults, plan_for, with_statics};
 use crate::options::{Options, joined};
+use crate::plans::{Compiled, Surroundings};
 
 /// Compiles cascades and plans for one GPU and runs them there. Shared by many threads.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub struct Engine {
     runtime: einfall_runtime::cuda::Engine,
     sheet: DataSheet,
     table: Table,
+    surroundings: Surroundings,
 }
 
 impl Engine {
@@ -46,7 +48,10 @@ impl Engine {
         let runtime = einfall_runtime::cuda::Engine::new(&options)?;
         let sheet = data_sheet(runtime.gpu());
         let table = joined(&tables.tables, Kind::Cuda, &runtime.gpu().name)?;
-        Ok(Engine { runtime, sheet, table })
+        let gpu = runtime.gpu();
+        let device = format!("{} {:?} {:?}", gpu.name, gpu.capability, target(gpu));
+        let surroundings = Surroundings::new(&["cuda", &device, &format!("{sheet:?}"), &table.to_string()]);
+        Ok(Engine { runtime, sheet, table, surroundings })
     }
 
     /// The run time underneath: streams, events, arrays in device memory.
@@ -73,7 +78,17 @@ impl Engine {
     /// As [`Engine::compile`], and [`Error::Size`] for a rank that is not there or is fixed otherwise.
     pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
         let cascade = with_statics(cascade, &options.statics)?;
-        let plan = plan(&cascade)?;
+        // SAFETY: the artifact was made by code generation, now or before it went into the cache.
+        let load = |artifact| Ok(unsafe { self.runtime.load(artifact)? });
+        let make = || self.lowered(&cascade, options);
+        let cache = self.runtime.cache();
+        let (plan, mapping, executable) = self.surroundings.compile(cache, &cascade, options, make, load)?;
+        Ok(Kernel { cascade: Some(cascade), plan, mapping, executable })
+    }
+
+    /// The PTX of a cascade whose fixed extents are set.
+    fn lowered(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Compiled, Error> {
+        let plan = plan(cascade)?;
         // Chosen for these sizes, and for every other size beside it.
         let model = |sizes: Option<&[u64]>| {
             let any = model_gpu::choose(&plan, &self.sheet, None);
@@ -83,13 +98,13 @@ impl Engine {
             }
         };
         let mapping = options.choose(&plan, &self.table, model);
-        let mut made = self.compile_plan(&plan, &mapping);
+        let mut made = compile_ptx(&plan, &mapping, &target_of(&mapping, self.runtime.gpu()));
         if let (Err(Error::Refused { diagnostics, .. }), None) = (&mut made, &options.mapping)
             && let Some(why) = unmapped(&plan, &self.sheet, None)
         {
             *diagnostics = vec![why];
         }
-        Ok(Kernel { cascade: Some(cascade), ..made? })
+        Ok(Compiled { artifact: made?, plan, mapping })
     }
 
     /// Compiles a plan by a mapping.

@@ -18,6 +18,7 @@ use einfall_ir::tile::Plan;
 use einfall_runtime::{Arguments, Cpu, Executable};
 
 use crate::options::{Options, joined};
+use crate::plans::{Compiled, Surroundings};
 
 /// Why a cascade is not compiled, bound or launched.
 #[derive(Debug)]
@@ -94,6 +95,7 @@ pub struct Engine {
     sheet: DataSheet,
     table: Table,
     isa: Isa,
+    surroundings: Surroundings,
 }
 
 /// What [`Engine::compile_with`] may be told besides the cascade.
@@ -147,7 +149,9 @@ impl Engine {
             }
         }
         let table = joined(&options.tables, Kind::Cpu, &cpu.name)?;
-        Ok(Engine { sheet: cpu.data_sheet(), table, isa, runtime })
+        let sheet = cpu.data_sheet();
+        let surroundings = Surroundings::new(&["cpu", &format!("{sheet:?}"), &format!("{isa:?}"), &table.to_string()]);
+        Ok(Engine { sheet, table, isa, runtime, surroundings })
     }
 
     /// The run time underneath.
@@ -174,7 +178,17 @@ impl Engine {
     /// As [`Engine::compile`]; [`Error::Size`] for a rank that is not there.
     pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
         let cascade = with_statics(cascade, &options.statics)?;
-        let plan = plan(&cascade)?;
+        // SAFETY: the artifact was made by code generation, now or before it went into the cache.
+        let load = |artifact| Ok(unsafe { self.runtime.load(artifact)? });
+        let make = || self.lowered(&cascade, options);
+        let cache = self.runtime.cache();
+        let (plan, mapping, executable) = self.surroundings.compile(cache, &cascade, options, make, load)?;
+        Ok(Kernel { cascade, plan, mapping, executable })
+    }
+
+    /// The LLVM IR of a cascade whose fixed extents are set.
+    fn lowered(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Compiled, Error> {
+        let plan = plan(cascade)?;
         let model = |_: Option<&[u64]>| einfall_autotune::model_cpu::choose(&plan, &self.sheet);
         let mapping = options.choose(&plan, &self.table, model);
         let context = Context { mapping: Some(mapping.clone()), ..self.context(None) };
@@ -183,9 +197,7 @@ impl Engine {
             pass: "print-llvm",
             diagnostics: vec![Diagnostic::error("E0901", Default::default(), e.to_string())],
         })?;
-        // SAFETY: the artifact was made by code generation a line above.
-        let executable = unsafe { self.runtime.load(artifact)? };
-        Ok(Kernel { cascade, plan: mapped, mapping, executable })
+        Ok(Compiled { plan: mapped, mapping, artifact })
     }
 
     /// The context passes run in for this processor.

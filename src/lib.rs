@@ -28,6 +28,8 @@ pub mod cuda;
 mod engine;
 #[cfg(feature = "cpu")]
 mod options;
+#[cfg(feature = "cpu")]
+mod plans;
 
 pub use einfall_autotune as autotune;
 pub use einfall_codegen as codegen;

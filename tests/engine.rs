@@ -57,3 +57,31 @@ fn gathers_are_charged_by_rows() {
         assert_eq!(bytes, rows * 16 * 2 + n * 4 + n * 16 * 2, "{n} of {w}");
     }
 }
+
+/// The second engine on a cache folder compiles nothing, and its kernels do what the first one's do.
+#[test]
+fn a_warm_cache_gives_the_same_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { cache: Some(folder.path().join("cache")), ..Options::default() };
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/softmax.ein")).unwrap();
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let module = parse(&text).unwrap_or_else(|d| panic!("{d:?}"));
+        let c = &module.cascades[0];
+        let engine = Engine::new(&options).unwrap();
+        let kernel = engine.compile(c).unwrap();
+        let bound = kernel.bind(&[("M", 5), ("N", 77)]).unwrap();
+        let given = inputs::random(c, bound.bindings(), 3, inputs::Variant::Normal).unwrap();
+        let outputs = bound.run_values(c, &given).unwrap();
+        for (e, (_, got)) in
+            expect(c, bound.bindings(), &given, &eval::Options::default()).unwrap().iter().zip(&outputs)
+        {
+            e.compare(&got.to_values().unwrap().data).unwrap_or_else(|m| panic!("{m}"));
+        }
+        let bytes: Vec<Vec<u8>> = outputs.iter().map(|(_, a)| a.bytes().to_vec()).collect();
+        let usage = engine.runtime().cache().expect("a cache").usage().unwrap();
+        runs.push((bytes, usage, kernel.plan().to_string(), kernel.mapping().to_string()));
+    }
+    assert_eq!(runs[0], runs[1]);
+    assert_eq!(runs[0].1.entries, 2, "a plan and an object");
+}

@@ -7,3 +7,6 @@ pub mod pipeline;
 pub mod probes;
 pub mod random;
 pub mod tables;
+
+/// This crate's version, for keys of what it decides.
+pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

@@ -20,7 +20,7 @@ pub trait Id: Copy + Eq + Ord + Hash + fmt::Debug {
 macro_rules! define_ids {
     ($($(#[$meta:meta])* $name:ident),* $(,)?) => {$(
         $(#[$meta])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         pub struct $name(u32);
         impl $crate::arena::Id for $name {
             fn new(index: usize) -> Self {

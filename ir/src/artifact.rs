@@ -1,18 +1,24 @@
 //! The contract between code generation and run time: code, and how to launch it.
 //!
 //! Invariant: everything a launch needs beyond the caller's arrays is an expression over the ranks; nothing in here
-//! depends on the crate that made it.
+//! depends on the crate that made it. [`Artifact::to_bytes`] and [`Artifact::from_bytes`] are its form in a file.
 
-use crate::arena::Arena;
+mod bytes;
+
+use serde::{Deserialize, Serialize};
+
+use crate::arena::{Arena, Id};
 use crate::cascade::{Rank, RankId, Size};
 use crate::dtype::DType;
 use crate::tile::{Buffer, BufferId};
 
-/// Version of the calling conventions and of this contract; part of every cache key.
-pub const VERSION: u32 = 3;
+pub use bytes::BytesError;
+
+/// Version of the calling conventions, of this contract and of its form in bytes; part of every cache key.
+pub const VERSION: u32 = 4;
 
 /// A plan compiled for one target.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Artifact {
     /// The cascade's name.
     pub name: String,
@@ -28,8 +34,62 @@ pub struct Artifact {
     pub launches: Vec<Launch>,
 }
 
+impl Artifact {
+    /// Checks that it refers only to what it has.
+    ///
+    /// # Errors
+    /// What is not there, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let inside = |b: BufferId| b.index() < self.buffers.len();
+        let mut sizes: Vec<&Size> = self.buffers.iter().flat_map(|(_, b)| &b.dims).collect();
+        for launch in &self.launches {
+            let symbol = &launch.symbol;
+            sizes.extend(launch.grid.iter().chain([&launch.scratch_bytes, &launch.flops, &launch.bytes]));
+            if !launch.reads.iter().chain(&launch.writes).all(|b| inside(*b)) {
+                return Err(format!("kernel `{symbol}` reads or writes an array that is not there"));
+            }
+            if let Some(slot) = launch.slots.iter().find(|s| !self.has(**s)) {
+                return Err(format!("kernel `{symbol}` takes {slot:?}, which is not there"));
+            }
+            let Some(gpu) = &launch.gpu else { continue };
+            for condition in &gpu.assumes {
+                match condition {
+                    Condition::AtMost(size, _) | Condition::Multiple(size, _) => sizes.push(size),
+                    Condition::Aligned(b, _) if inside(*b) => {}
+                    Condition::Aligned(..) => {
+                        return Err(format!("kernel `{symbol}` assumes something of an array that is not there"));
+                    }
+                }
+            }
+            if !gpu.counters.iter().all(|b| inside(*b)) {
+                return Err(format!("kernel `{symbol}` counts in an array that is not there"));
+            }
+            let names = |m: &TensorMap| {
+                let dims = self.buffers.get(m.buffer).map(|b| b.dims.len());
+                dims.is_some_and(|n| m.dims.iter().all(|d| *d < n)) && m.dims.len() == m.extents.len()
+            };
+            if !gpu.maps.iter().all(names) {
+                return Err(format!("a tensor map of kernel `{symbol}` names what is not there"));
+            }
+        }
+        let mut known = true;
+        sizes.into_iter().for_each(|s| s.for_each_rank(&mut |r| known &= r.index() < self.ranks.len()));
+        if known { Ok(()) } else { Err("a size names a rank that is not there".to_owned()) }
+    }
+
+    fn has(&self, slot: Slot) -> bool {
+        let buffer = |b: BufferId| self.buffers.get(b);
+        match slot {
+            Slot::Base(b) => buffer(b).is_some_and(|b| !b.is_scalar()),
+            Slot::Stride(b, d) => buffer(b).is_some_and(|b| d < b.dims.len()),
+            Slot::Scalar(b) => buffer(b).is_some_and(Buffer::is_scalar),
+            Slot::Extent(r) => r.index() < self.ranks.len(),
+        }
+    }
+}
+
 /// Code in the form a device takes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Code {
     /// Textual LLVM IR, to be compiled for the host.
     LlvmIr(String),
@@ -54,7 +114,7 @@ pub enum Code {
 /// then `slots`, 8 bytes each. The grid is launched along x alone: clusters are numbered by their place in the grid of
 /// clusters, the tasks of a cluster by their place in it, both with the last dimension fastest. Extents and positions
 /// are below 2³¹ (checked when sizes are bound); strides and addresses have 64 bits.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Launch {
     /// The symbol.
     pub symbol: String,
@@ -77,7 +137,7 @@ pub struct Launch {
 }
 
 /// What a GPU needs to know to launch a kernel. Source: CUDA driver API, `cuLaunchKernelEx`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GpuLaunch {
     /// Threads of a task.
     pub threads: u32,
@@ -104,7 +164,7 @@ pub struct GpuLaunch {
 }
 
 /// What a variant of a kernel takes for granted: [`crate::kernel::Assumption`] in terms of the artifact.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Condition {
     /// The size is at most so much.
     AtMost(Size, u64),
@@ -117,7 +177,7 @@ pub enum Condition {
 
 /// How to encode one tensor map; the array's base, extents and strides come at launch. Source: CUDA driver API,
 /// `cuTensorMapEncodeTiled`; out-of-range elements read as 0.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TensorMap {
     /// The array. Its base must be 16-byte aligned, its strides but the innermost multiples of 16 bytes.
     pub buffer: BufferId,
@@ -130,7 +190,7 @@ pub struct TensorMap {
 }
 
 /// One 8-byte argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Slot {
     /// Address of an array's first element.
     Base(BufferId),

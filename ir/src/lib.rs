@@ -19,3 +19,6 @@ pub mod target;
 pub mod text;
 pub mod tile;
 pub mod tolerance;
+
+/// This crate's version, for keys of what it decides.
+pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

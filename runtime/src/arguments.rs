@@ -5,11 +5,11 @@
 
 use crate::array::View;
 use crate::error::Error;
-use crate::program::{Program, Sizes, is_scalar};
+use crate::program::{Program, Sizes};
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::Slot;
 use einfall_ir::dtype::DType;
-use einfall_ir::tile::{BufferId, BufferKind};
+use einfall_ir::tile::{Buffer, BufferId, BufferKind};
 
 /// An array by name.
 pub(crate) type Named<'n, 'v> = (&'n str, &'v View<'v>);
@@ -40,14 +40,14 @@ pub(crate) fn places(
         None => Ok(()),
     };
     for (name, value) in scalars {
-        let (id, buffer) = program.find(name, "scalar", is_scalar)?;
+        let (id, buffer) = program.find(name, "scalar", Buffer::is_scalar)?;
         let scalar = Slot::scalar_bits(buffer.dtype, buffer.dtype.round(*value));
         put(id, Place { base: 0, strides: Vec::new(), scalar })?;
     }
     for (name, view) in inputs {
         let (id, buffer) = program.find(name, "input", |b| b.kind == BufferKind::Input)?;
         check_view(program, sizes, id, view)?;
-        let scalar = if is_scalar(buffer) { read_scalar(buffer.dtype, view)? } else { 0 };
+        let scalar = if buffer.is_scalar() { read_scalar(buffer.dtype, view)? } else { 0 };
         put(id, Place { base: view.base() as usize, strides: view.strides().to_vec(), scalar })?;
     }
     for (name, view) in outputs {

@@ -200,35 +200,7 @@ enum Unsolvable {
 
 /// Checks that an artifact refers only to what it has.
 pub(crate) fn check(artifact: &Artifact) -> Result<(), Error> {
-    let bad = |reason: String| Err(Error::Artifact { name: artifact.name.clone(), reason });
-    let (n_ranks, n_buffers) = (artifact.ranks.len(), artifact.buffers.len());
-    let mut sizes: Vec<&Size> = artifact.buffers.iter().flat_map(|(_, b)| &b.dims).collect();
-    for launch in &artifact.launches {
-        sizes.extend(launch.grid.iter().chain([&launch.scratch_bytes, &launch.flops, &launch.bytes]));
-        if launch.reads.iter().chain(&launch.writes).any(|b| b.index() >= n_buffers) {
-            return bad(format!("kernel `{}` reads or writes an array that is not there", launch.symbol));
-        }
-        for slot in &launch.slots {
-            let buffer = |b: BufferId| artifact.buffers.get(b);
-            let valid = match *slot {
-                Slot::Base(b) => buffer(b).is_some_and(|b| !is_scalar(b)),
-                Slot::Stride(b, d) => buffer(b).is_some_and(|b| d < b.dims.len()),
-                Slot::Scalar(b) => buffer(b).is_some_and(is_scalar),
-                Slot::Extent(r) => r.index() < n_ranks,
-            };
-            if !valid {
-                return bad(format!("kernel `{}` takes {slot:?}, which is not there", launch.symbol));
-            }
-        }
-    }
-    let mut inside = true;
-    sizes.into_iter().for_each(|s| s.for_each_rank(&mut |r| inside &= r.index() < n_ranks));
-    if inside { Ok(()) } else { bad("a size names a rank that is not there".into()) }
-}
-
-/// Whether a buffer is a parameter that travels by value.
-pub(crate) fn is_scalar(buffer: &Buffer) -> bool {
-    buffer.kind == BufferKind::Input && buffer.dims.is_empty()
+    artifact.check().map_err(|reason| Error::Artifact { name: artifact.name.clone(), reason })
 }
 
 /// What an array must be at the bound sizes.

@@ -1,6 +1,7 @@
 //! `run`: a cascade on arrays from files or at random.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use einfall::arrays::{Limits, read, write};
 use einfall::{CompileOptions, Engine, Options, with_statics};
@@ -64,6 +65,9 @@ pub struct RunArgs {
     /// A mapping file instead of the model's choice
     #[arg(long, value_name = "FILE")]
     mapping: Option<PathBuf>,
+    /// Print what the time from the text to the first result went into
+    #[arg(long)]
+    timings: bool,
     /// Where to run
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     device: DeviceArg,
@@ -74,13 +78,30 @@ fn name_and_file(text: &str) -> Result<(String, PathBuf), String> {
     Ok((name.to_owned(), PathBuf::from(file)))
 }
 
+/// Times of the steps of a start.
+struct Laps {
+    last: Instant,
+    steps: Vec<(&'static str, Duration)>,
+}
+
+impl Laps {
+    /// Ends a step; none: what went on since the last one does not count.
+    fn end(&mut self, step: Option<&'static str>) {
+        let now = Instant::now();
+        self.steps.extend(step.map(|s| (s, now - self.last)));
+        self.last = now;
+    }
+}
+
 /// Runs, prints a line per output, checks and writes if asked.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if args.file.extension().is_some_and(|e| e == "tile") {
         return run_plan(args);
     }
+    let mut laps = Laps { last: Instant::now(), steps: Vec::new() };
     let source = Source::read(&args.file)?;
     let cascade = source.cascade(args.cascade.as_deref())?;
+    laps.end(Some("read, parse and verify the text"));
     let statics = sizes(&args.statics);
     let c = with_statics(&cascade, &statics).map_err(|e| engine_failure(&source, e))?;
     let given = gather(args, &c)?;
@@ -118,12 +139,14 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     }
     let values = fill_defaults(&c, &b, &values).map_err(|e| source.bind_failure(&e))?;
 
+    laps.end(None);
     let outputs = match args.device {
         DeviceArg::Reference => reference(&c, &b, &values)?,
         DeviceArg::Cuda => {
             let engine = super::gpu::engine()?;
             let fail = |e| engine_failure(&source, e);
             let stream = engine.runtime().stream().map_err(Failure::machine)?;
+            laps.end(Some("open the device"));
             let mapping = args.mapping.as_deref().map(super::lower::read_mapping).transpose()?;
             let kernel = engine
                 .compile_with(&cascade, &CompileOptions { statics, mapping, ..CompileOptions::default() })
@@ -132,22 +155,35 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
                 c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
             let names = c.params.iter().map(|p| c.tensors[*p].name.as_str());
             let inputs: Vec<(&str, &Array)> = names.zip(&values).collect();
-            kernel.bind(&named).and_then(|bound| bound.run_values(&stream, &inputs)).map_err(fail)?
+            laps.end(Some("compile, or look up, and load"));
+            let bound = kernel.bind(&named).map_err(fail)?;
+            laps.end(Some("bind the sizes"));
+            let outputs = bound.run_values(&stream, &inputs).map_err(fail)?;
+            laps.end(Some("load variants, copy the arrays, launch"));
+            outputs
         }
         DeviceArg::Cpu => {
             let engine =
                 Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(|e| engine_failure(&source, e))?;
+            laps.end(Some("load LLVM, start the threads"));
             let mapping = args.mapping.as_deref().map(super::lower::read_mapping).transpose()?;
             let options = CompileOptions { statics, mapping, ..CompileOptions::default() };
             let kernel = engine.compile_with(&cascade, &options).map_err(|e| engine_failure(&source, e))?;
             let named: Vec<(&str, u64)> =
                 c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+            laps.end(Some("compile, or look up, and link"));
             let bound = kernel.bind(&named).map_err(|e| engine_failure(&source, e))?;
-            bound.run_values(&c, &values).map_err(|e| engine_failure(&source, e))?
+            laps.end(Some("bind the sizes"));
+            let outputs = bound.run_values(&c, &values).map_err(|e| engine_failure(&source, e))?;
+            laps.end(Some("copy the arrays, launch"));
+            outputs
         }
     };
     for (name, a) in &outputs {
         println!("{name}: {}{:?}", a.dtype(), a.shape());
+    }
+    for (step, time) in laps.steps.iter().filter(|_| args.timings) {
+        println!("{:9.3} ms  {step}", time.as_secs_f64() * 1e3);
     }
     if args.check {
         for line in compare::outputs(&c, &b, &values, &outputs, args.random.unwrap_or(0))? {
@@ -170,6 +206,9 @@ fn run_plan(args: &RunArgs) -> Result<(), Failure> {
     let Some(seed) = args.random.filter(|_| !given.contains(&true)) else {
         return Err(Failure::Usage("a plan runs on random arrays: --random SEED, without files".to_owned()));
     };
+    if args.timings {
+        return Err(Failure::Usage("--timings is for cascades: a plan is neither derived nor looked up".to_owned()));
+    }
     let plan = plans::read_plan(&args.file, &sizes(&args.statics))?;
     let ranks = plans::ranks(&plan, &sizes(&args.size))?;
     let check = if args.check || args.device == DeviceArg::Reference { CHECK_POINTS } else { 0.0 };

@@ -111,13 +111,14 @@ pub struct Cascade {
 }
 
 /// A named extent.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Rank {
     /// Upper-case name.
     pub name: String,
     /// Its extent if the text fixes it (`E = 128`); otherwise bound at launch.
     pub fixed: Option<u64>,
     /// Where it is declared.
+    #[serde(skip)]
     pub span: Span,
 }
 

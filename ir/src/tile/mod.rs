@@ -15,6 +15,8 @@ pub mod print;
 mod tests;
 pub mod verify;
 
+use serde::{Deserialize, Serialize};
+
 use crate::arena::Arena;
 use crate::cascade::{Rank, RankId, Size};
 use crate::define_ids;
@@ -48,7 +50,7 @@ pub struct Plan {
 }
 
 /// What an array in device memory is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BufferKind {
     /// Read-only parameter.
     Input,
@@ -61,7 +63,7 @@ pub enum BufferKind {
 }
 
 /// An array in device memory; no dimensions: a scalar parameter, passed by value.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Buffer {
     /// Its name.
     pub name: String,
@@ -73,6 +75,13 @@ pub struct Buffer {
     pub kind: BufferKind,
     /// Whether every element is known to be above 0: a fact of the cascade, checked before launch.
     pub positive: bool,
+}
+
+impl Buffer {
+    /// Whether it is a parameter that travels by value.
+    pub fn is_scalar(&self) -> bool {
+        self.kind == BufferKind::Input && self.dims.is_empty()
+    }
 }
 
 /// One kernel: `body` runs once per point of the grid of blocks of its grid axes.

@@ -187,12 +187,6 @@ fn check_launches(artifact: &Artifact) -> Result<(), Error> {
         if gpu.threads == 0 {
             return bad(format!("kernel `{symbol}` has no threads"));
         }
-        for map in &gpu.maps {
-            let dims = artifact.buffers.get(map.buffer).map(|b| b.dims.len());
-            if dims.is_none_or(|n| map.dims.iter().any(|d| *d >= n)) || map.dims.len() != map.extents.len() {
-                return bad(format!("a tensor map of kernel `{symbol}` names what is not there"));
-            }
-        }
         if parameter_bytes(gpu.maps.len(), &launch.slots) > MAX_PARAMETER_BYTES {
             return bad(format!("kernel `{symbol}` takes more than {MAX_PARAMETER_BYTES} bytes of parameters"));
         }

@@ -11,7 +11,7 @@ use super::tensor_map;
 use crate::arguments::{Named, Place, places};
 use crate::array::{HostArray, View};
 use crate::error::Error;
-use crate::program::{ArraySpec, KernelSpec, Program, Sizes, is_scalar};
+use crate::program::{ArraySpec, KernelSpec, Program, Sizes};
 use cudarc::driver::sys;
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::{Condition, GpuLaunch, Launch, Slot, TensorMap};
@@ -102,7 +102,7 @@ impl Bound {
     /// [`Error::UnknownArray`]; [`Error::Cuda`] where memory is short.
     pub fn array(&self, name: &str) -> Result<DeviceArray, Error> {
         let program = &self.executable.program;
-        let (id, buffer) = program.find(name, "array", |b| !is_scalar(b))?;
+        let (id, buffer) = program.find(name, "array", |b| !b.is_scalar())?;
         let shape = &self.sizes.shapes[id.index()];
         let padded = wants_padding(program, id);
         let context = &self.executable.shared.context;

@@ -35,9 +35,10 @@ fn probe(device: super::tune::DeviceName) -> Result<(), Failure> {
     let (mut sheet, from) = match device {
         DeviceName::Cpu => {
             let engine = Engine::new(&options()?).map_err(Failure::machine)?;
-            let from =
-                "Capacities by the operating system; the multiply-add rate and bandwidths measured on all threads.";
-            (engine.runtime().measure().map_err(Failure::machine)?, from)
+            let from = "Capacities by the operating system; the multiply-add rate and bandwidths measured on all threads, no level slower than its feeder.";
+            let mut sheet = engine.runtime().measure().map_err(Failure::machine)?;
+            sheet.name = Cpu::detect().name;
+            (sheet, from)
         }
         DeviceName::Cuda(index) => {
             let list = gpus().map_err(Failure::machine)?;
@@ -55,10 +56,7 @@ fn probe(device: super::tune::DeviceName) -> Result<(), Failure> {
             (sheet, from)
         }
     };
-    if device == DeviceName::Cpu {
-        sheet.name = Cpu::detect().name;
-    }
-    // A level that others disturbed while it was measured is no slower than the one that feeds it.
+    // A level that others disturbed while it was measured is no slower than the one that feeds it: it is put 1 % above.
     for i in 1..sheet.levels.len() {
         let slower = sheet.levels[i - 1].bandwidth * sheet.levels[i - 1].instances as f64;
         let level = &mut sheet.levels[i];

@@ -40,8 +40,8 @@ pub(super) struct Code {
     name: String,
     arch: String,
     parts: Vec<Part>,
-    /// Per launch, its part.
-    part_of: Vec<usize>,
+    /// Per launch, its part and its place in it.
+    places: Vec<(usize, usize)>,
 }
 
 /// Kernels that are assembled together.
@@ -72,12 +72,14 @@ impl Code {
             return Err(Error::Artifact { name: artifact.name.clone(), reason });
         };
         let (texts, part_of) = parts(text, &artifact.launches);
-        let part = |(i, text): (usize, String)| {
-            let launches = part_of.iter().enumerate().filter(|(_, p)| **p == i).map(|(l, _)| l).collect();
-            Part { text, launches, loaded: OnceLock::new(), turn: Mutex::new(()) }
-        };
-        let parts: Vec<Part> = texts.into_iter().enumerate().map(part).collect();
-        let code = Code { name: artifact.name.clone(), arch: arch.clone(), parts, part_of };
+        let part = |text| Part { text, launches: Vec::new(), loaded: OnceLock::new(), turn: Mutex::new(()) };
+        let mut parts: Vec<Part> = texts.into_iter().map(part).collect();
+        let mut places = Vec::with_capacity(part_of.len());
+        for (launch, part) in part_of.into_iter().enumerate() {
+            places.push((part, parts[part].launches.len()));
+            parts[part].launches.push(launch);
+        }
+        let code = Code { name: artifact.name.clone(), arch: arch.clone(), parts, places };
         for (index, launch) in artifact.launches.iter().enumerate() {
             if !varies(launch) {
                 code.function(shared, &artifact.launches, index)?;
@@ -96,9 +98,8 @@ impl Code {
         launches: &[Launch],
         index: usize,
     ) -> Result<(Function, Arc<Module>), Error> {
-        let at = self.part_of[index];
-        let loaded = self.load(shared, launches, at)?;
-        let within = self.parts[at].launches.iter().position(|l| *l == index).unwrap_or(0);
+        let (part, within) = self.places[index];
+        let loaded = self.load(shared, launches, part)?;
         Ok((loaded.functions[within].0, Arc::clone(&loaded.module)))
     }
 
@@ -131,15 +132,12 @@ impl Code {
 
     /// What the assembler made of the kernels that are loaded, in launch order.
     pub(super) fn functions(&self) -> impl Iterator<Item = &FunctionInfo> {
-        (0..self.part_of.len()).filter_map(|index| {
-            let part = &self.parts[self.part_of[index]];
-            let within = part.launches.iter().position(|l| *l == index)?;
-            Some(&part.loaded.get()?.functions[within].1)
-        })
+        self.places.iter().filter_map(|(part, within)| Some(&self.parts[*part].loaded.get()?.functions[*within].1))
     }
 }
 
-fn varies(launch: &Launch) -> bool {
+/// Whether a kernel is one of several that sizes and arrays choose from.
+pub(super) fn varies(launch: &Launch) -> bool {
     launch.gpu.as_ref().is_some_and(|g| g.variant_of.is_some())
 }
 

@@ -4,7 +4,7 @@
 //! kernel is checked against the device's limits before anything is launched.
 
 use super::array::DeviceArray;
-use super::code::{Code, FunctionInfo};
+use super::code::{Code, FunctionInfo, varies};
 use super::driver::{Context, Event, Memory, Stream};
 use super::error::CudaError;
 use super::gpu::{Gpu, gpus};
@@ -158,8 +158,9 @@ impl Engine {
     /// its code or a kernel exceeds the device's limits.
     ///
     /// # Safety
-    /// The code keeps to the GPU convention of [`Launch`](einfall_ir::artifact::Launch): kernels have its parameters, and tasks touch only the arrays
-    /// and slots of their launch, only inside their extents. Code generation makes such artifacts.
+    /// The code keeps to the GPU convention of [`Launch`](einfall_ir::artifact::Launch): kernels have its parameters, and
+    /// tasks touch only the arrays and slots of their launch, only inside their extents. Code generation makes such
+    /// artifacts.
     pub unsafe fn load(&self, artifact: Artifact) -> Result<Arc<Executable>, Error> {
         let _span = tracing::debug_span!("load", cascade = artifact.name).entered();
         program::check(&artifact)?;
@@ -235,7 +236,7 @@ impl Executable {
 
     /// How many of its kernels are variants, assembled when sizes and arrays first choose them.
     pub fn variants(&self) -> usize {
-        self.program.artifact.launches.iter().filter(|l| l.gpu.as_ref().is_some_and(|g| g.variant_of.is_some())).count()
+        self.program.artifact.launches.iter().filter(|l| varies(l)).count()
     }
 
     /// The sizes of ranks that the shapes of arrays imply (see [`crate::Executable::infer`]).

@@ -256,20 +256,26 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let mappings = args.mapping.iter().map(named).collect::<Result<Vec<_>, Failure>>()?;
     // As large as the level-2 cache several times over.
     let flush = engine.runtime().array(DType::U8, &[1 << 28]).map_err(Failure::machine)?;
-    work(first, args.step, list.len(), |i| {
-        let done =
-            ways(&list[i], &mappings, &args.plans).and_then(|w| one(&engine, &stream, &flush, &list[i], w, args));
-        match done {
-            Ok(tally) => tally,
-            Err(Failure::Wrong(m) | Failure::Usage(m) | Failure::Machine(m)) => {
-                fault(&list[i], "", &m);
-                if m.contains("nothing more can run") || m.contains("not used any more") {
-                    std::process::exit(9);
+    work(
+        first,
+        args.step,
+        list.len(),
+        |i| &list[i].name,
+        |i| {
+            let done =
+                ways(&list[i], &mappings, &args.plans).and_then(|w| one(&engine, &stream, &flush, &list[i], w, args));
+            match done {
+                Ok(tally) => tally,
+                Err(Failure::Wrong(m) | Failure::Usage(m) | Failure::Machine(m)) => {
+                    fault(&list[i], "", &m);
+                    if m.contains("nothing more can run") || m.contains("not used any more") {
+                        std::process::exit(9);
+                    }
+                    Tally { failed: 1, ..Tally::default() }
                 }
-                Tally { failed: 1, ..Tally::default() }
             }
-        }
-    });
+        },
+    );
     Ok(())
 }
 

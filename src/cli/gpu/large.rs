@@ -1,6 +1,7 @@
 //! Arrays of more than 2³¹ elements: a cascade whose outermost rank only counts independent rows runs on an array that
 //! repeats a small one again and again. Every repetition must give the bits of the small run, whose values the
-//! evaluator has confirmed. Invariant: an offset that is cut to 32 bits anywhere reads or stores another repetition.
+//! evaluator has confirmed. Invariant: an offset that is cut to 32 bits anywhere reads other values or stores into
+//! another repetition: no power of two from 2²⁹ to 2³² is a multiple of a repeated input's elements.
 
 use einfall::cuda::{Engine, Kernel};
 use einfall_ir::cascade::bind::{Bindings, Given, bind};
@@ -18,11 +19,11 @@ type Case = (&'static str, &'static str, u64, &'static [(&'static str, u64)]);
 
 /// Largest array at the repeated sizes: just above 2³¹ elements.
 pub const CASES: [Case; 5] = [
-    ("rmsnorm", "M", 64, &[("K", 4096)]),
-    ("softmax", "M", 64, &[("N", 2048)]),
-    ("matmul", "M", 256, &[("N", 64), ("K", 4096)]),
-    ("linear_gelu", "M", 256, &[("N", 4096), ("K", 64)]),
-    ("attention_full", "B", 2, &[("H", 4), ("M", 64), ("N", 192), ("E", 64), ("F", 64)]),
+    ("rmsnorm", "M", 67, &[("K", 4096)]),
+    ("softmax", "M", 67, &[("N", 2048)]),
+    ("matmul", "M", 251, &[("N", 64), ("K", 4096)]),
+    ("linear_gelu", "M", 251, &[("N", 4096), ("K", 64)]),
+    ("attention_full", "B", 3, &[("H", 4), ("M", 64), ("N", 192), ("E", 64), ("F", 64)]),
 ];
 
 /// Runs one case.
@@ -120,4 +121,35 @@ fn part(engine: &Engine, array: &DeviceArray, period: u64, k: u64) -> Result<Dev
     // SAFETY: `k` counts repetitions inside `array`, which outlives the part.
     unsafe { DeviceArray::from_raw(engine.runtime(), array.dtype(), array.address() + offset, &shape, array.strides()) }
         .map_err(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use einfall_ir::cascade::Size;
+
+    #[test]
+    fn a_cut_offset_finds_other_values() {
+        for (file, rows, period, others) in CASES {
+            let module = parse(einfall_kernels::source(file).unwrap()).unwrap();
+            let cascade = module.cascades.last().unwrap();
+            let sizes = others.iter().copied().chain([(rows, period)]).map(|(n, v)| (n.to_owned(), v)).collect();
+            let b = bind(cascade, &Given { sizes, ..Given::default() }).unwrap();
+            let rank = cascade.rank(rows).unwrap();
+            let mut repeated = 0;
+            for p in &cascade.params {
+                let dims = &cascade.tensors[*p].dims;
+                if !dims.contains(&Size::Rank(rank)) {
+                    continue;
+                }
+                repeated += 1;
+                let elements: u64 = b.dims(cascade, *p).unwrap().iter().product();
+                assert!(
+                    (29..=32).all(|bits| (1u64 << bits) % elements != 0),
+                    "{file}: {elements} elements a repetition"
+                );
+            }
+            assert!(repeated > 0, "{file}: nothing has the rank {rows}");
+        }
+    }
 }

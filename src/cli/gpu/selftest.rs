@@ -20,7 +20,7 @@ use super::super::lower::read_mapping;
 use super::super::{Failure, compare};
 use super::large;
 use super::plans::{self, edge_sizes, is_for, read_plan};
-use super::supervise::{Tally, supervise, work};
+use super::supervise::{Tally, alive, supervise, work};
 use super::text;
 
 /// Runs on the same arrays that must agree bit by bit.
@@ -40,6 +40,17 @@ enum Item {
     Large { name: String, case: usize },
     /// Something that is not tested, with why.
     Skipped(String),
+}
+
+impl Item {
+    fn name(&self) -> &str {
+        match self {
+            Item::Mapped { name, .. } | Item::Cascade { name, .. } | Item::Large { name, .. } | Item::Skipped(name) => {
+                name
+            }
+            Item::Probe(p) => &p.name,
+        }
+    }
 }
 
 /// Everything there is to test, in a fixed order.
@@ -85,15 +96,7 @@ fn items(args: &SelftestArgs) -> Result<Vec<Item>, Failure> {
     list.extend(Probe::all().into_iter().map(|p| Item::Probe(Box::new(p))));
     let cases = large::CASES.iter().enumerate().filter(|_| args.large);
     list.extend(cases.map(|(case, (file, ..))| Item::Large { name: format!("{file} large"), case }));
-    list.retain(|i| {
-        let name = match i {
-            Item::Mapped { name, .. } | Item::Cascade { name, .. } | Item::Large { name, .. } | Item::Skipped(name) => {
-                name
-            }
-            Item::Probe(p) => &p.name,
-        };
-        args.filter.as_ref().is_none_or(|f| name.contains(f.as_str()))
-    });
+    list.retain(|i| args.filter.as_ref().is_none_or(|f| i.name().contains(f.as_str())));
     Ok(list)
 }
 
@@ -111,7 +114,7 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
     if let Some(first) = args.worker {
         let engine = super::engine()?;
         let stream = engine.runtime().stream().map_err(Failure::machine)?;
-        work(first, args.step, items.len(), |i| item(&engine, &stream, &items[i], args));
+        work(first, args.step, items.len(), |i| items[i].name(), |i| item(&engine, &stream, &items[i], args));
         return Ok(());
     }
     drop(super::engine()?);
@@ -166,7 +169,10 @@ fn item(engine: &Engine, stream: &Stream, item: &Item, args: &SelftestArgs) -> T
     };
     let before = engine.runtime().assembled();
     let mut report = |what: String, done: Result<Outcome, String>| match done {
-        Ok(Outcome::Agrees) => t.passed += 1,
+        Ok(Outcome::Agrees) => {
+            t.passed += 1;
+            alive();
+        }
         Ok(Outcome::Refused(why)) => {
             println!("skip {name} at {what}: {why}");
             t.skipped += 1;

@@ -1,8 +1,8 @@
 //! Work items in a process that may fail or hang: a kernel that does takes its process, not the rest of the list.
 //!
-//! The parent runs this program again with its arguments and `--worker N`; the child does items from
-//! N on and says before and after each on a line of its own. A child that ends early or says nothing for too long loses
-//! its item; the next one starts after it. Invariant: every item is counted once.
+//! The parent runs this program again with its arguments and `--worker N`; the child does items from N on, says before
+//! and after each on a line of its own, and says that it lives whenever a part of one is done. A child that ends early
+//! or says nothing for too long loses its item; the next one starts after it. Invariant: every item is counted once.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -33,15 +33,27 @@ impl Tally {
 /// First characters of the lines between child and parent.
 const BEGIN: &str = "@begin ";
 const END: &str = "@end ";
+const ALIVE: &str = "@alive";
 
 /// Does items from `first` on, every `step`-th of `n`, as the child.
-pub fn work(first: usize, step: usize, n: usize, mut item: impl FnMut(usize) -> Tally) {
+pub fn work<'a>(
+    first: usize,
+    step: usize,
+    n: usize,
+    name: impl Fn(usize) -> &'a str,
+    mut item: impl FnMut(usize) -> Tally,
+) {
     for i in (first..n).step_by(step.max(1)) {
-        println!("{BEGIN}{i}");
+        println!("{BEGIN}{i} {}", name(i));
         let t = item(i);
         println!("{END}{i} {} {} {}", t.passed, t.failed, t.skipped);
         let _ = std::io::stdout().flush();
     }
+}
+
+/// Says, as the child, that a part of an item is done: a long one is not taken for one that hangs.
+pub fn alive() {
+    println!("{ALIVE}");
 }
 
 /// Has `n` items done by `jobs` children of this program at a time, given `arguments`, `--worker N` and `--step JOBS`;
@@ -76,17 +88,20 @@ fn share(arguments: &[String], n: usize, first: usize, step: usize, silence: Dur
         let reader = std::thread::spawn(move || {
             BufReader::new(stdout).lines().map_while(Result::ok).all(|line| send.send(line).is_ok());
         });
-        let mut said = false;
+        let (mut said, mut name) = (false, String::new());
         let lost = loop {
             match receive.recv_timeout(silence) {
-                Ok(line) => match (line.strip_prefix(BEGIN), line.strip_prefix(END).and_then(parse)) {
-                    (Some(i), _) => {
+                Ok(line) if line == ALIVE => {}
+                Ok(line) => match (line.strip_prefix(BEGIN).and_then(begun), line.strip_prefix(END).and_then(parse)) {
+                    (Some((i, what)), _) => {
                         said = true;
-                        next = i.trim().parse().unwrap_or(next);
+                        next = i;
+                        name = what.to_owned();
                     }
                     (None, Some((i, t))) => {
                         tally.add(t);
                         next = i + step;
+                        name.clear();
                     }
                     (None, None) => println!("{line}"),
                 },
@@ -103,20 +118,28 @@ fn share(arguments: &[String], n: usize, first: usize, step: usize, silence: Dur
         let _ = reader.join();
         if next < n {
             let why = lost.unwrap_or_else(|| format!("its process ended ({status})"));
-            println!("FAIL item {next}: {why}");
+            let item = if name.is_empty() { format!("item {next}") } else { name };
+            println!("FAIL {item}: {why}");
             tally.add(Tally { failed: 1, ..Tally::default() });
             next += step;
         }
         if !said {
             mute += 1;
             if mute == 3 {
-                return Err(Failure::Machine("three children in a row did nothing".to_owned()));
+                let why = "three processes in a row ended or hung before their first item; what they said is above";
+                return Err(Failure::Machine(why.to_owned()));
             }
         } else {
             mute = 0;
         }
     }
     Ok(tally)
+}
+
+/// `I NAME`.
+fn begun(text: &str) -> Option<(usize, &str)> {
+    let (i, name) = text.split_once(' ')?;
+    Some((i.parse().ok()?, name))
 }
 
 /// `I PASSED FAILED SKIPPED`.
@@ -135,5 +158,27 @@ mod tests {
     fn reports_are_read_back() {
         assert_eq!(parse("7 3 1 2"), Some((7, Tally { passed: 3, failed: 1, skipped: 2 })));
         assert_eq!(parse("7 3 1"), None);
+        assert_eq!(begun("7 a plan by a mapping"), Some((7, "a plan by a mapping")));
+        assert_eq!(begun("a line of somebody's"), None);
+    }
+
+    #[test]
+    fn shares_are_every_item_once() {
+        for (n, jobs) in [(10, 3), (3, 3), (1, 1), (7, 1)] {
+            let mut seen = vec![0; n];
+            for job in 0..jobs {
+                work(
+                    job,
+                    jobs,
+                    n,
+                    |_| "item",
+                    |i| {
+                        seen[i] += 1;
+                        Tally::default()
+                    },
+                );
+            }
+            assert_eq!(seen, vec![1; n]);
+        }
     }
 }

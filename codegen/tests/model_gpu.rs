@@ -4,8 +4,9 @@
 use std::fmt::Write;
 
 use einfall_autotune::model_gpu::{admitted, candidates, choose, count, kernel_candidates, obstacle, sample, why_not};
-use einfall_codegen::lower::gpu;
+use einfall_codegen::lower::gpu::{self, split_streams};
 use einfall_codegen::{pipeline, tables};
+use einfall_ir::arena::Id;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, parse};
@@ -15,7 +16,7 @@ use einfall_ir::kernel::eval::{GlobalBuffer, Options, Schedule, run};
 use einfall_ir::kernel::variants::{ArrayFacts, choose as variant};
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
-use einfall_ir::tile::{self, BufferKind, Kernel, Op, Plan};
+use einfall_ir::tile::{self, BufferId, BufferKind, Kernel, Op, Plan};
 
 fn text(path: &str) -> String {
     let path = format!("{}/../tests/{path}", env!("CARGO_MANIFEST_DIR"));
@@ -71,28 +72,32 @@ fn arrays(plan: &Plan, ranks: &[u64]) -> Vec<Array> {
     inputs.map(array).collect()
 }
 
-/// Whether the module gives what the plan means at `ranks`; what is wrong if not.
-fn agrees(plan: &Plan, module: &Module, ranks: &[u64], schedule: Schedule) -> Result<(), String> {
+/// Whether the module of a plan, cut as its mapping says, gives what the plan means at `ranks`; what is wrong if not.
+fn agrees(plan: &Plan, (cut, module): &(Plan, Module), ranks: &[u64], schedule: Schedule) -> Result<(), String> {
     let inputs = arrays(plan, ranks);
     let want = tile::eval::run(plan, ranks, &inputs, &tile::eval::Options::default()).map_err(|e| e.to_string())?;
     let mut given = inputs.iter();
-    let buffer = |(_, b): (_, &tile::Buffer)| {
+    let counted: Vec<usize> = module.kernels.iter().flat_map(|k| k.counters()).collect();
+    let buffer = |(id, b): (BufferId, &tile::Buffer)| {
         let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(ranks).unwrap()).collect();
         match b.kind {
             BufferKind::Input | BufferKind::InOut => {
                 GlobalBuffer::new(&dims, b.dtype, given.next().unwrap().data.clone())
             }
+            BufferKind::Workspace if counted.contains(&id.index()) => {
+                GlobalBuffer::new(&dims, b.dtype, vec![0.0; dims.iter().product::<u64>() as usize])
+            }
             BufferKind::Output | BufferKind::Workspace => GlobalBuffer::undefined(&dims, b.dtype),
         }
     };
-    let mut got: Vec<GlobalBuffer> = plan.buffers.iter().map(buffer).collect();
+    let mut got: Vec<GlobalBuffer> = cut.buffers.iter().map(buffer).collect();
     let facts: Vec<ArrayFacts> = got.iter().map(|x| ArrayFacts { address: 256, strides: x.strides.clone() }).collect();
     let options = Options { schedule, seed: 3, ..Options::default() };
     for launch in module.launches() {
         let kernel = variant(launch, ranks, &facts).ok_or("no variant takes these sizes")?;
-        run(kernel, &plan.ranks, ranks, &mut got, &options).map_err(|e| format!("{schedule:?}: {e}"))?;
+        run(kernel, &cut.ranks, ranks, &mut got, &options).map_err(|e| format!("{schedule:?}: {e}"))?;
     }
-    let outs = plan.buffers.iter().zip(&got).filter(|((_, b), _)| b.kind == BufferKind::Output);
+    let outs = cut.buffers.iter().zip(&got).filter(|((_, b), _)| b.kind == BufferKind::Output);
     for (((_, b), got), want) in outs.zip(&want) {
         if !got.defined.iter().all(|d| *d) {
             return Err(format!("{} is not written whole", b.name));
@@ -106,17 +111,19 @@ fn agrees(plan: &Plan, module: &Module, ranks: &[u64], schedule: Schedule) -> Re
     Ok(())
 }
 
-/// The module of a mapping, which must lower, verify and print as it parses.
-fn lowered(plan: &Plan, m: &Mapping) -> Result<Module, String> {
+/// The plan cut as a mapping says, and its module, which must lower, verify and print as it parses.
+fn lowered(plan: &Plan, m: &Mapping) -> Result<(Plan, Module), String> {
     let again = einfall_ir::mapping::parse::parse(&m.to_string()).map_err(|e| e.to_string())?;
     if again != *m {
         return Err("the mapping does not print as it parses".into());
     }
-    let module = gpu::lower(plan, m).map_err(|e| e[0].message.clone())?;
+    let multiprocessors = DataSheet::h100().gpu.map_or(1, |g| g.multiprocessors);
+    let plan = split_streams::run(plan, m, multiprocessors).map_err(|e| e.message)?;
+    let module = gpu::lower(&plan, m).map_err(|e| e[0].message.clone())?;
     let violations = einfall_ir::kernel::verify::verify(&module, &einfall_ir::kernel::verify::Limits::SM90);
     match violations.first() {
         Some(v) => Err(format!("does not verify: {v}")),
-        None => Ok(module),
+        None => Ok((plan, module)),
     }
 }
 

@@ -9,13 +9,12 @@
 
 use einfall_ir::analysis::resources::launch_registers;
 use einfall_ir::arena::Id;
-use einfall_ir::ops::{BinaryOp, UnaryOp};
 use einfall_ir::target::{DataSheet, Gpu, TASK_SHARED_BYTES};
-use einfall_ir::tile::{AxisId, Expr, ExprId, Op};
+use einfall_ir::tile::{AxisId, Op};
 
-use super::facts::Facts;
 use super::space::Space;
-use super::structure::{Place, Schedule, Structure};
+use super::structure::{Place, Schedule};
+pub use super::work::Work;
 
 /// Share of the peak that the widest instructions reach.
 const WIDE: f64 = 0.955;
@@ -33,6 +32,22 @@ const UNEVEN: [f64; 3] = [1.005, 1.01, 1.07];
 const CONTENTION: i32 = 4;
 /// Clocks to start a task and to end it.
 const TASK_OVERHEAD: f64 = 1500.0;
+/// Clocks between two blocks of a task that takes block after block: where the next one is.
+const ROUND: f64 = 200.0;
+/// How much longer than the mean tasks take that were dealt their blocks beforehand: as equal blocks, as folded pairs of
+/// long and short ones, as they come.
+const DEALT: [f64; 3] = [1.03, 1.01, 1.25];
+/// Share of device memory's rate that a copy of a large array reaches (measured: 4,250 of 4,800 GB/s on an H200).
+const COPY: f64 = 0.9;
+/// Bytes that a multiprocessor may have under way before streams only mix in device memory, and how much longer that
+/// takes (measured: decode on an H200 with 64, 96, 128 and 192 KB).
+const UNDER_WAY: (f64, f64) = (65_536.0, 0.045);
+/// Latencies that a stage of a stream bound by memory is away for (measured: 32 KB under way give 2,850 GB/s).
+const AWAY: f64 = 3.5;
+/// Share of its issue slots that a scheduler fills by one warp, two, three or four of the consumers.
+const ISSUED: [f64; 4] = [0.6, 0.85, 0.95, 1.0];
+/// Bytes of parts' states that the last task to arrive has under way at once.
+const MERGED_BYTES: f64 = 34816.0;
 /// The term that is no resource: the time of the processor with everything that is exposed.
 const WAVES: &str = "latency and waves";
 /// Seconds to launch a kernel.
@@ -94,189 +109,6 @@ impl Cost {
     }
 }
 
-/// What does not depend on an assignment.
-#[derive(Clone, Debug)]
-pub struct Work {
-    /// Nominal extents of the axes.
-    pub extents: Vec<f64>,
-    /// Per operation: special functions and other arithmetic per element, and the axes of its elements.
-    per_op: Vec<(f64, f64, Vec<AxisId>)>,
-    /// Share of each stream's points that its filter keeps.
-    kept: Vec<f64>,
-    /// Loads and stores.
-    moves: Vec<Move>,
-    /// Whether a stream loads into registers.
-    register_loads: bool,
-    /// Contractions inside streams.
-    waits: f64,
-    /// Tiles that consumers hand over through shared memory.
-    hand_over: f64,
-    /// Bytes that an operation writes to shared memory per element of its tile.
-    written: Vec<f64>,
-}
-
-/// A load or store.
-#[derive(Clone, Debug)]
-struct Move {
-    axes: Vec<AxisId>,
-    bytes: f64,
-    load: bool,
-    /// The tile, if a copy engine fetches it.
-    fetched: Option<usize>,
-    stream: Option<usize>,
-    /// Bytes of everything it touches, once.
-    whole: f64,
-}
-
-fn functions(f: &Facts<'_>, root: ExprId) -> (f64, f64) {
-    let (mut special, mut plain) = (0.0, 0.0);
-    f.kernel.walk(root, &mut |_, e| match e {
-        Expr::Unary(op, _) => {
-            let (s, p) = match op {
-                UnaryOp::Exp | UnaryOp::Log | UnaryOp::Log1p => (1.0, 1.0),
-                UnaryOp::Exp2 | UnaryOp::Log2 | UnaryOp::Sqrt | UnaryOp::Rsqrt | UnaryOp::Recip => (1.0, 0.0),
-                UnaryOp::Sin | UnaryOp::Cos => (1.0, 2.0),
-                UnaryOp::Tanh => (2.0, 4.0),
-                UnaryOp::Sigmoid => (2.0, 2.0),
-                UnaryOp::Erf => (1.0, 14.0),
-                UnaryOp::Neg
-                | UnaryOp::Abs
-                | UnaryOp::Sign
-                | UnaryOp::Floor
-                | UnaryOp::Ceil
-                | UnaryOp::Round
-                | UnaryOp::Not => (0.0, 1.0),
-            };
-            special += s;
-            plain += p;
-        }
-        Expr::Binary(BinaryOp::Div | BinaryOp::Pow | BinaryOp::Mod, ..) => {
-            special += 1.0;
-            plain += 2.0;
-        }
-        Expr::Binary(..) | Expr::Select(..) | Expr::Cast(..) => plain += 1.0,
-        Expr::Read { at, .. } if !at.is_empty() => plain += 2.0,
-        Expr::Int(_)
-        | Expr::Float(_)
-        | Expr::Size(_)
-        | Expr::Coord(_)
-        | Expr::Tile(_)
-        | Expr::TileAt { .. }
-        | Expr::Read { .. } => {}
-    });
-    (special, plain)
-}
-
-impl Work {
-    /// The work of a kernel under a structure.
-    pub fn of(f: &Facts<'_>, s: &Structure) -> Work {
-        let extents: Vec<f64> = f.axes.iter().enumerate().map(|(i, a)| a.nominal(s.sized[i]).max(1) as f64).collect();
-        let per_op = f.ops.iter().map(|o| {
-            let value = match o.op {
-                Op::Map { value, .. } | Op::Reduce { value, .. } | Op::Scan { value, .. } | Op::Store { value, .. } => {
-                    Some(*value)
-                }
-                Op::Load { .. } | Op::Contract { .. } => None,
-            };
-            let (special, plain) = value.map_or((0.0, 0.0), |v| functions(f, v));
-            let (more, axes): (f64, Vec<AxisId>) = match o.op {
-                Op::Reduce { out, over, .. } => (1.0, f.tile_axes(out[0]).iter().chain(over).copied().collect()),
-                Op::Map { out, .. } | Op::Scan { out, .. } | Op::Load { out, .. } | Op::Contract { out, .. } => {
-                    (0.5, f.tile_axes(*out).to_vec())
-                }
-                Op::Store { axes, .. } => (1.0, axes.clone()),
-            };
-            (special, plain + more, s.sized_of(&axes))
-        });
-        let per_op = per_op.collect();
-        let kept = (0..f.streams.len()).map(|i| kept_share(f, i, &extents)).collect();
-        let mut moves = Vec::new();
-        for (i, o) in f.ops.iter().enumerate() {
-            let (axes, dtype, load) = match o.op {
-                Op::Load { out, .. } => (f.tile_axes(*out).to_vec(), f.kernel.tiles[*out].dtype, true),
-                Op::Store { axes, buffer, .. } => (axes.clone(), f.plan.buffers[*buffer].dtype, false),
-                Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => continue,
-            };
-            let bytes = dtype.bytes(1) as f64;
-            let whole = axes.iter().map(|a| extents[a.index()]).product::<f64>() * bytes;
-            let fetched = match o.op {
-                Op::Load { out, .. } if s.fetches(f, i) => Some(out.index()),
-                Op::Load { .. } | Op::Store { .. } => None,
-                Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => None,
-            };
-            moves.push(Move { axes, bytes, load, fetched, stream: o.stream, whole });
-        }
-        let register_loads = moves.iter().any(|m| m.load && m.fetched.is_none() && m.stream.is_some());
-        let waits = s.contractions.iter().filter(|x| f.ops[x.op].stream.is_some()).count() as f64;
-        let hand_over = s.written().count() as f64 * 2.0;
-        let written = f.ops.iter().map(|o| match o.op {
-            Op::Map { out, .. } if s.places[out.index()].shared().is_some() => {
-                2.0 * f.kernel.tiles[*out].dtype.bytes(1) as f64
-            }
-            Op::Map { .. }
-            | Op::Load { .. }
-            | Op::Store { .. }
-            | Op::Reduce { .. }
-            | Op::Contract { .. }
-            | Op::Scan { .. } => 0.0,
-        });
-        let written = written.collect();
-        Work { extents, per_op, kept, moves, register_loads, waits, hand_over, written }
-    }
-}
-
-/// The share of a stream's points that its filter keeps, sampled on a grid of coordinates; what depends on data counts
-/// as kept.
-fn kept_share(f: &Facts<'_>, stream: usize, extents: &[f64]) -> f64 {
-    const STEPS: usize = 12;
-    let x = &f.streams[stream];
-    let Some(filter) = x.filter else { return 1.0 };
-    let mut axes = vec![x.axis];
-    axes.extend(x.filtered.iter().copied().filter(|a| extents[a.index()] > 1.0).take(2));
-    let total = STEPS.pow(axes.len() as u32);
-    let mut kept = 0;
-    for code in 0..total {
-        let at = |a: AxisId| {
-            let i = axes.iter().position(|x| *x == a)?;
-            let step = code / STEPS.pow(i as u32) % STEPS;
-            Some((extents[a.index()] * (step as f64 + 0.5) / STEPS as f64).floor())
-        };
-        kept += usize::from(value(f, filter, &at, extents).is_none_or(|v| v != 0.0));
-    }
-    (kept as f64 / total as f64).max(0.01)
-}
-
-fn value(f: &Facts<'_>, e: ExprId, at: &dyn Fn(AxisId) -> Option<f64>, extents: &[f64]) -> Option<f64> {
-    let of = |e: ExprId| value(f, e, at, extents);
-    match &f.kernel.exprs[e] {
-        Expr::Int(n) => Some(*n as f64),
-        Expr::Float(x) => Some(*x),
-        Expr::Size(s) => size(f, s, extents),
-        Expr::Coord(a) => at(*a).or(Some(0.0)),
-        Expr::Unary(op, a) => Some(op.eval(of(*a)?)),
-        Expr::Binary(op, a, b) => Some(op.eval(of(*a)?, of(*b)?, true)),
-        Expr::Select(c, a, b) => of(if of(*c)? != 0.0 { *a } else { *b }),
-        Expr::Tile(_) | Expr::TileAt { .. } | Expr::Read { .. } | Expr::Cast(..) => None,
-    }
-}
-
-/// An extent with each rank at the nominal extent of the axis over it.
-fn size(f: &Facts<'_>, s: &einfall_ir::cascade::Size, extents: &[f64]) -> Option<f64> {
-    use einfall_ir::cascade::Size;
-    let mut values = vec![1u64; f.plan.ranks.len()];
-    for (i, (_, r)) in f.plan.ranks.iter().enumerate() {
-        if let Some(n) = r.fixed {
-            values[i] = n;
-        }
-    }
-    for (i, (_, a)) in f.kernel.axes.iter().enumerate() {
-        if let Size::Rank(r) = a.extent {
-            values[r.index()] = extents[i] as u64;
-        }
-    }
-    s.eval(&values).ok().map(|n| n as f64)
-}
-
 /// An assignment's numbers, read once.
 struct Chosen {
     blocks: Vec<f64>,
@@ -310,9 +142,23 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         let order = v.order.map_or(0, |o| values[o.idx()].max(0) as usize);
         &space.orders[order]
     };
-    let tasks: f64 = grid.iter().map(|a| blocks(*a)).product();
-    let group = value(v.group, 1.0);
     let sms = gpu.multiprocessors as f64;
+    let units: f64 = grid.iter().map(|a| blocks(*a)).product();
+    let steps = |i: usize| (extent(f.streams[i].axis) / block(f.streams[i].axis)).ceil();
+    // Tasks that share a stream: as many as fill the device a small number of times, as the lowering counts them.
+    let parts = match (v.split, f.shared_stream()) {
+        (Some(split), Some(i)) if !ideal => {
+            let most = values[split.parts.idx()] as f64;
+            let slots = sms * values[split.resident.idx()] as f64;
+            let rounds = (8.0 * units / slots).ceil().clamp(1.0, 4.0);
+            most.min((rounds * slots / units).floor()).min(steps(i)).max(1.0)
+        }
+        _ => 1.0,
+    };
+    let merged = v.split.is_some_and(|s| values[s.parts.idx()] > 1);
+    let tasks = units * parts;
+    let group = value(v.group, 1.0);
+    let persistent = !ideal && value(v.persistent, 0.0) > 0.0;
 
     // Trips of each stream, on average over tasks.
     let trips: Vec<f64> = f
@@ -320,7 +166,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         .iter()
         .enumerate()
         .map(|(i, x)| {
-            let all = (extent(x.axis) / block(x.axis)).ceil();
+            let all = (steps(i) / if x.parts { parts } else { 1.0 }).ceil();
             if x.filter.is_none() {
                 return all;
             }
@@ -373,6 +219,8 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         }
         shared += work.written[i] * elements * times;
     }
+    // Resident tasks share the schedulers; alone in its turn each of them is as slow as its own warps.
+    let issued = if ideal { 1.0 } else { ISSUED[(c.units.max(1.0) as usize - 1).min(3)] };
     let special = special / gpu.special_per_clock as f64;
     let plain = plain / gpu.fma_per_clock as f64;
     let tail = (tail_special / gpu.special_per_clock as f64).max(tail_plain / gpu.fma_per_clock as f64);
@@ -380,7 +228,8 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     // Traffic per task: what it fetches, loads and stores.
     let (mut l2_task, mut l2_stream, mut fill, mut dram) = (0.0, 0.0, 0.0, 0.0);
     let l2_capacity = sheet.level("l2").map_or(1e7, |l| l.bytes as f64);
-    let resident = if ideal { 1 } else { resident(space, gpu, &c, values) };
+    // A work loop has as many tasks as there are multiprocessors.
+    let resident: u64 = if ideal || persistent { 1 } else { resident(space, gpu, &c, values) };
     let wave = (sms * resident as f64).min(tasks).max(1.0);
     for m in &work.moves {
         let tile: f64 = m.axes.iter().map(|a| block(*a)).product::<f64>() * m.bytes;
@@ -398,6 +247,10 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
             fill += tile * times / sharers * if span > 0.0 { 128.0 / span } else { 1.0 };
         }
         // Device memory: once if the array fits beside others in L2, otherwise once per wave and distinct block.
+        if !m.load && merged {
+            // The merge stores results, a part its states.
+            l2_task -= tile * times * (1.0 - 1.0 / parts);
+        }
         if !m.load || m.whole <= l2_capacity / 2.0 {
             dram += m.whole;
             continue;
@@ -436,8 +289,21 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         dram += (distinct * tile * times * waves).min(all).max(m.whole * kept);
     }
 
+    // States of a part are stored, and read again by the merge.
+    let states = match merged {
+        true => {
+            let size = |(axes, bytes): &(Vec<AxisId>, f64)| {
+                axes.iter().map(|a| block(*a).min(extent(*a))).product::<f64>() * bytes
+            };
+            work.states.iter().map(size).sum()
+        }
+        false => 0.0,
+    };
+    l2_task += 2.0 * states;
+    dram += states * tasks;
+
     // One task alone, and how much of a multiprocessor it keeps busy.
-    let elementwise = special.max(plain);
+    let elementwise = special.max(plain) / issued;
     let turns = v.ping_pong.is_some_and(|p| values[p.idx()] == 1);
     let overlap = match s.schedule {
         Schedule::Overlapped => {
@@ -459,8 +325,8 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     let together = tensor.max(elementwise) + (1.0 - overlap) * tensor.min(elementwise);
     let all_trips: f64 = trips.iter().sum();
     let fill = fill / L2_PER_CLOCK;
-    let stages =
-        s.fetched().filter_map(|t| v.stages[t.index()]).map(|x| values[x.idx()] as f64).fold(f64::INFINITY, f64::min);
+    let rings: Vec<f64> = s.fetched().filter_map(|t| v.stages[t.index()]).map(|x| values[x.idx()] as f64).collect();
+    let stages = if rings.is_empty() { f64::INFINITY } else { rings.iter().sum::<f64>() / rings.len() as f64 };
     let latency = gpu.memory_latency as f64;
     // Each trip waits for a copy issued `ahead` trips before.
     let ahead = match s.schedule {
@@ -477,7 +343,8 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         ((LOADED * latency * all_trips + fill + 1.5 * together) / ahead - together).max(0.0)
     };
     let hidden = if overlap > 0.0 { 0.25 } else { 1.0 };
-    let sync = all_trips * gpu.barrier_latency as f64 * (work.waits * hidden + work.hand_over + 1.0);
+    let handed = if turns && !ideal { 1.0 } else { 0.0 };
+    let sync = all_trips * gpu.barrier_latency as f64 * (work.waits * hidden + work.hand_over + handed + 1.0);
     // Registers have no ring: without prefetching their loads take part of every trip that its other work does not hide.
     let direct = if work.register_loads && !matches!(s.schedule, Schedule::Prefetched(_)) {
         (latency * all_trips - together - sync).max(0.0)
@@ -485,18 +352,55 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         0.0
     };
     let staged = v.staged.iter().flatten().any(|x| values[x.idx()] == 1);
-    let store = (l2_task - l2_stream) / if staged { L2_PER_CLOCK } else { L2_PER_CLOCK / 2.0 };
-    let busy = together.max(fill).max(shared / SHARED_PER_CLOCK) + tail + 0.25 * sync;
-    let alone = together.max(fill) + exposed + direct + sync + tail + store + TASK_OVERHEAD + latency;
+    let store = (l2_task - l2_stream - states) / if staged { L2_PER_CLOCK } else { L2_PER_CLOCK / 2.0 };
+    // Several tasks fill each other's slots.
+    let shared_slots = ISSUED[((c.units * resident as f64).max(1.0) as usize - 1).min(3)] / issued;
+    let busy = (together / if ideal { 1.0 } else { shared_slots }).max(fill).max(shared / SHARED_PER_CLOCK)
+        + tail
+        + 0.25 * sync;
+    let block_alone = together.max(fill) + exposed + direct + sync + tail;
+    // The last of a block's parts finds its states stored and counted, then reads those of all.
+    let last = v.split.is_some_and(|s| values[s.last.idx()] == 1);
+    let arrival = if last { 2.0 * latency } else { 0.0 };
+    let merge = match merged {
+        true => {
+            let reads = (parts * states / MERGED_BYTES).ceil() * LOADED * latency + parts * states / L2_PER_CLOCK;
+            reads + if last { 0.0 } else { LAUNCH * gpu.clock + latency }
+        }
+        false => 0.0,
+    };
+    let alone = block_alone + store + arrival + TASK_OVERHEAD + latency;
     let span = |r: f64| (r * busy).max(alone);
     let resident_f = resident as f64;
-    let even = f.streams.iter().all(|x| x.filter.is_none()) || v.longest.is_none_or(|l| values[l.idx()] == 0);
+    let differ = f.streams.iter().any(|x| x.filter.is_some());
+    let even = !differ || v.longest.is_none_or(|l| values[l.idx()] == 0);
     let clocks = if ideal {
-        (tasks / sms * busy).max(alone)
+        // Parts of a stream make tasks as short as one likes.
+        let least = if v.split.is_some() { 0.0 } else { alone };
+        (tasks / sms * busy).max(least)
+    } else if persistent {
+        let clustered: f64 = grid.iter().map(|a| c.clusters[a.index()]).product();
+        let slots = (sms / clustered).floor().max(1.0) * clustered;
+        let filtered = |a: &&AxisId| f.streams.iter().any(|x| x.filtered.contains(a));
+        let folded = grid.iter().find(filtered).is_some_and(|a| {
+            let pairs = (blocks(*a) / c.clusters[a.index()]) % 2.0 == 0.0 && tasks >= 4.0 * slots;
+            !even && pairs
+        });
+        let (rounds, dealt) = match (folded, differ) {
+            (true, _) => (2.0 * (tasks / 2.0 / slots).ceil(), DEALT[1]),
+            (false, true) => ((tasks / slots).ceil(), DEALT[2]),
+            (false, false) => ((tasks / slots).ceil(), DEALT[0]),
+        };
+        // A copy engine sends one result while the next block is computed, if it has memory of its own.
+        let reused = v.reuses.iter().flatten().any(|x| values[x.idx()] == 1);
+        let between = ROUND + if staged && !reused { 0.0 } else { store } + if reused { latency } else { 0.0 };
+        // What the consumers load themselves before a stream is not under way while they compute.
+        let fetch = if s.producer && !work.head_loads { 0.0 } else { LOADED * latency };
+        rounds * (block_alone + between + fetch) * dealt + TASK_OVERHEAD + latency + store
     } else if even {
         let full = (tasks / (sms * resident_f)).floor();
         let rest = tasks - full * sms * resident_f;
-        full * span(resident_f) + if rest > 0.0 { span((rest / sms).ceil()) } else { 0.0 }
+        full * span(resident_f) + if rest > 0.0 { span((rest / sms).ceil()) } else { 0.0 } + merge
     } else {
         // Long blocks first even the last wave out, if few of them come late.
         let filtered = |a: &AxisId| f.streams.iter().any(|x| x.filtered.contains(a));
@@ -508,8 +412,23 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     let per_clock = 1.0 / gpu.clock;
     let rate = |name: &str| sheet.level(name).map_or(1e12, |l| l.bandwidth * l.instances as f64);
     let share = tasks / sms * per_clock;
+    // Bytes that copies of a stream have under way on a multiprocessor, which device memory's rate follows from.
+    let each: f64 = work
+        .moves
+        .iter()
+        .filter(|m| m.fetched.is_some() && m.stream.is_some())
+        .map(|m| m.axes.iter().map(|a| block(*a).min(extent(*a))).product::<f64>() * m.bytes)
+        .sum();
+    let under_way = each * if ahead > 0.0 { ahead } else { 1.0 } * resident as f64;
+    let memory = if ideal || each == 0.0 {
+        COPY * rate("dram")
+    } else {
+        let mixed = 1.0 + UNDER_WAY.1 * ((under_way - UNDER_WAY.0) / UNDER_WAY.0 * 2.0).clamp(0.0, 1.0);
+        let busy_multiprocessors = (tasks / resident as f64).min(sms);
+        (COPY * rate("dram") / mixed).min(busy_multiprocessors * under_way / (AWAY * latency * per_clock))
+    };
     let terms = vec![
-        ("device memory", dram_bytes / rate("dram")),
+        ("device memory", dram_bytes / memory),
         ("L2", l2_bytes / rate("l2")),
         ("shared memory", shared * share / SHARED_PER_CLOCK),
         ("tensor cores", tensor * share),

@@ -3,6 +3,7 @@
 //! Invariant: a function of the plan and the sizes alone; nothing here depends on a choice. Extents that are not known
 //! get nominal values, which only the cost sees, except for inner axes: their blocks must cover them.
 
+use einfall_ir::analysis::order_free;
 use einfall_ir::arena::Id;
 use einfall_ir::tile::{AxisId, AxisKind, Expr, ExprId, Kernel, Node, Op, Place, Plan, TileId};
 
@@ -75,6 +76,8 @@ pub struct StreamFacts {
     pub filtered: Vec<AxisId>,
     /// Whether it has a filter.
     pub filter: Option<ExprId>,
+    /// Whether it may be cut into parts that are merged.
+    pub parts: bool,
 }
 
 /// A kernel as the model sees it.
@@ -113,7 +116,7 @@ impl<'a> Facts<'a> {
     pub fn new(plan: &'a Plan, kernel: &'a Kernel, sizes: Option<&[u64]>) -> Result<Facts<'a>, Unsupported> {
         let mut facts = Facts { plan, kernel, axes: Vec::new(), ops: Vec::new(), streams: Vec::new() };
         let names = kernel.op_names(plan);
-        for node in &kernel.body {
+        for (place, node) in kernel.body.iter().enumerate() {
             match node {
                 Node::Op(op) => facts.push(op, None, &names),
                 Node::Stream(s) => {
@@ -132,7 +135,12 @@ impl<'a> Facts<'a> {
                         });
                     }
                     let stream = facts.streams.len();
-                    facts.streams.push(StreamFacts { axis: s.axis, filtered, filter: s.filter });
+                    facts.streams.push(StreamFacts {
+                        axis: s.axis,
+                        filtered,
+                        filter: s.filter,
+                        parts: order_free::parts(kernel, place).is_ok(),
+                    });
                     for inner in &s.body {
                         match inner {
                             Node::Op(op) => facts.push(op, Some(stream), &names),
@@ -195,6 +203,22 @@ impl<'a> Facts<'a> {
     /// An axis.
     pub fn axis(&self, a: AxisId) -> &AxisFacts {
         &self.axes[a.index()]
+    }
+
+    /// The stream that tasks may share in parts: the only one, at known sizes, whose states can be merged.
+    pub fn shared_stream(&self) -> Option<usize> {
+        let known = self.axes.iter().all(|a| a.extent.is_some());
+        self.streams.iter().position(|s| s.parts).filter(|_| known)
+    }
+
+    /// What a part of the shared stream leaves for the merge.
+    pub fn states(&self) -> Vec<TileId> {
+        let axis = self.shared_stream().map(|i| self.streams[i].axis);
+        let stream = self.kernel.body.iter().find_map(|n| match n {
+            Node::Stream(s) if Some(s.axis) == axis => Some(s),
+            Node::Stream(_) | Node::Op(_) => None,
+        });
+        stream.map_or(Vec::new(), |s| order_free::carried(self.kernel, s).into_iter().collect())
     }
 
     /// Axes of a tile.

@@ -23,6 +23,7 @@ pub mod sample;
 pub mod search;
 pub mod space;
 pub mod structure;
+pub mod work;
 pub mod write;
 
 pub use cost::Cost;

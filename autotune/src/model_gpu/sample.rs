@@ -79,6 +79,16 @@ fn draw(space: &Space<'_, '_>, rng: &mut Rng) -> Vec<i64> {
             values[x.idx()] = 1;
         }
     }
+    if let Some(split) = v.split {
+        if values[split.parts.idx()] == 1 || rng.below(2) == 0 {
+            (values[split.parts.idx()], values[split.resident.idx()], values[split.last.idx()]) = (1, 1, 0);
+        } else {
+            // Parts are alone in their launch.
+            let off = v.persistent.iter().chain(&v.longest).chain(v.staged.iter().chain(&v.reuses).flatten());
+            off.for_each(|x| values[x.idx()] = 0);
+            v.cluster.iter().flatten().chain(&v.group).for_each(|x| values[x.idx()] = 1);
+        }
+    }
     for (i, c) in s.contractions.iter().enumerate() {
         let block = |a: AxisId| v.block[a.index()].map_or(1, |b| values[b.idx()]);
         let part = if s.cut == Some(c.n) { block(c.n) / units } else { block(c.n) };

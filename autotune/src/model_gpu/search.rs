@@ -13,7 +13,7 @@ use einfall_ir::tile::{AxisId, AxisKind};
 
 use super::cost::{Cost, Work, bound, cost};
 use super::facts::Facts;
-use super::space::{GROUP, STAGES, Space};
+use super::space::{GROUP, PARTS, STAGES, Space};
 use super::structure::{Place, Schedule, Structure};
 use super::write::write;
 use crate::csp::{Domain, VarId};
@@ -35,6 +35,31 @@ pub struct Found {
 const COLUMNS: [i64; 19] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256, 512];
 /// Depths of blocks along summed axes.
 const DEPTHS: [i64; 5] = [16, 32, 64, 128, 256];
+
+/// How tasks are to share the device, which stages and budgets follow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Mode {
+    /// Tasks that a multiprocessor runs at a time.
+    resident: i64,
+    /// Whether tasks take block after block.
+    persistent: bool,
+    /// Whether tasks share a stream.
+    split: bool,
+}
+
+/// Ways to share the device with so many blocks on so many multiprocessors.
+fn modes(space: &Space<'_, '_>, blocks: f64, multiprocessors: f64) -> Vec<Mode> {
+    let plain = Mode { resident: 1, persistent: false, split: false };
+    let mut out = vec![plain, Mode { resident: 2, ..plain }];
+    if space.vars.persistent.is_some() && blocks > multiprocessors {
+        out.push(Mode { persistent: true, ..plain });
+    }
+    // More rounds than four even out by themselves.
+    if space.vars.split.is_some() && blocks < 4.0 * multiprocessors {
+        out.extend([1, 2].map(|resident| Mode { resident, split: true, ..plain }));
+    }
+    out
+}
 
 /// How much slower than the best so far a mapping may be for its order to be sought.
 const NEAR: f64 = 1.25;
@@ -134,8 +159,9 @@ impl Completer<'_, '_, '_> {
         values
     }
 
-    /// Fills what follows from the leading values, for `tasks` tasks per multiprocessor; none if that does not fit.
-    fn complete(&self, mut values: Vec<i64>, tasks: i64) -> Option<Vec<i64>> {
+    /// Fills what follows from the leading values for a way to share the device; none if that does not fit.
+    fn complete(&self, mut values: Vec<i64>, mode: Mode) -> Option<Vec<i64>> {
+        let tasks = mode.resident;
         let (f, s, v) = (self.space.facts, self.space.structure, &self.space.vars);
         let units = self.get(&values, v.units);
         let block = |values: &[i64], a: AxisId| self.get(values, v.block[a.index()]);
@@ -175,10 +201,18 @@ impl Completer<'_, '_, '_> {
             values[p.idx()] = i64::from(elementwise && s.producer);
         }
         if let Some(l) = v.longest {
-            values[l.idx()] = 1;
+            values[l.idx()] = i64::from(!mode.split);
         }
         if let Some(g) = v.group {
             values[g.idx()] = 1;
+        }
+        if let Some(p) = v.persistent {
+            values[p.idx()] = i64::from(mode.persistent);
+        }
+        if let Some(x) = v.split {
+            values[x.parts.idx()] = if mode.split { PARTS[PARTS.len() - 1] } else { 1 };
+            values[x.resident.idx()] = if mode.split { mode.resident } else { 1 };
+            values[x.last.idx()] = i64::from(mode.split);
         }
         for (i, l) in s.stores.iter().enumerate() {
             if let Some(x) = v.staged[i] {
@@ -190,14 +224,15 @@ impl Completer<'_, '_, '_> {
                     let wide = v.swizzle[t.index()].is_some_and(|w| values[w.idx()] == 128);
                     wide && block(&values, own[1]) == block(&values, y)
                 });
-                values[x.idx()] = i64::from(like);
+                // In a work loop memory of its own lets the result leave while the next block is loaded.
+                values[x.idx()] = i64::from(like && !mode.persistent);
             }
         }
         let room = (self.gpu.shared_per_multiprocessor as i64 / tasks - TASK_SHARED_BYTES as i64)
             .min(self.gpu.shared_per_task as i64);
         let fits = |values: &[i64]| self.space.shared.eval(values).is_some_and(|b| b <= i128::from(room));
         // Direct stores where staging leaves too little for the ring buffers.
-        for staged in [true, false] {
+        for staged in [true, false].into_iter().filter(|staged| !(*staged && mode.split)) {
             if !staged {
                 for x in v.staged.iter().chain(&v.reuses).flatten() {
                     values[x.idx()] = 0;
@@ -208,14 +243,23 @@ impl Completer<'_, '_, '_> {
                 (_, Schedule::Plain | Schedule::Overlapped | Schedule::Prefetched(_)) => 2,
             };
             for stages in (least..=STAGES as i64).rev().chain(if s.producer { Some(1) } else { None }) {
-                for (i, x) in v.stages.iter().enumerate() {
-                    if let Some(x) = x {
-                        let written = matches!(s.places[i], Place::Written(_));
-                        values[x.idx()] = if written { stages.min(2) } else { stages };
+                // Where one more copy of every tile is too much, one more of the first still hides its latency.
+                for less in [0, 1] {
+                    let mut rings = 0;
+                    for (i, x) in v.stages.iter().enumerate() {
+                        if let Some(x) = x {
+                            let written = matches!(s.places[i], Place::Written(_));
+                            let later = if rings > 0 && stages - less >= least { less } else { 0 };
+                            values[x.idx()] = if written { stages.min(2) } else { stages - later };
+                            rings += 1;
+                        }
                     }
-                }
-                if fits(&values) {
-                    return self.space.model.check(&values).is_ok().then_some(values);
+                    if fits(&values) {
+                        return self.space.model.check(&values).is_ok().then_some(values);
+                    }
+                    if rings < 2 {
+                        break;
+                    }
                 }
                 if v.stages.iter().all(Option::is_none) {
                     break;
@@ -245,28 +289,11 @@ pub fn search(facts: &Facts<'_>, all: &[Structure], sheet: &DataSheet, gpu: &Gpu
             if bound(space, &works[at], sheet, gpu, &completer.ideal(leading)) >= limit {
                 return;
             }
-            for tasks in [1, 2] {
-                let Some(mut values) = completer.complete(leading.to_vec(), tasks) else { continue };
+            for mode in modes(space, blocks(space, &works[at], leading), gpu.multiprocessors as f64) {
+                let Some(mut values) = completer.complete(leading.to_vec(), mode) else { continue };
                 let mut seconds = price(&values);
-                // Only traffic depends on the order, and how evenly the last blocks end.
-                let mut other = values.clone();
-                let near = seconds < NEAR * limit;
-                for i in (0..space.orders.len()).filter(|_| near) {
-                    for g in [1, GROUP] {
-                        if let Some(order) = space.vars.order {
-                            other[order.idx()] = i as i64;
-                        }
-                        match space.vars.group {
-                            Some(group) => other[group.idx()] = g,
-                            None if g > 1 => continue,
-                            None => {}
-                        }
-                        let s = price(&other);
-                        if s < seconds {
-                            seconds = s;
-                            values.copy_from_slice(&other);
-                        }
-                    }
+                if seconds < NEAR * limit {
+                    refine(space, &price, &mut values, &mut seconds);
                 }
                 if seconds < limit {
                     found.push((seconds, at, values));
@@ -295,6 +322,48 @@ pub fn search(facts: &Facts<'_>, all: &[Structure], sheet: &DataSheet, gpu: &Gpu
     out
 }
 
+/// Blocks of the launch by leading values.
+fn blocks(space: &Space<'_, '_>, work: &Work, leading: &[i64]) -> f64 {
+    let block = |a: AxisId| space.vars.block[a.index()].map_or(1, |b| leading[b.idx()].max(1)) as f64;
+    space.orders[0].iter().map(|a| (work.extents[a.index()] / block(*a)).ceil()).product()
+}
+
+/// Seeks the order of the blocks, whether long ones go first and whether units take turns: traffic depends on the first
+/// two, and how evenly the last blocks end.
+fn refine(space: &Space<'_, '_>, price: &dyn Fn(&[i64]) -> f64, values: &mut [i64], seconds: &mut f64) {
+    let v = &space.vars;
+    let mut other = values.to_vec();
+    let mut take = |other: &[i64], values: &mut [i64]| {
+        let s = price(other);
+        if s < *seconds {
+            *seconds = s;
+            values.copy_from_slice(other);
+        }
+    };
+    let split = v.split.is_some_and(|x| values[x.parts.idx()] > 1);
+    for i in 0..space.orders.len() {
+        for g in [1, GROUP] {
+            if let Some(order) = v.order {
+                other[order.idx()] = i as i64;
+            }
+            match v.group {
+                _ if g > 1 && split => continue,
+                Some(group) => other[group.idx()] = g,
+                None if g > 1 => continue,
+                None => {}
+            }
+            take(&other, values);
+        }
+    }
+    if let Some(p) = v.ping_pong
+        && values[p.idx()] == 1
+    {
+        other.copy_from_slice(values);
+        other[p.idx()] = 0;
+        take(&other, values);
+    }
+}
+
 /// The cheapest `n`, in order.
 fn keep(found: &mut Vec<(f64, usize, Vec<i64>)>, n: usize) {
     found.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| (x.1, &x.2).cmp(&(y.1, &y.2))));
@@ -303,11 +372,14 @@ fn keep(found: &mut Vec<(f64, usize, Vec<i64>)>, n: usize) {
 
 fn leading_vars(space: &Space<'_, '_>) -> Vec<VarId> {
     let v = &space.vars;
-    v.block.iter().chain(&v.cluster).flatten().copied().chain(v.units).chain(v.order).chain(v.group).collect()
+    let all = v.block.iter().chain(&v.cluster).flatten().copied().chain(v.units).chain(v.order).chain(v.group);
+    all.chain(v.persistent).chain(v.split.map(|s| s.parts)).collect()
 }
 
 fn distance(space: &Space<'_, '_>, x: &[i64], y: &[i64]) -> usize {
-    leading_vars(space).into_iter().filter(|v| x[v.idx()] != y[v.idx()]).count()
+    // Another way to share the device is another mapping, be it in the same blocks.
+    let shares = space.vars.persistent.into_iter().chain(space.vars.split.map(|s| s.parts));
+    leading_vars(space).into_iter().chain(shares).filter(|v| x[v.idx()] != y[v.idx()]).count()
 }
 
 /// Calls `visit` on every combination of leading values worth trying; the other variables, and the order, are 0.
@@ -355,4 +427,69 @@ fn plausible(space: &Space<'_, '_>, values: &[i64], last: VarId) -> bool {
         // Two instructions' rows per unit at most, and no more accumulators than a thread has registers.
         whole && m / part(c.m) <= 128 && (m == 0 || n == 0 || m / part(c.m) * n / part(c.n) <= 216 * 128)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use einfall_ir::analysis::resources::launch_registers;
+    use einfall_ir::target::DataSheet;
+
+    use super::super::facts::Facts;
+    use super::super::structure::structures;
+    use super::*;
+
+    /// Threads of a producer's and the consumers' warpgroups.
+    fn threads(units: u64) -> u64 {
+        128 * (units + 1)
+    }
+
+    #[test]
+    fn budgets_are_what_a_task_starts_with() {
+        let gpu = DataSheet::h100().gpu.expect("a GPU");
+        for units in 1..=4 {
+            for tasks in 1..=2 {
+                let n = threads(units);
+                let starts = launch_registers(gpu.registers, gpu.thread_registers, n, tasks) * n;
+                let (producer, consumer) = budgets(&gpu, units as i64, tasks as i64);
+                let set = |consumer: i64| 128 * (producer + units as i64 * consumer) as u64;
+                assert!(set(consumer) <= starts, "{units} units, {tasks} tasks: {producer}, {consumer}");
+                // Nothing is left that would give every consumer another eight.
+                let more = consumer + 8;
+                assert!(more > 256 || set(more) > starts, "{units} units, {tasks} tasks: {producer}, {consumer}");
+            }
+        }
+        // Two tasks of three warpgroups start with 80 a thread: 32 + 2·104 fit, 32 + 2·112 would wait for ever.
+        assert_eq!(budgets(&gpu, 2, 2), (32, 104));
+    }
+
+    #[test]
+    fn the_constraint_on_registers_is_that_of_the_launch() {
+        let text = include_str!("../../../tests/plans/gemm.tile");
+        let plan = einfall_ir::tile::parse::parse(text).expect("a plan");
+        let sizes = [4096, 4096, 4096];
+        let facts = Facts::new(&plan, &plan.kernels[0], Some(&sizes)).expect("facts");
+        let gpu = DataSheet::h100().gpu.expect("a GPU");
+        let all = structures(&facts).expect("structures");
+        let mut judged = 0;
+        for s in all.iter().filter(|s| s.producer) {
+            let space = Space::new(&facts, s, &gpu);
+            let rule = space.model.constraints().iter().find(|c| c.name == "registers of the task").expect("the rule");
+            let units = space.vars.units.expect("units");
+            let [p, c] = space.vars.regs[..] else { panic!("a producer has a budget") };
+            let mut values = vec![1; space.model.vars().len()];
+            for n in values_of(&space.model.vars()[units.idx()].domain) {
+                values[units.idx()] = n;
+                let starts = launch_registers(gpu.registers, gpu.thread_registers, threads(n as u64), 1);
+                for producer in [24, 32, 40, 56] {
+                    for consumer in (24..=256).step_by(8) {
+                        (values[p.idx()], values[c.idx()]) = (producer, consumer);
+                        let fits = 128 * (producer + n * consumer) as u64 <= starts * threads(n as u64);
+                        assert_eq!(rule.pred.eval(&values), fits, "{n} units: {producer}, {consumer}");
+                        judged += 1;
+                    }
+                }
+            }
+        }
+        assert!(judged > 0);
+    }
 }

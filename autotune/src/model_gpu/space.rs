@@ -19,10 +19,16 @@ use einfall_ir::analysis::resources::{INSTRUCTION_OVERHEAD, OVERHEAD};
 pub const LARGEST: u64 = 512;
 /// Most copies of a tile in flight.
 pub const STAGES: u64 = 8;
+/// Most parts of a stream; 1: it is whole.
+pub const PARTS: [i64; 5] = [1, 8, 32, 64, 256];
+/// Most tasks a multiprocessor runs at a time that parts are counted for.
+pub const RESIDENT: i64 = 2;
 /// Most units of the consumers.
 pub const UNITS: i64 = 4;
 /// Blocks of a section, where blocks are walked in sections; clusters of two divide it.
 pub const GROUP: i64 = 8;
+/// Registers per thread that joining parts' states takes, by what the lowering holds of them at once.
+const MERGE_REGISTERS: i64 = 168;
 /// Elements of a box per dimension (CUDA driver API, `cuTensorMapEncodeTiled`).
 const BOX: i64 = 256;
 /// The pattern of the widest swizzle repeats after so many bytes; stages start there.
@@ -57,6 +63,21 @@ pub struct Vars {
     pub order: Option<VarId>,
     /// Blocks of the second-fastest axis of that order that are walked together; 1: none.
     pub group: Option<VarId>,
+    /// Whether tasks take block after block.
+    pub persistent: Option<VarId>,
+    /// How a stream is cut over tasks.
+    pub split: Option<SplitVars>,
+}
+
+/// Variables of a stream cut over tasks.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitVars {
+    /// Most parts; 1: it is whole, and the others mean nothing.
+    pub parts: VarId,
+    /// Tasks a multiprocessor runs at a time that they are counted for.
+    pub resident: VarId,
+    /// Whether the last task to arrive merges them; otherwise a second kernel does.
+    pub last: VarId,
 }
 
 /// A structure with its CSP.
@@ -104,6 +125,7 @@ impl<'s, 'a> Space<'s, 'a> {
         space.shapes();
         space.shared_tiles();
         space.clusters(gpu);
+        space.work();
         space.resources(gpu);
         space
     }
@@ -199,6 +221,46 @@ impl<'s, 'a> Space<'s, 'a> {
         }
         if self.orders[0].len() > 1 {
             self.vars.group = Some(self.model.var("group", Domain::Values(vec![1, GROUP])));
+        }
+        if !self.orders[0].is_empty() {
+            self.vars.persistent = Some(self.model.var("persistent", Domain::range(0, 1)));
+        }
+        if f.shared_stream().is_some() {
+            self.vars.split = Some(SplitVars {
+                parts: self.model.var("parts", Domain::Values(PARTS.to_vec())),
+                resident: self.model.var("parts resident", Domain::range(1, RESIDENT)),
+                last: self.model.var("merge last_arriver", Domain::range(0, 1)),
+            });
+        }
+    }
+
+    /// How tasks take their blocks, and parts of them.
+    fn work(&mut self) {
+        let (f, v) = (self.facts, self.vars.clone());
+        let is = |x: VarId, n: i64| Expr::Var(x).equals(n);
+        if let Some(split) = v.split {
+            let cut = is(split.parts, 1).negate();
+            // The parts' kernel stores states only, and a task is one part of one block.
+            let alone = v.persistent.iter().chain(&v.longest).chain(v.staged.iter().flatten()).map(|x| is(*x, 0));
+            let single = v.cluster.iter().flatten().chain(&v.group).map(|x| is(*x, 1));
+            let only = Pred::And(alone.chain(single).collect());
+            self.model.constrain("parts", cut.clone().implies(only));
+            let whole = Pred::And(vec![is(split.resident, 1), is(split.last, 0)]);
+            self.model.constrain("whole streams", is(split.parts, 1).implies(whole));
+            // What arrives last joins blocks of parts' states that it holds in registers.
+            if let [_, consumer] = v.regs[..] {
+                let least = Pred::Or(vec![is(consumer, 0), Expr::Const(MERGE_REGISTERS).at_most(consumer)]);
+                self.model.constrain("registers of the merge", is(split.last, 1).implies(least));
+            }
+            // Lanes hold whole rows of its states: where they cannot, warps would have to meet in shared memory.
+            let mut axes: Vec<AxisId> = f.states().iter().flat_map(|t| f.tile_axes(*t)).copied().collect();
+            axes.sort();
+            axes.dedup();
+            for a in axes.into_iter().filter(|a| f.axis(*a).kind == AxisKind::Inner) {
+                let rows = self.block(a).one_of(&[64, 128, 256]);
+                self.model
+                    .constrain(format!("lanes of the merge along {}", f.axis(a).name), is(split.last, 1).implies(rows));
+            }
         }
     }
 

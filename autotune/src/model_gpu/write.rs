@@ -5,7 +5,9 @@
 
 use einfall_ir::arena::Id;
 use einfall_ir::kernel::{Engine, Scope};
-use einfall_ir::mapping::{Anchor, AxisMapping, KernelMapping, OpMapping, RoleMapping, Source, TileMapping, Work};
+use einfall_ir::mapping::{
+    Anchor, AxisMapping, KernelMapping, MergeSite, OpMapping, RoleMapping, Source, Split, TileMapping, Work,
+};
 use einfall_ir::tile::{AxisId, AxisKind, Op, Space as TileSpace, TileId};
 
 use super::facts::Facts;
@@ -104,7 +106,7 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
         axes,
         work: Work {
             order,
-            persistent: false,
+            persistent: v.persistent.is_some_and(|p| value(p) == 1),
             group: v.group.map(value).filter(|g| *g > 1).unwrap_or(0),
             longest_first: v.longest.is_some_and(|l| value(l) == 1),
         },
@@ -112,7 +114,13 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
         ops,
         roles,
         anchor: Anchor::default(),
-        split: None,
+        split: v.split.filter(|x| value(x.parts) > 1).zip(f.shared_stream()).map(|(x, stream)| Split {
+            axis: f.axis(f.streams[stream].axis).name.clone(),
+            parts: value(x.parts),
+            resident: value(x.resident),
+            merge: if value(x.last) == 1 { MergeSite::LastArriver } else { MergeSite::SecondKernel },
+            ordered: false,
+        }),
     }
 }
 
@@ -173,6 +181,15 @@ pub fn read(space: &Space<'_, '_>, m: &KernelMapping) -> Vec<i64> {
     }
     if let Some(g) = v.group {
         values[g.idx()] = m.work.group.max(1) as i64;
+    }
+    if let Some(p) = v.persistent {
+        values[p.idx()] = i64::from(m.work.persistent);
+    }
+    if let Some(x) = v.split {
+        let split = m.split.as_ref();
+        values[x.parts.idx()] = split.map_or(1, |s| s.parts as i64);
+        values[x.resident.idx()] = split.map_or(1, |s| s.resident as i64);
+        values[x.last.idx()] = i64::from(split.is_some_and(|s| s.merge == MergeSite::LastArriver));
     }
     if let Some(o) = v.order {
         let full = full_order(f, m);

@@ -11,6 +11,7 @@ pub mod interval;
 pub mod io;
 pub mod levels;
 pub mod numeric;
+pub mod order_free;
 pub mod passes;
 pub mod precise;
 pub mod resources;

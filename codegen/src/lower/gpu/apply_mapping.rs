@@ -14,7 +14,8 @@ use super::hold_rows::axes_of;
 use super::insert_channels::Channel;
 use super::spread::Spread;
 use super::work_loop::WorkLoop;
-use super::{Step, order_free, refuse};
+use super::{Step, refuse};
+use einfall_ir::analysis::order_free;
 use einfall_ir::layout::{Distribution, MemLayout};
 
 /// An axis with its partition.

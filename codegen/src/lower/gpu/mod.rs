@@ -26,7 +26,6 @@ mod hold_rows;
 mod insert_channels;
 mod join_parts;
 mod left_out;
-mod order_free;
 mod reduce_products;
 mod schedule;
 mod share_reads;

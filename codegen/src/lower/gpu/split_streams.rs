@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use einfall_ir::analysis::order_free;
 use einfall_ir::cascade::Size;
 use einfall_ir::dtype::DType;
 use einfall_ir::mapping::{KernelMapping, Mapping, MergeSite, Split};
@@ -25,7 +26,7 @@ use einfall_ir::tile::{
     Axis, AxisId, AxisKind, Buffer, BufferId, BufferKind, Expr, ExprId, Kernel, Node, Op, Plan, Stream, Tile, TileId,
 };
 
-use super::{Step, order_free, refuse};
+use super::{Step, refuse};
 use crate::passes::rewrite_tiles::{new_tile, rewrite, roots_of, tidy};
 
 /// The plan with every stream that `mapping` splits cut, for a device of `multiprocessors`.
@@ -57,9 +58,15 @@ pub(super) const PART: &str = "part";
 /// The counters of parts that have arrived are called by the kernel and this.
 pub(super) const COUNT: &str = "count";
 
-/// Parts whose states a step of the merge reads at once where the mapping says nothing: their loads are in flight
-/// together.
-const MERGED: u64 = 8;
+/// Where the mapping says nothing of the merge: parts whose states a step reads at once, so that their loads are in flight
+/// together, and elements of a part's tiles that it holds. A warpgroup that arrives last holds four times what a warp of
+/// a kernel of its own does; its parts are an odd number, so that no lanes share them and no warps must meet over them.
+fn merged(site: MergeSite) -> (u64, u64) {
+    match site {
+        MergeSite::LastArriver => (17, 512),
+        MergeSite::Cluster | MergeSite::SecondKernel => (8, 128),
+    }
+}
 
 /// The kernel that merges the parts of `kernel`.
 pub fn merge_name(kernel: &str) -> String {
@@ -149,8 +156,9 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
         plan.buffers.push(Buffer { name, dtype: DType::I32, dims: places, kind, positive: false });
     }
 
+    let (at_once, elements) = merged(split.merge);
     merge.name = merge_name(&merge.name);
-    merge.axes[stream.axis] = Axis { name: axis_name, extent: parts, kind: AxisKind::Stream, block: Some(MERGED) };
+    merge.axes[stream.axis] = Axis { name: axis_name, extent: parts, kind: AxisKind::Stream, block: Some(at_once) };
     // Axes that every carried tile has, and nothing reduces, are cut over the launch: the merge has little else to do.
     let mut reduced: BTreeSet<AxisId> = BTreeSet::new();
     for n in merge.body.iter().enumerate().filter(|(i, _)| *i != place).map(|(_, n)| n) {
@@ -167,9 +175,30 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
             merge.axes[a].kind = AxisKind::Grid;
         }
     }
+    blocks_of_merge(&mut merge, &carried, m, elements);
     let body = join(&mut merge, &stream, &kept)?;
     merge.body[place] = Node::Stream(Stream { filter: None, body, ..stream });
     Ok((tidy(part), tidy(merge)))
+}
+
+/// Blocks of the merge that hold about so many elements of a part's largest tile: inner axes as the parts have them, axes
+/// of the launch from the last in powers of two that divide the parts' blocks.
+fn blocks_of_merge(merge: &mut Kernel, carried: &BTreeSet<TileId>, m: &KernelMapping, elements: u64) {
+    let own = |a: &Axis| m.axis(&a.name).map(|x| x.block).or(a.block);
+    let within = |merge: &Kernel, a: AxisId| carried.iter().any(|t| merge.tiles[*t].axes.contains(&a));
+    let mut room = elements;
+    for a in merge.axes.ids().filter(|a| merge.axes[*a].kind == AxisKind::Inner).collect::<Vec<_>>() {
+        let block = own(&merge.axes[a]);
+        merge.axes[a].block = block;
+        room /= if within(merge, a) { block.unwrap_or(1).max(1) } else { 1 };
+    }
+    for a in merge.axes.ids().filter(|a| merge.axes[*a].kind == AxisKind::Grid).collect::<Vec<_>>().into_iter().rev() {
+        // The largest power of two: lanes hold those evenly.
+        let part = 1 << own(&merge.axes[a]).unwrap_or(1).trailing_zeros();
+        let block = part.min(1 << room.max(1).ilog2());
+        merge.axes[a].block = Some(block);
+        room /= if within(merge, a) { block } else { 1 };
+    }
 }
 
 /// The grid axes in the order of the launch's dimensions.

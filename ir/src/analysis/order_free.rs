@@ -3,12 +3,13 @@
 //! What a stream gives does not depend on its blocks (the tile IR's first invariant), so what remains is how a step
 //! uses what it carries. It may join what it reads into it by a commutative reduction, and may rescale it by what is
 //! carried itself (an anchor that moved); it may not do anything else with what it carries: no running reductions, no
-//! stores of it, no update by data of the block alone. Invariant: a stream that passes gives the same in any order of
-//! its elements.
+//! stores of it, no update by data of the block alone. Parts of a stream can be merged if, besides, everything it carries
+//! is joined by reductions of one result, and what lies beyond a part's end can be left out of every contraction.
+//! Invariant: a stream that passes gives the same in any order of its elements.
 
 use std::collections::BTreeSet;
 
-use einfall_ir::tile::{AxisId, Expr, ExprId, Kernel, Node, Op, Stream, TileId};
+use crate::tile::{AxisId, Expr, ExprId, Kernel, Node, Op, Stream, TileId};
 
 /// What an expression depends on.
 struct Reads {
@@ -53,7 +54,7 @@ fn carries(op: &Op) -> bool {
 }
 
 /// Tiles that a step reads before it writes them.
-pub(super) fn carried(kernel: &Kernel, s: &Stream) -> BTreeSet<TileId> {
+pub fn carried(kernel: &Kernel, s: &Stream) -> BTreeSet<TileId> {
     let (mut written, mut carried) = (BTreeSet::new(), BTreeSet::new());
     for node in &s.body {
         let Node::Op(op) = node else { continue };
@@ -72,7 +73,7 @@ pub(super) fn carried(kernel: &Kernel, s: &Stream) -> BTreeSet<TileId> {
 ///
 /// # Errors
 /// What a step does that depends on the order.
-pub(super) fn check(kernel: &Kernel, s: &Stream) -> Result<(), String> {
+pub fn check(kernel: &Kernel, s: &Stream) -> Result<(), String> {
     if s.sequential {
         return Err("its steps depend on each other".to_string());
     }
@@ -127,4 +128,56 @@ pub(super) fn check(kernel: &Kernel, s: &Stream) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether the stream at `place` of the kernel's body may be cut into parts that tasks of their own compute, and whose
+/// states are merged; otherwise why not.
+///
+/// # Errors
+/// What keeps the parts from being computed apart.
+pub fn parts(kernel: &Kernel, place: usize) -> Result<(), String> {
+    let Some(Node::Stream(s)) = kernel.body.get(place) else { return Err("it is no stream".to_string()) };
+    check(kernel, s)?;
+    let carried = carried(kernel, s);
+    let mapped = |t: TileId| s.body.iter().any(|n| matches!(n, Node::Op(Op::Map { out, .. }) if *out == t));
+    let name = |t: TileId| &kernel.tiles[t].name;
+    for node in &s.body {
+        let Node::Op(op) = node else { continue };
+        if let Op::Contract { a, b, over, .. } = op
+            && over.contains(&s.axis)
+            && !mapped(*a)
+            && !mapped(*b)
+        {
+            return Err(format!("nothing masks the operands {} and {} beyond a part", name(*a), name(*b)));
+        }
+        let single = match op {
+            Op::Reduce { op, out, .. } => out.len() == 1 && !op.selects_argument(),
+            Op::Scan { .. } => false,
+            Op::Load { .. } | Op::Store { .. } | Op::Map { .. } | Op::Contract { .. } => true,
+        };
+        let kept = op.outs().iter().find(|t| carried.contains(t));
+        let joins = single && (carries(op) || matches!(op, Op::Map { .. }));
+        if let (Some(t), false) = (kept, joins) {
+            return Err(format!("nothing merges {} of two parts", name(*t)));
+        }
+    }
+    // The parts' tasks compute what stands before the stream, the merge what stands after it.
+    let within = |t: &TileId| s.body.iter().any(|n| touches(kernel, n, *t));
+    for (i, node) in kernel.body.iter().enumerate().filter(|(i, _)| *i != place) {
+        let Node::Op(op) = node else { return Err("it is not the only stream".to_string()) };
+        if matches!(op, Op::Contract { .. } | Op::Scan { .. }) {
+            return Err("the kernel contracts or scans outside of it".to_string());
+        }
+        if i < place && op.outs().iter().any(|t| !within(t)) {
+            return Err(format!("{} is not used in it", name(op.outs()[0])));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the operation reads or writes the tile.
+fn touches(kernel: &Kernel, node: &Node, t: TileId) -> bool {
+    let Node::Op(op) = node else { return false };
+    let none = kernel.axes.ids().next();
+    op.outs().contains(&t) || none.is_some_and(|a| operands(kernel, op, a).tiles.contains(&t))
 }

@@ -226,8 +226,11 @@ pub fn fits(mapping: &Mapping, plan: &Plan) -> Result<(), String> {
     }
     let own = Mapping { kernels: own, ..mapping.clone() };
     mapping::verify::verify(&own, plan).map_err(|list| {
-        let list: Vec<&str> = list.iter().map(|d| d.message.as_str()).collect();
-        list.join("; ")
+        let line = |d: &Diagnostic| match &d.help {
+            Some(help) => format!("{} ({help})", d.message),
+            None => d.message.clone(),
+        };
+        list.iter().map(line).collect::<Vec<_>>().join("; ")
     })
 }
 

@@ -29,12 +29,16 @@ fn einfall(folder: &Path, args: &[&str]) -> (i32, String, String) {
 #[test]
 fn messages_are_those_of_the_snapshot() {
     let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("cache")).expect("a folder");
     for (name, text) in [
         ("ok.ein", GOOD),
         ("bad.ein", WRONG),
         ("rand.ein", UNLOWERED),
         ("noise.mapping", "what is this"),
-        ("other.mapping", "mapping m {\n    kernel nothing {\n        partition m 4\n    }\n}\n"),
+        ("plan.mapping", "mapping other on cpu {\n    kernel scale_0 {\n        axis m block 4\n    }\n}\n"),
+        ("kernel.mapping", "mapping scale on cpu {\n    kernel nothing {\n        axis m block 4\n    }\n}\n"),
+        ("empty.jsonl", "{\"family\": \"env\"}\n"),
+        ("sizes.txt", "other: M=2\n"),
     ] {
         std::fs::write(folder.path().join(name), text).expect("a file");
     }
@@ -53,7 +57,11 @@ fn messages_are_those_of_the_snapshot() {
         "lower rand.ein",
         "lower ok.ein --mapping none.mapping",
         "lower ok.ein --mapping noise.mapping",
-        "lower ok.ein --mapping other.mapping",
+        "lower ok.ein --mapping plan.mapping",
+        "lower ok.ein --mapping kernel.mapping",
+        "lower ok.ein --target gpu --mapping kernel.mapping",
+        "explain ok.ein --target h100 --why-not plan.mapping",
+        "explain ok.ein --target h100 --why-not kernel.mapping",
         "bisect ok.ein",
         "bisect ok.ein --size M=2",
         "bisect bad.ein --size M=2",
@@ -67,6 +75,13 @@ fn messages_are_those_of_the_snapshot() {
         "selftest --device toaster",
         "csp none.csp",
         "report none.jsonl",
+        "report empty.jsonl",
+        "tune ok.ein --sizes none",
+        "tune ok.ein --sizes M=2,Q=2",
+        "tune ok.ein --sizes sizes.txt",
+        "tune ok.ein --sizes M=2,N=2 --device toaster",
+        "tables show none.toml",
+        "check cache",
         "frobnicate",
     ];
     let mut have = String::new();

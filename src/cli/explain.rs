@@ -5,18 +5,16 @@ use std::path::{Path, PathBuf};
 
 use einfall::with_statics;
 use einfall_autotune::{model_cpu, model_gpu};
-use einfall_codegen::lower::gpu::stage_stores;
 use einfall_codegen::pipeline::Context;
 use einfall_ir::analysis::explain::{Mapped, Options, report, to_json, to_text};
 use einfall_ir::analysis::traffic::{plan_traffic, roofline_us};
 use einfall_ir::cascade::{Cascade, Module, Rank};
 use einfall_ir::kernel::atoms;
-use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 
 use super::lower::{gpu_plan, plan_sizes, read_mapping};
-use super::source::{Pairs, Source, sizes};
+use super::source::{Pairs, Source, ranks_of, sizes};
 use super::{Failure, engine_failure};
 
 /// Arguments of `explain`.
@@ -52,7 +50,8 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let given = sizes(&args.size).into_iter().chain(sizes(&args.statics)).collect::<BTreeMap<String, u64>>();
     for name in given.keys() {
         if !module.cascades.iter().any(|c| c.rank(name).is_some()) {
-            return Err(Failure::Usage(format!("no cascade of {} has a rank `{name}`", source.name)));
+            let there = ranks_of(module.cascades.iter());
+            return Err(Failure::Usage(format!("no cascade of {} has a rank `{name}`; {there}", source.name)));
         }
     }
     if let Some(path) = &args.why_not {
@@ -128,21 +127,19 @@ fn why_not(
     let mapping = read_mapping(path)?;
     let named = module.cascades.iter().find(|c| c.name == mapping.plan);
     let Some(cascade) = named else {
+        let names: Vec<&str> = module.cascades.iter().map(|c| c.name.as_str()).collect();
         return Err(Failure::Wrong(format!(
-            "{}: no cascade `{}`, which the mapping is for",
-            source.name, mapping.plan
+            "{}: the mapping is for plan `{}`; {} has {}",
+            path.display(),
+            mapping.plan,
+            source.name,
+            names.join(", ")
         )));
     };
     let Some(plan) = gpu_plan(cascade) else {
         return Err(Failure::Wrong(format!("{}: `{}` has no plan", source.name, cascade.name)));
     };
-    // Staging tiles of stores are named by mappings too.
-    for entry in &mapping.kernels {
-        let one = Mapping { kernels: vec![entry.clone()], ..mapping.clone() };
-        let staged = stage_stores::run(&plan, &one).map_err(|d| vec![d]);
-        let fits = staged.and_then(|(plan, one)| einfall_ir::mapping::verify::verify(&one, &plan));
-        fits.map_err(|d| Failure::Wrong(d.iter().map(|d| format!("{}\n", d.message)).collect()))?;
-    }
+    einfall::fits(&mapping, &plan).map_err(|why| Failure::Wrong(format!("{}: {why}", path.display())))?;
     let list: Vec<(String, u64)> = given.iter().map(|(n, v)| (n.clone(), *v)).collect();
     let sizes = plan_sizes(&plan, &list)?;
     match model_gpu::why_not(&plan, sheet, sizes.as_deref(), &mapping) {

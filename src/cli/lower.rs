@@ -142,7 +142,7 @@ fn stop_failure(source: &Source, stop: Stop) -> Failure {
 fn records(
     source: &Source,
     program: Program,
-    mapping: Option<Mapping>,
+    mapping: Option<(&Path, Mapping)>,
     target: &Lowering,
     given: &[(String, u64)],
     stop_after: Option<&str>,
@@ -173,9 +173,12 @@ fn records(
         return Err(Failure::Wrong("no plan was made".to_owned()));
     };
     let cpu = einfall_runtime::Cpu::detect();
-    let given_mapping = mapping.clone();
+    let model = mapping.is_none().then(|| plan.clone());
     let mapping = match (mapping, target) {
-        (Some(m), _) => Some(m),
+        (Some((path, m)), _) => {
+            einfall::fits(&m, &plan).map_err(|why| Failure::Wrong(format!("{}: {why}", path.display())))?;
+            Some(m)
+        }
         (None, Lowering::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
         (None, Lowering::Gpu(sheet)) => {
             let sizes = plan_sizes(&plan, given)?;
@@ -183,7 +186,6 @@ fn records(
         }
     };
     let context = Context { mapping: mapping.clone(), isa: Some(isa(&cpu)), ..to_tile };
-    let model = given_mapping.is_none().then(|| plan.clone());
     let made = trace(lower, Program::Tile(plan), &context, second).map_err(|(_, mut stop)| {
         if let (Stop::Refused { diagnostics, .. }, Some(plan), Lowering::Gpu(sheet)) = (&mut stop, &model, target)
             && let Ok(sizes) = plan_sizes(plan, given)
@@ -242,7 +244,7 @@ pub fn lower(args: &LowerArgs) -> Result<(), Failure> {
         let cascade = with_statics(&cascade, &sizes(&args.statics)).map_err(|e| engine_failure(&source, e))?;
         Program::Cascade(cascade)
     };
-    let mapping = args.mapping.as_deref().map(read_mapping).transpose()?;
+    let mapping = args.mapping.as_deref().map(|p| read_mapping(p).map(|m| (p, m))).transpose()?;
     let given: Vec<(String, u64)> = sizes(&args.size);
     let (records, mapping) =
         records(&source, program.clone(), mapping, &args.target, &given, args.stop_after.as_deref())?;

@@ -15,6 +15,7 @@ mod run;
 mod source;
 mod tables;
 mod text;
+mod traffic;
 mod tune;
 
 use std::process::ExitCode;
@@ -65,8 +66,10 @@ enum Command {
     /// Show, merge, check and prune tables of measured mappings
     #[command(subcommand)]
     Tables(tables::TablesCommand),
-    /// Join result files of benchmarks into tables of ratios
+    /// Join result files of benchmarks into tables of ratios, or into a page with rooflines and derivations
     Report(report::ReportArgs),
+    /// Write the bytes that mappings move by the analysis, to compare with a profiler's
+    Traffic(traffic::TrafficArgs),
     /// Solve an integer constraint system
     Csp(csp::CspArgs),
 }
@@ -132,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Tune(a) => tune::tune(&a),
         Command::Tables(c) => tables::tables(&c),
         Command::Report(a) => report::report(&a),
+        Command::Traffic(a) => traffic::traffic(&a),
         Command::Csp(a) => csp::csp(&a),
     };
     let (code, message) = match done {

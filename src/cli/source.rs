@@ -8,6 +8,28 @@ use einfall_ir::diag::{Diagnostic, render};
 
 use super::Failure;
 
+/// Why a file cannot be read, and what to do about it.
+pub fn unreadable(path: &Path, e: &std::io::Error) -> Failure {
+    let name = path.display();
+    Failure::Machine(match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("{name}: there is no such file; give its path from the current folder, or an absolute one")
+        }
+        std::io::ErrorKind::IsADirectory => format!("{name}: this is a folder; give a file in it"),
+        _ => format!("{name}: {e}"),
+    })
+}
+
+/// The ranks of cascades, for messages: `M, N`, or by cascade where they differ.
+pub fn ranks_of<'a>(cascades: impl Iterator<Item = &'a Cascade>) -> String {
+    let list = |c: &Cascade| c.ranks.iter().map(|(_, r)| r.name.clone()).collect::<Vec<_>>().join(", ");
+    let all: Vec<(String, String)> = cascades.map(|c| (c.name.clone(), list(c))).collect();
+    match all.as_slice() {
+        [(_, ranks)] => format!("the ranks are {ranks}"),
+        all => all.iter().map(|(name, ranks)| format!("{name} has {ranks}")).collect::<Vec<_>>().join("; "),
+    }
+}
+
 /// A file of cascades with the name it is shown by.
 pub struct Source {
     /// As given.
@@ -26,7 +48,7 @@ impl Source {
             Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
                 Err(Failure::Wrong(format!("{name}: not UTF-8 text")))
             }
-            Err(e) => Err(Failure::Machine(format!("{name}: {e}"))),
+            Err(e) => Err(unreadable(path, &e)),
         }
     }
 
@@ -86,7 +108,7 @@ pub fn ein_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             files.push(path.clone());
             continue;
         }
-        let entries = std::fs::read_dir(path).map_err(|e| Failure::Machine(format!("{}: {e}", path.display())))?;
+        let entries = std::fs::read_dir(path).map_err(|e| unreadable(path, &e))?;
         let mut inside: Vec<PathBuf> = entries
             .filter_map(|e| e.ok().map(|e| e.path()))
             .filter(|p| p.extension().is_some_and(|x| x == "ein"))
@@ -95,7 +117,11 @@ pub fn ein_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         files.extend(inside);
     }
     if files.is_empty() {
-        return Err(Failure::Usage("no .ein file there".to_owned()));
+        let folders: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+        return Err(Failure::Usage(format!(
+            "no .ein file in {}: give files, or a folder that holds some",
+            folders.join(", ")
+        )));
     }
     Ok(files)
 }

@@ -54,7 +54,10 @@ pub enum TablesCommand {
 /// Reads a table.
 pub fn read(path: &Path) -> Result<Table, Failure> {
     if !path.is_file() {
-        return Err(Failure::Machine(format!("{}: there is no such file", path.display())));
+        return Err(Failure::Machine(format!(
+            "{}: there is no such file; `einfall tune --out FILE` writes tables",
+            path.display()
+        )));
     }
     TableSource::File(path.to_owned()).read().map_err(Failure::Wrong)
 }
@@ -146,7 +149,7 @@ fn show(table: &Table, mappings: bool) {
 }
 
 /// Plans of the library and of files, for either kind of device, with their fingerprints.
-fn plans(paths: &[PathBuf]) -> Result<Vec<(Kind, String, Plan)>, Failure> {
+pub fn plans(paths: &[PathBuf]) -> Result<Vec<(Kind, String, Plan)>, Failure> {
     let mut sources: Vec<Source> = einfall_kernels::SOURCES
         .iter()
         .map(|(name, text)| Source { name: (*name).to_owned(), text: (*text).to_owned() })

@@ -8,136 +8,44 @@
 mod case;
 mod cpu;
 mod cuda;
+mod device;
 mod journal;
+mod judged;
 mod pool;
 mod sizes;
 mod worker;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use einfall::Options;
-use einfall_autotune::table::{Class, Entry, Kind, Table, fingerprint};
+use einfall_autotune::table::{Class, Entry, Table, fingerprint};
 use einfall_autotune::tune::{self, Candidate, Origin};
 use einfall_ir::cascade::Cascade;
 use einfall_ir::mapping::Mapping;
-use einfall_ir::target::DataSheet;
-use einfall_ir::tile::Plan;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
 use super::gpu::plans::is_for;
 use super::lower::read_mapping;
-use super::source::{Pairs, Source, ein_files, sizes as joined};
+use super::source::{Pairs, Source, ein_files, ranks_of, sizes as joined};
 use super::tables;
-use case::Case;
-use journal::{Journal, Record};
+pub use case::{Case, ranks};
+use device::Device;
+pub use device::{DeviceName, Span};
+use journal::Journal;
+pub use journal::Record;
+use judged::Judged;
 use pool::{Jobs, Limits, Outcome, Pool};
+pub use sizes::read as size_lists;
 
 /// Mappings that are measured again before one wins.
 const FINALISTS: usize = 3;
 /// How often.
 const TURNS: usize = 2;
-
-/// A device that is tuned for: `cpu`, `cuda`, `cuda:1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceName {
-    /// This machine's processor.
-    Cpu,
-    /// An NVIDIA GPU by number.
-    Cuda(usize),
-}
-
-impl std::str::FromStr for DeviceName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<DeviceName, String> {
-        let number = |n: &str| n.parse().map(DeviceName::Cuda).ok();
-        match (text, text.strip_prefix("cuda:").and_then(number)) {
-            ("cpu", _) => Ok(DeviceName::Cpu),
-            ("cuda", _) => Ok(DeviceName::Cuda(0)),
-            (_, Some(name)) => Ok(name),
-            _ => Err(format!("`{text}` is no device that is tuned for: cpu, cuda or cuda:N")),
-        }
-    }
-}
-
-impl std::fmt::Display for DeviceName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            DeviceName::Cpu => f.write_str("cpu"),
-            DeviceName::Cuda(n) => write!(f, "cuda:{n}"),
-        }
-    }
-}
-
-impl DeviceName {
-    /// What tables call it.
-    fn kind(self) -> Kind {
-        match self {
-            DeviceName::Cpu => Kind::Cpu,
-            DeviceName::Cuda(_) => Kind::Cuda,
-        }
-    }
-
-    /// The plan of a cascade for it.
-    pub fn plan(self, c: &Cascade) -> Result<Plan, einfall::Error> {
-        match self {
-            DeviceName::Cpu => einfall::plan(c),
-            DeviceName::Cuda(_) => einfall::cuda::plan(c),
-        }
-    }
-
-    /// What records say of it. Opens it, so that what it lacks is said once.
-    fn open(self) -> Result<Device, Failure> {
-        let options = Options::from_env().map_err(Failure::Usage)?;
-        match self {
-            DeviceName::Cpu => {
-                let engine = einfall::Engine::new(&options).map_err(Failure::machine)?;
-                let (major, minor, patch) = engine.runtime().llvm().version();
-                let name = einfall_runtime::Cpu::detect().name;
-                let driver = format!("LLVM {major}.{minor}.{patch}");
-                Ok(Device { name, driver, sheet: engine.data_sheet().clone() })
-            }
-            DeviceName::Cuda(n) => {
-                let engine = einfall::cuda::Engine::new(&options, n).map_err(Failure::machine)?;
-                let gpu = engine.runtime().gpu();
-                let driver = format!("CUDA {}.{}", gpu.driver / 1000, gpu.driver % 1000 / 10);
-                Ok(Device { name: gpu.name.clone(), driver, sheet: engine.data_sheet().clone() })
-            }
-        }
-    }
-}
-
-/// A device as records name it.
-struct Device {
-    name: String,
-    driver: String,
-    sheet: DataSheet,
-}
-
-/// A length of time: `10s`, `500ms`, `2m`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Span(pub Duration);
-
-impl std::str::FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Span, String> {
-        let wrong = || format!("`{text}` is no length of time: 500ms, 10s or 2m");
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = text[..digits].parse().map_err(|_| wrong())?;
-        let unit = match &text[digits..] {
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            _ => return Err(wrong()),
-        };
-        Duration::try_from_secs_f64(number * unit).map(Span).map_err(|_| wrong())
-    }
-}
+/// Measurements after which a search may be asked for what it has found.
+const FEW: usize = 8;
 
 /// Arguments of `tune`.
 #[derive(clap::Args)]
@@ -193,6 +101,9 @@ pub struct TuneArgs {
     /// Every measurement, one JSON object a line
     #[arg(long, value_name = "FILE")]
     jsonl: Option<PathBuf>,
+    /// How good the model's choices were, a row a case
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
     /// Serve a parent process
     #[arg(long, hide = true)]
     worker: bool,
@@ -231,12 +142,22 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let mut log = Log::new(args.jsonl.as_deref(), journal.as_deref())?;
     let mut pool = Pool::new(args.device, workers, limits)?;
     let mut wrong = 0;
+    let mut judged: Vec<Judged> = Vec::new();
     for case in &cases {
         match one(args, &device, &mut pool, &mut log, case, &mappings) {
-            Ok((line, entry)) => {
-                println!("{line}");
-                table.insert(entry);
+            Ok((row, entry)) => {
+                println!("{row}");
+                judged.push(row);
+                if let Some(path) = &args.csv {
+                    let fail = |e: std::io::Error| Failure::Machine(format!("{}: {e}", path.display()));
+                    std::fs::write(path, judged::csv(&judged)).map_err(fail)?;
+                }
                 if let Some(path) = &args.out {
+                    // Another process may have added to it meanwhile.
+                    if path.exists() {
+                        table = tables::read(path)?;
+                    }
+                    table.insert(entry);
                     tables::write(path, &table)?;
                 }
             }
@@ -250,11 +171,14 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     if let Some(journal) = log.journal.take() {
         journal.remove();
     }
+    if judged.len() > 1 {
+        println!("{}", judged::summary(&judged));
+    }
     if wrong == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{wrong} of {} cases have no mapping", cases.len()))) }
 }
 
 /// Every cascade of the files at every size of its lines.
-fn cases(paths: &[PathBuf], lines: &[sizes::Line], statics: &[(String, u64)]) -> Result<Vec<Case>, Failure> {
+pub fn cases(paths: &[PathBuf], lines: &[sizes::Line], statics: &[(String, u64)]) -> Result<Vec<Case>, Failure> {
     let mut out = Vec::new();
     let mut texts = Vec::new();
     for path in paths {
@@ -268,8 +192,16 @@ fn cases(paths: &[PathBuf], lines: &[sizes::Line], statics: &[(String, u64)]) ->
             }
         }
     }
-    for source in &texts {
-        for c in source.module()?.cascades {
+    let modules = texts.iter().map(Source::module).collect::<Result<Vec<_>, _>>()?;
+    let all: Vec<&Cascade> = modules.iter().flat_map(|m| &m.cascades).collect();
+    for (name, _) in lines.iter().flat_map(|l| &l.sizes).flatten() {
+        if all.iter().all(|c| c.rank(name).is_none()) {
+            let there = ranks_of(all.iter().copied());
+            return Err(Failure::Usage(format!("no cascade given has a rank `{name}`; {there}")));
+        }
+    }
+    for (source, module) in texts.iter().zip(&modules) {
+        for c in &module.cascades {
             // Lines for this cascade alone come before those for all.
             let own = |l: &&sizes::Line| l.cascade.as_ref() == Some(&c.name);
             let all = |l: &&sizes::Line| l.cascade.is_none();
@@ -278,7 +210,7 @@ fn cases(paths: &[PathBuf], lines: &[sizes::Line], statics: &[(String, u64)]) ->
                 chosen = lines.iter().filter(all).collect();
             }
             for sizes in chosen.iter().flat_map(|l| &l.sizes) {
-                let case = Case::new(&source.text, &c, statics, sizes)?;
+                let case = Case::new(&source.text, c, statics, sizes)?;
                 if !out.contains(&case) {
                     out.push(case);
                 }
@@ -286,7 +218,9 @@ fn cases(paths: &[PathBuf], lines: &[sizes::Line], statics: &[(String, u64)]) ->
         }
     }
     match out.is_empty() {
-        true => Err(Failure::Usage("no cascade has sizes in that list".to_owned())),
+        true => Err(Failure::Usage(
+            "that file has no line for these cascades: write `NAME: RANK=N,..`, or a line for all".to_owned(),
+        )),
         false => Ok(out),
     }
 }
@@ -343,6 +277,8 @@ struct Search<'a> {
     records: Vec<Record>,
     best: f64,
     turns: Vec<usize>,
+    /// Seconds until the first [`FEW`] mappings of the model were measured.
+    few_s: Option<f64>,
     log: &'a mut Log,
     bar: &'a ProgressBar,
     failure: Option<Failure>,
@@ -408,6 +344,10 @@ impl Search<'_> {
         }
         self.turns[record.index] += 1;
         self.records.push(record);
+        let few = self.candidates.iter().take(FEW).enumerate().filter(|(_, c)| c.origin == Origin::Model);
+        if self.few_s.is_none() && few.into_iter().all(|(i, _)| self.turns[i] > 0) {
+            self.few_s = Some(self.begin.elapsed().as_secs_f64());
+        }
         self.bar.inc(1);
         if self.best.is_finite() {
             self.bar.set_message(format!("best {:.1} µs", self.best));
@@ -469,7 +409,7 @@ impl Jobs for Search<'_> {
     }
 }
 
-/// Tunes one case; a line about it, and its entry in a table.
+/// Tunes one case; how good the model was, and the case's entry in a table.
 fn one(
     args: &TuneArgs,
     device: &Device,
@@ -477,7 +417,7 @@ fn one(
     log: &mut Log,
     case: &Case,
     mappings: &[Mapping],
-) -> Result<(String, Entry), Failure> {
+) -> Result<(Judged, Entry), Failure> {
     let c = case.load().map_err(Failure::Wrong)?;
     let plan = args.device.plan(&c).map_err(Failure::wrong)?;
     let ranks = case::ranks(&plan, &case.sizes).map_err(Failure::Wrong)?;
@@ -506,6 +446,7 @@ fn one(
         records: Vec::new(),
         best: f64::INFINITY,
         turns: vec![0; candidates.len()],
+        few_s: None,
         candidates: &candidates,
         log,
         bar: &bar,
@@ -533,13 +474,17 @@ fn one(
     // The fastest again, in turns, and the first with them: what drifts, drifts for all.
     search.pruning = false;
     let finalists: Vec<usize> = search.ranking().iter().map(|r| r.1).take(FINALISTS).collect();
-    let first = search.ranking().iter().map(|r| r.1).min();
+    let ranking = search.ranking();
+    let first = ranking.iter().map(|r| r.1).min();
+    let few = ranking.iter().map(|r| r.1).find(|i| *i < FEW && candidates[*i].origin == Origin::Model);
     for _ in 0..TURNS {
         search.queue.clear();
-        search.queue.extend(finalists.iter().copied().chain(first.filter(|f| !finalists.contains(f))));
+        let more = [first, few].into_iter().flatten().filter(|i| !finalists.contains(i));
+        search.queue.extend(finalists.iter().copied().chain(more).collect::<BTreeSet<_>>());
         pool.run(case, &mut search)?;
     }
     let (ranking, records, failure) = (search.ranking(), search.records, search.failure);
+    let few_s = search.few_s;
     bar.finish_and_clear();
     log.before = before;
     if let Some(e) = failure {
@@ -554,20 +499,22 @@ fn one(
         .filter(|r| candidates[r.1].origin == Origin::Drawn)
         .filter_map(|(us, i)| Some((candidates[*i].prediction.as_ref()?.seconds, *us)))
         .collect();
-    let mut line = format!("{}: {best:.2} µs by candidate {winner} of {}", case.label(), ranking.len());
-    if let Some((us, _)) = ranking.iter().find(|r| r.1 == 0) {
-        line += &format!("; the model's first choice {us:.2} µs ({:+.0}%)", 100.0 * (us / best - 1.0));
-    }
-    if let Some(rho) = tune::rank_correlation(&pairs) {
-        line += &format!("; rank correlation {rho:.2} over {} draws", pairs.len());
-    }
-    if let Some(drift) = first.and_then(|f| drift(&records, f)) {
-        line += &format!("; drift {:+.1}%", 100.0 * drift);
-    }
-    let faults = records.iter().filter(|r| r.measured_us.is_none()).count();
-    if faults > 0 {
-        line += &format!("; {faults} do not work");
-    }
+    let of = |at: Option<usize>| ranking.iter().find(|r| Some(r.1) == at).map(|r| r.0);
+    let judged = Judged {
+        cascade: case.cascade.clone(),
+        sizes: case.extents(),
+        measured: ranking.len(),
+        faults: records.iter().filter(|r| r.measured_us.is_none()).count(),
+        best_us: best,
+        winner,
+        first_us: of(Some(0)),
+        few_us: of(few),
+        few_s,
+        draws: pairs.len(),
+        correlation: tune::rank_correlation(&pairs),
+        drift: first.and_then(|f| drift(&records, f)),
+        seconds: begin.elapsed().as_secs_f64(),
+    };
     let entry = Entry {
         cascade: case.cascade.clone(),
         plan: fingerprint(&plan),
@@ -580,7 +527,7 @@ fn one(
         driver: device.driver.clone(),
         mapping: candidates[winner].mapping.to_string(),
     };
-    Ok((format!("{line}; {:.1} s", begin.elapsed().as_secs_f64()), entry))
+    Ok((judged, entry))
 }
 
 /// Four digits: more would be noise in every diff.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::super::Failure;
+use super::super::source::unreadable;
 
 /// Most combinations of one list.
 const MOST: usize = 4096;
@@ -23,9 +24,13 @@ pub struct Line {
 pub fn read(text: &str) -> Result<Vec<Line>, Failure> {
     let path = Path::new(text);
     if !path.is_file() {
+        if !text.contains('=') {
+            let what = format!("`{text}` is no list of sizes, such as M=512,N=256..1024:x2, and no file of lists");
+            return Err(Failure::Usage(what));
+        }
         return Ok(vec![Line { cascade: None, sizes: list(text).map_err(Failure::Usage)? }]);
     }
-    let body = std::fs::read_to_string(path).map_err(|e| Failure::Machine(format!("{text}: {e}")))?;
+    let body = std::fs::read_to_string(path).map_err(|e| unreadable(path, &e))?;
     let mut lines = Vec::new();
     for (number, line) in body.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();

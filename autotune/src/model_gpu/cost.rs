@@ -219,8 +219,6 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         }
         shared += work.written[i] * elements * times;
     }
-    // Resident tasks share the schedulers; alone in its turn each of them is as slow as its own warps.
-    let issued = if ideal { 1.0 } else { ISSUED[(c.units.max(1.0) as usize - 1).min(3)] };
     let special = special / gpu.special_per_clock as f64;
     let plain = plain / gpu.fma_per_clock as f64;
     let tail = (tail_special / gpu.special_per_clock as f64).max(tail_plain / gpu.fma_per_clock as f64);
@@ -303,7 +301,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     dram += states * tasks;
 
     // One task alone, and how much of a multiprocessor it keeps busy.
-    let elementwise = special.max(plain) / issued;
+    let elementwise = special.max(plain);
     let turns = v.ping_pong.is_some_and(|p| values[p.idx()] == 1);
     let overlap = match s.schedule {
         Schedule::Overlapped => {
@@ -322,7 +320,14 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         }
         Schedule::Plain | Schedule::Prefetched(_) => 0.0,
     };
-    let together = tensor.max(elementwise) + (1.0 - overlap) * tensor.min(elementwise);
+    // So many tasks' warps share the schedulers; a task alone is as slow as its own.
+    let together = |tasks: u64| {
+        let warps = (c.units.max(1.0) as u64 * tasks) as usize;
+        let slots = if ideal { 1.0 } else { ISSUED[warps.min(ISSUED.len()) - 1] };
+        let elementwise = elementwise / slots;
+        tensor.max(elementwise) + (1.0 - overlap) * tensor.min(elementwise)
+    };
+    let (together, crowded) = (together(1), together(resident));
     let all_trips: f64 = trips.iter().sum();
     let fill = fill / L2_PER_CLOCK;
     let rings: Vec<f64> = s.fetched().filter_map(|t| v.stages[t.index()]).map(|x| values[x.idx()] as f64).collect();
@@ -353,11 +358,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     };
     let staged = v.staged.iter().flatten().any(|x| values[x.idx()] == 1);
     let store = (l2_task - l2_stream - states) / if staged { L2_PER_CLOCK } else { L2_PER_CLOCK / 2.0 };
-    // Several tasks fill each other's slots.
-    let shared_slots = ISSUED[((c.units * resident as f64).max(1.0) as usize - 1).min(3)] / issued;
-    let busy = (together / if ideal { 1.0 } else { shared_slots }).max(fill).max(shared / SHARED_PER_CLOCK)
-        + tail
-        + 0.25 * sync;
+    let busy = crowded.max(fill).max(shared / SHARED_PER_CLOCK) + tail + 0.25 * sync;
     let block_alone = together.max(fill) + exposed + direct + sync + tail;
     // The last of a block's parts finds its states stored and counted, then reads those of all.
     let last = v.split.is_some_and(|s| values[s.last.idx()] == 1);

@@ -9,7 +9,7 @@ use einfall_ir::analysis::resources::launch_registers;
 use einfall_ir::arena::Id;
 use einfall_ir::mapping::KernelMapping;
 use einfall_ir::target::{DataSheet, Gpu, TASK_SHARED_BYTES};
-use einfall_ir::tile::{AxisId, AxisKind};
+use einfall_ir::tile::{AxisId, AxisKind, TileId};
 
 use super::cost::{Cost, Work, bound, cost};
 use super::facts::Facts;
@@ -167,7 +167,7 @@ impl Completer<'_, '_, '_> {
         let block = |values: &[i64], a: AxisId| self.get(values, v.block[a.index()]);
         for (i, place) in s.places.iter().enumerate() {
             let (Some(inner), Some(w)) = (place.shared(), v.swizzle[i]) else { continue };
-            let bytes = f.kernel.tiles[einfall_ir::tile::TileId::new(i)].dtype.bytes(1) as i64;
+            let bytes = f.kernel.tiles[TileId::new(i)].dtype.bytes(1) as i64;
             let row = block(&values, inner) * bytes;
             values[w.idx()] = [128, 64, 32].into_iter().find(|x| row % x == 0)?;
         }
@@ -244,20 +244,26 @@ impl Completer<'_, '_, '_> {
             };
             for stages in (least..=STAGES as i64).rev().chain(if s.producer { Some(1) } else { None }) {
                 // Where one more copy of every tile is too much, one more of the first still hides its latency.
+                let mut several = false;
                 for less in [0, 1] {
-                    let mut rings = 0;
+                    let mut first: Option<Vec<usize>> = None;
                     for (i, x) in v.stages.iter().enumerate() {
                         if let Some(x) = x {
                             let written = matches!(s.places[i], Place::Written(_));
-                            let later = if rings > 0 && stages - less >= least { less } else { 0 };
+                            // Tiles that one operation reads share a ring.
+                            let t = TileId::new(i);
+                            let readers: Vec<usize> =
+                                (0..f.ops.len()).filter(|o| f.ops[*o].reads.contains(&t)).collect();
+                            let apart = first.get_or_insert_with(|| readers.clone()) != &readers;
+                            let later = if apart && stages - less >= least { less } else { 0 };
                             values[x.idx()] = if written { stages.min(2) } else { stages - later };
-                            rings += 1;
+                            several |= apart;
                         }
                     }
                     if fits(&values) {
                         return self.space.model.check(&values).is_ok().then_some(values);
                     }
-                    if rings < 2 {
+                    if !several {
                         break;
                     }
                 }
@@ -352,6 +358,16 @@ fn refine(space: &Space<'_, '_>, price: &dyn Fn(&[i64]) -> f64, values: &mut [i6
                 None if g > 1 => continue,
                 None => {}
             }
+            take(&other, values);
+        }
+    }
+    // Fewer copies under way than fit, where device memory has enough to do.
+    for most in [2, 3] {
+        other.copy_from_slice(values);
+        for x in v.stages.iter().flatten() {
+            other[x.idx()] = other[x.idx()].min(most);
+        }
+        if other != values && space.model.check(&other).is_ok() {
             take(&other, values);
         }
     }

@@ -247,11 +247,6 @@ impl<'s, 'a> Space<'s, 'a> {
             self.model.constrain("parts", cut.clone().implies(only));
             let whole = Pred::And(vec![is(split.resident, 1), is(split.last, 0)]);
             self.model.constrain("whole streams", is(split.parts, 1).implies(whole));
-            // What arrives last joins blocks of parts' states that it holds in registers.
-            if let [_, consumer] = v.regs[..] {
-                let least = Pred::Or(vec![is(consumer, 0), Expr::Const(MERGE_REGISTERS).at_most(consumer)]);
-                self.model.constrain("registers of the merge", is(split.last, 1).implies(least));
-            }
             // Lanes hold whole rows of its states: where they cannot, warps would have to meet in shared memory.
             let mut axes: Vec<AxisId> = f.states().iter().flat_map(|t| f.tile_axes(*t)).copied().collect();
             axes.sort();
@@ -457,6 +452,12 @@ impl<'s, 'a> Space<'s, 'a> {
             // A budget of 0 stands for the even share.
             let unset = Expr::Const(1) - Expr::Min(vec![c, Expr::Const(1)]);
             budget = set + unset * budget;
+        }
+        if let Some(split) = self.vars.split {
+            // What arrives last joins blocks of parts' states that it holds in registers.
+            let least = Expr::Const(MERGE_REGISTERS).at_most(budget.clone());
+            let last = Expr::Var(split.last).equals(1);
+            self.model.constrain("registers of the merge", last.implies(least));
         }
         let staged: Vec<usize> = s.stores.iter().filter(|l| l.staged.is_some()).map(|l| l.op).collect();
         let mut sets = live_sets(f, s, &staged);

@@ -14,6 +14,7 @@ use einfall_ir::mapping::KernelMapping;
 use einfall_ir::target::DataSheet;
 
 use super::Failure;
+use super::report::without_splits;
 use super::source::{Pairs, sizes as joined, unreadable};
 use super::tune::{Case, cases, ranks, size_lists};
 
@@ -109,7 +110,8 @@ fn modelled(case: &Case, sheet: &DataSheet) -> Result<(String, Vec<String>), Str
     let mapping = model_gpu::choose(&plan, sheet, Some(&extents));
     let multiprocessors = sheet.gpu.as_ref().map_or(1, |g| g.multiprocessors);
     let cut = split_streams::run(&plan, &mapping, multiprocessors).map_err(|d| d.message)?;
-    let empty = KernelMapping::default();
+    let (empty, text) = (KernelMapping::default(), mapping.to_string());
+    let mapping = without_splits(&mapping);
     let row = |k: &einfall_ir::tile::Kernel| {
         let own = mapping.kernels.iter().find(|m| m.kernel == k.name).unwrap_or(&empty);
         let t = kernel_traffic(&cut, k, own, &extents, sheet).ok_or("an extent is unknown")?;
@@ -117,7 +119,7 @@ fn modelled(case: &Case, sheet: &DataSheet) -> Result<(String, Vec<String>), Str
         Ok(format!("{},{:.0},{:.0},{:.0}", k.name, l.supplied_bytes, l.write_bytes, t.tasks))
     };
     let rows = cut.kernels.iter().map(row).collect::<Result<Vec<_>, &str>>()?;
-    Ok((mapping.to_string(), rows))
+    Ok((text, rows))
 }
 
 /// Modelled bytes beside counted ones, a line a case.

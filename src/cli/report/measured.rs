@@ -10,6 +10,7 @@ use einfall_autotune::tune;
 use einfall_codegen::lower::gpu::split_streams;
 use einfall_ir::analysis::traffic::plan_traffic;
 use einfall_ir::dtype::DType;
+use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 
@@ -95,7 +96,7 @@ fn point(e: &Entry, plan: &Plan, sheet: &DataSheet) -> Option<Point> {
     let mapping = e.read().ok()?;
     let multiprocessors = sheet.gpu.as_ref().map_or(1, |g| g.multiprocessors);
     let cut = split_streams::run(plan, &mapping, multiprocessors).ok()?;
-    let traffic = plan_traffic(&cut, &mapping, &extents, sheet)?;
+    let traffic = plan_traffic(&cut, &without_splits(&mapping), &extents, sheet)?;
     let contracted: f64 = traffic.contractions.iter().map(|c| c.1).sum();
     let most = traffic.contractions.iter().max_by(|a, b| a.1.total_cmp(&b.1));
     Some(Point {
@@ -106,6 +107,13 @@ fn point(e: &Entry, plan: &Plan, sheet: &DataSheet) -> Option<Point> {
         dtype: most.map(|c| c.0),
         bytes: traffic.levels.first().map_or(0.0, |l| l.supplied_bytes + l.write_bytes),
     })
+}
+
+/// A mapping for a plan whose streams are cut already.
+pub fn without_splits(mapping: &Mapping) -> Mapping {
+    let mut mapping = mapping.clone();
+    mapping.kernels.iter_mut().for_each(|m| m.split = None);
+    mapping
 }
 
 /// Reads a tuner's measurements, by case.

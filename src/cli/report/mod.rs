@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::source::unreadable;
+pub use measured::without_splits;
 
 /// Arguments of `report`.
 #[derive(clap::Args)]

@@ -194,7 +194,8 @@ pub fn cases(paths: &[PathBuf], lines: &[sizes::Line], statics: &[(String, u64)]
     }
     let modules = texts.iter().map(Source::module).collect::<Result<Vec<_>, _>>()?;
     let all: Vec<&Cascade> = modules.iter().flat_map(|m| &m.cascades).collect();
-    for (name, _) in lines.iter().flat_map(|l| &l.sizes).flatten() {
+    let meant = lines.iter().filter(|l| l.cascade.as_ref().is_none_or(|n| all.iter().any(|c| c.name == *n)));
+    for (name, _) in meant.flat_map(|l| &l.sizes).flatten() {
         if all.iter().all(|c| c.rank(name).is_none()) {
             let there = ranks_of(all.iter().copied());
             return Err(Failure::Usage(format!("no cascade given has a rank `{name}`; {there}")));

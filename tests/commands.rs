@@ -12,7 +12,7 @@ use serde_json::Value;
 
 const GOOD: &str = "cascade scale[M, N](x: f32[M, N]) -> (y: f32[M, N]) {\n    y[m,n] = 2.0 * x[m,n]\n}\n";
 const WRONG: &str = "cascade bad[M](x: f32[M]) -> (y: f32[M]) {\n    y[m] = x[q]\n}\n";
-const UNLOWERED: &str = "cascade noise[M](s: i32) -> (y: f32[M]) {\n    y[m] = rand(s, m)\n}\n";
+const UNLOWERED: &str = "cascade nibbles[M](W: i4[M] packed(low)) -> (y: f32[M]) {\n    y[m] = W[m]\n}\n";
 
 /// Exit code, standard output and standard error of `einfall ARGS` in `folder`.
 fn einfall(folder: &Path, args: &[&str]) -> (i32, String, String) {
@@ -33,7 +33,7 @@ fn messages_are_those_of_the_snapshot() {
     for (name, text) in [
         ("ok.ein", GOOD),
         ("bad.ein", WRONG),
-        ("rand.ein", UNLOWERED),
+        ("nibbles.ein", UNLOWERED),
         ("noise.mapping", "what is this"),
         ("plan.mapping", "mapping other on cpu {\n    kernel scale_0 {\n        axis m block 4\n    }\n}\n"),
         ("kernel.mapping", "mapping scale on cpu {\n    kernel nothing {\n        axis m block 4\n    }\n}\n"),
@@ -54,7 +54,7 @@ fn messages_are_those_of_the_snapshot() {
         "explain bad.ein --size M=2",
         "lower ok.ein --stop-after nothing",
         "lower bad.ein",
-        "lower rand.ein",
+        "lower nibbles.ein",
         "lower ok.ein --mapping none.mapping",
         "lower ok.ein --mapping noise.mapping",
         "lower ok.ein --mapping plan.mapping",
@@ -68,7 +68,7 @@ fn messages_are_those_of_the_snapshot() {
         "run none.ein",
         "run ok.ein",
         "run bad.ein --random 1 --size M=1",
-        "run rand.ein --random 1 --size M=1",
+        "run nibbles.ein --random 1 --size M=1",
         "run ok.ein --random 1 --size M=2,N=2 --device toaster",
         "run ok.ein --random x --size M=2,N=2",
         "bench --device cpu --family none",

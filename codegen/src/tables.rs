@@ -11,10 +11,10 @@ use einfall_ir::{kernel, tile};
 
 use crate::lower;
 use crate::passes::{
-    extract_reductions, fix_extents, fold_exponents, fuse_indices, load_reads, propagate_support, round_operands,
-    split_constant_dims, unroll_axes,
+    expand_segments, expand_selections, extract_reductions, fix_extents, fold_exponents, fuse_indices, load_reads,
+    propagate_support, round_operands, split_constant_dims, unroll_axes,
 };
-use crate::pipeline::{Forms, Level, Pass, Program};
+use crate::pipeline::{Context, Forms, Level, Pass, Program};
 
 /// From a cascade to a plan of kernels over tiles.
 pub const TO_TILE: &[Pass] = &[
@@ -23,6 +23,21 @@ pub const TO_TILE: &[Pass] = &[
         level: Level::Cascade,
         step: |p, _| Ok(Program::Cascade(fix_extents::fix_extents(cascade(p)))),
         why: "first: every later pass can fold extents that the text or --static fixes",
+    },
+    Pass {
+        name: "expand-segments",
+        level: Level::Cascade,
+        step: |p, _| {
+            let c = expand_segments::expand_segments(cascade(p)).map_err(|e| vec![e.diagnostic()])?;
+            Ok(Program::Cascade(c))
+        },
+        why: "before supports: a point in no segment does not exist",
+    },
+    Pass {
+        name: "expand-selections",
+        level: Level::Cascade,
+        step: |p, _| Ok(Program::Cascade(expand_selections::expand_selections(cascade(p)))),
+        why: "before supports, which a selection among some of the points cannot express by an identity",
     },
     Pass {
         name: "propagate-support",
@@ -82,6 +97,16 @@ pub const TO_TILE: &[Pass] = &[
         why: "after everything that decides what feeds a contraction; before the mapping, which names the tiles",
     },
 ];
+
+/// The plan that the passes on cascades make of `c`: [`TO_TILE`] up to `form-kernels`.
+///
+/// # Errors
+/// The first construct without a lowering.
+pub fn formed(c: Cascade) -> Result<tile::Plan, Vec<Diagnostic>> {
+    let context = Context::default();
+    let on_cascades = TO_TILE.iter().filter(|pass| pass.level == Level::Cascade);
+    on_cascades.map(|pass| pass.step).try_fold(Program::Cascade(c), |p, step| step(p, &context)).map(plan)
+}
 
 /// From a mapped plan to kernels for CPU cores.
 pub const CPU: &[Pass] = &[

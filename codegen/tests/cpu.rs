@@ -8,7 +8,7 @@ use einfall_codegen::pipeline::{Context, Program};
 use einfall_codegen::tables;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
-use einfall_ir::cascade::{Cascade, eval, parse};
+use einfall_ir::cascade::{Cascade, Expr, eval, parse};
 use einfall_ir::tile::{AxisKind, Plan};
 use einfall_ir::tolerance::{self, inputs};
 
@@ -58,6 +58,11 @@ fn block(plan: &Plan, rng: &mut Rng) -> Plan {
     plan
 }
 
+/// Whether some point of some statement may not exist.
+fn removes_points(c: &Cascade) -> bool {
+    c.einsums().any(|e| e.filter.is_some()) || c.exprs.iter().any(|(_, e)| matches!(e, Expr::Segment { .. }))
+}
+
 #[test]
 fn library_cascades_agree_with_the_evaluator() {
     let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
@@ -65,7 +70,7 @@ fn library_cascades_agree_with_the_evaluator() {
     let mut refused = Vec::new();
     let mut wrong = Vec::new();
     for (file, text) in einfall_kernels::SOURCES {
-        if only.as_ref().is_some_and(|o| o != file) {
+        if only.as_ref().is_some_and(|o| !o.split(',').any(|o| o == *file)) {
             continue;
         }
         for c in parse(text).unwrap().cascades {
@@ -73,9 +78,11 @@ fn library_cascades_agree_with_the_evaluator() {
             for round in 0..4 {
                 let Some(b) = draw(&c, &mut rng) else { panic!("{file}: no extents") };
                 let p = block(&p, &mut rng);
-                let given =
-                    inputs::random(&c, &b, 7 + round, inputs::Variant::ALL[(2 * round as usize + file.len()) % 9])
-                        .unwrap();
+                let variant = inputs::Variant::ALL[(2 * round as usize + file.len()) % 9];
+                let given = inputs::random(&c, &b, 7 + round, variant).unwrap();
+                // The deviation that docs/language.md lists: a point that a filter removes is a factor 0 in its block,
+                // and 0 times an infinity is NaN.
+                let deviates = variant == inputs::Variant::NonFinite && removes_points(&c);
                 let want = tolerance::expect(&c, &b, &given, &eval::Options::default()).unwrap();
                 for isa in if round == 0 { isas() } else { isas()[..1].to_vec() } {
                     let compiled = match compile(&p, &isa) {
@@ -94,8 +101,9 @@ fn library_cascades_agree_with_the_evaluator() {
                         }
                         // Derived forms agree with the cascade as written wherever that is finite.
                         let finite = |x: f64| w.dtype.round(x).is_finite();
+                        let told = |x: f64, y: f64| finite(x) && !(deviates && y.is_nan());
                         let seen: Vec<f64> =
-                            w.values.iter().zip(&g.data).map(|(x, y)| if finite(*x) { *y } else { *x }).collect();
+                            w.values.iter().zip(&g.data).map(|(x, y)| if told(*x, *y) { *y } else { *x }).collect();
                         if let Err(e) = w.compare(&seen) {
                             let blocks: Vec<_> = p
                                 .kernels
@@ -112,9 +120,7 @@ fn library_cascades_agree_with_the_evaluator() {
     refused.dedup();
     assert!(wrong.is_empty(), "{}\nrefused: {refused:#?}", wrong.join("\n"));
     // What has no lowering yet is refused by name, and nothing else is.
-    if only.is_none() {
-        assert_eq!(refused, ["quantised_matmul: elements of type f8e4m3"]);
-    }
+    assert_eq!(refused, Vec::<String>::new());
 }
 
 /// Rows of `x` far from 0: every row's mean is 1,000 or more times its deviation.

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Split, compile, isas, run};
 use einfall_ir::array::Array;
+use einfall_ir::cascade::eval::philox;
 use einfall_ir::dtype::DType;
 use einfall_ir::ops::UnaryOp;
 use einfall_ir::tile::parse::parse;
@@ -76,4 +77,62 @@ fn functions_stay_within_their_ulps() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Conversions to 8-bit floats round to the nearest, ties to even, over the whole range of f32, and every code of these
+/// types is read as its value.
+#[test]
+fn eight_bit_floats_round_and_read_exactly() {
+    for dtype in [DType::F8E4M3, DType::F8E5M2] {
+        let mut x = points();
+        // Halfway between neighbours, and a little to either side.
+        for k in 0..4096 {
+            let y = f64::from(k) * 2f64.powi(-18);
+            let y = f64::from((1.0 + y * 64.0) as f32);
+            x.extend((-18..18).flat_map(|e| [y * 2f64.powi(e), -y * 2f64.powi(e)]));
+        }
+        let n = x.len() as u64;
+        let input = Array::new(DType::F32, &[n], x.clone()).unwrap();
+        let text = format!(
+            "plan f[N] {{\n input X: f32[N]\n output Y: {dtype}[N]\n output Z: f32[N]\n kernel f {{\n \
+             grid i in N block 4096\n store Y[i] = X[i] over i\n }}\n kernel g {{\n grid i in N block 4096\n \
+             store Z[i] = Y[i] over i\n }}\n}}\n"
+        );
+        let plan = parse(&text).unwrap_or_else(|d| panic!("{d}\n{text}"));
+        for isa in isas() {
+            let c = compile(&plan, &isa).unwrap();
+            let out = run(&c, &[n], std::slice::from_ref(&input), Split::Whole);
+            for (i, &x) in x.iter().enumerate() {
+                let want = dtype.round(x);
+                for got in [out[0].data[i], out[1].data[i]] {
+                    let right = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                    assert!(right, "{dtype} on {} bytes: {x} became {got}, not {want}", isa.vector_bytes);
+                }
+            }
+        }
+    }
+}
+
+/// Random numbers are Philox's to the last bit, whatever lanes compute them.
+#[test]
+fn random_numbers_are_the_evaluators() {
+    let text = "plan f[N, M] {\n input s: i64[]\n output Y: f32[N, M]\n output Z: f32[N]\n kernel f {\n \
+                grid i in N block 3\n grid j in M block 64\n store Y[i, j] = rand(s[], i, j, 7, i * 5) over i, j\n }\n \
+                kernel g {\n grid i in N block 1\n store Z[i] = rand(-3, i, 0, 0, 0) over i\n }\n}\n";
+    let text = text.replace("i64[]", "i64");
+    let plan = parse(&text).unwrap_or_else(|d| panic!("{d}\n{text}"));
+    for isa in isas() {
+        let c = compile(&plan, &isa).unwrap();
+        for seed in [0, 1, -1, 0x1234_5678_9abc_i64] {
+            let (n, m) = (7, 131);
+            let out = run(&c, &[n, m], &[Array::scalar(DType::I64, seed as f64)], Split::Each);
+            for (k, got) in out[0].data.iter().enumerate() {
+                let (i, j) = (k as i64 / m as i64, k as i64 % m as i64);
+                assert_eq!(*got, philox::uniform(seed, [i, j, 7, i * 5]), "{seed} at {i}, {j}");
+            }
+            for (i, got) in out[1].data.iter().enumerate() {
+                assert_eq!(*got, philox::uniform(-3, [i as i64, 0, 0, 0]));
+            }
+        }
+    }
 }

@@ -210,12 +210,9 @@ fn library_attention_assembles() {
 
 #[test]
 fn a_library_cascade_assembles() {
-    use einfall_codegen::lower::form::form_kernels;
-    use einfall_codegen::passes::extract_reductions::extract_reductions;
-    use einfall_codegen::passes::propagate_support::propagate_support;
     let source = einfall_kernels::source("linear_gelu").unwrap();
     let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
-    let plan = form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap();
+    let plan = tables::formed(cascade).unwrap();
     let module = mapped(&plan, &text("mappings/linear_gelu.mapping"));
     assert_eq!(assembles(&plan, &module), 0);
 }

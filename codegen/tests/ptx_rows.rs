@@ -8,10 +8,8 @@ use std::process::Command;
 
 use einfall_autotune::model_gpu::choose;
 use einfall_codegen::backend::ptx::{Target, print};
-use einfall_codegen::lower::form::form_kernels;
 use einfall_codegen::lower::gpu;
-use einfall_codegen::passes::extract_reductions::extract_reductions;
-use einfall_codegen::passes::propagate_support::propagate_support;
+use einfall_codegen::tables;
 use einfall_ir::artifact::Code;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
@@ -24,7 +22,7 @@ fn tool(name: &str) -> PathBuf {
 
 fn formed(name: &str) -> Plan {
     let cascade = einfall_ir::cascade::parse(einfall_kernels::source(name).unwrap()).unwrap().cascades.remove(0);
-    form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap()
+    tables::formed(cascade).unwrap()
 }
 
 /// The machine code of a plan's kernels by the rule; none of them spills.

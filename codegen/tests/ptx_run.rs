@@ -3,10 +3,7 @@
 mod machine;
 
 use einfall_codegen::backend::ptx::{Target, print};
-use einfall_codegen::lower::form::form_kernels;
 use einfall_codegen::lower::gpu;
-use einfall_codegen::passes::extract_reductions::extract_reductions;
-use einfall_codegen::passes::propagate_support::propagate_support;
 use einfall_ir::array::Array;
 use einfall_ir::artifact::{Artifact, Code};
 use einfall_ir::dtype::DType;
@@ -22,7 +19,7 @@ fn text(path: &str) -> String {
 fn formed(name: &str) -> Plan {
     let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
     let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
-    form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap()
+    tables::formed(cascade).unwrap()
 }
 
 /// The plan of a library cascade for a GPU, by every pass.
@@ -226,7 +223,7 @@ fn scalar_functions_keep_their_ulps() {
         let f = op.name();
         let source = format!("cascade f[N](x: f32[N]) -> (y: f32[N]) {{\n    y[n] = {f}(x[n])\n}}\n");
         let cascade = einfall_ir::cascade::parse(&source).unwrap().cascades.remove(0);
-        let plan = form_kernels(&extract_reductions(propagate_support(cascade).unwrap())).unwrap();
+        let plan = tables::formed(cascade).unwrap();
         let name = &plan.kernels[0].name;
         let module =
             mapped(&plan, &format!("mapping f on h100 {{\nkernel {name} {{\naxis n block 256 units 4\n}}\n}}\n"));

@@ -63,7 +63,7 @@ pub fn seconds(space: &Space<'_>, sheet: &DataSheet, values: &[i64]) -> f64 {
                 kernel.walk(root, &mut |_, e| {
                     cost += match e {
                         Expr::Unary(..) => SPECIAL,
-                        Expr::Binary(..) | Expr::Select(..) | Expr::Cast(..) => NODE,
+                        Expr::Binary(..) | Expr::Select(..) | Expr::Cast(..) | Expr::Rand(_) => NODE,
                         _ => 0.0,
                     }
                 });

@@ -159,7 +159,8 @@ impl<'a> Facts<'a> {
             | Expr::Unary(..)
             | Expr::Binary(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => None,
+            | Expr::Cast(..)
+            | Expr::Rand(_) => None,
         }
     }
 

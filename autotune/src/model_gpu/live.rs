@@ -145,7 +145,8 @@ impl Lines<'_, '_> {
             | Expr::Unary(..)
             | Expr::Binary(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => {}
+            | Expr::Cast(..)
+            | Expr::Rand(_) => {}
         });
         for t in shared {
             let own = s.sized_of(facts.tile_axes(t));

@@ -73,7 +73,7 @@ fn functions(f: &Facts<'_>, root: ExprId) -> (f64, f64) {
             special += 1.0;
             plain += 2.0;
         }
-        Expr::Binary(..) | Expr::Select(..) | Expr::Cast(..) => plain += 1.0,
+        Expr::Binary(..) | Expr::Select(..) | Expr::Cast(..) | Expr::Rand(_) => plain += 1.0,
         Expr::Read { at, .. } if !at.is_empty() => plain += 2.0,
         Expr::Int(_)
         | Expr::Float(_)
@@ -178,7 +178,7 @@ fn value(f: &Facts<'_>, e: ExprId, at: &dyn Fn(AxisId) -> Option<f64>, extents: 
         Expr::Unary(op, a) => Some(op.eval(of(*a)?)),
         Expr::Binary(op, a, b) => Some(op.eval(of(*a)?, of(*b)?, true)),
         Expr::Select(c, a, b) => of(if of(*c)? != 0.0 { *a } else { *b }),
-        Expr::Tile(_) | Expr::TileAt { .. } | Expr::Read { .. } | Expr::Cast(..) => None,
+        Expr::Tile(_) | Expr::TileAt { .. } | Expr::Read { .. } | Expr::Cast(..) | Expr::Rand(_) => None,
     }
 }
 

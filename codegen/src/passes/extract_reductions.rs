@@ -9,12 +9,9 @@
 use std::collections::{HashMap, HashSet};
 
 use einfall_ir::arena::Id;
-use einfall_ir::cascade::{
-    Cascade, Einsum, Expr, ExprId, Index, IndexId, IndexKind, Size, Stmt, Storage, Target, Tensor, TensorKind,
-};
-use einfall_ir::dtype::DType;
+use einfall_ir::cascade::{Cascade, Einsum, Expr, ExprId, Index, IndexId, IndexKind, Size, Stmt, types};
 
-use super::rewrite::{rewrite, same, substitute};
+use super::rewrite::{assign, intermediate, rewrite, same, substitute};
 
 /// Gives every reduction or scan below a statement's root a statement of its own.
 pub fn extract_reductions(mut c: Cascade) -> Cascade {
@@ -128,38 +125,12 @@ fn move_out(c: &mut Cascade, root: ExprId, order: &[IndexId], before: &mut Moved
             fresh(c, i, IndexKind::Reduced);
         }
         let value = substitute(c, id, &map);
-        let name = fresh_name(c);
-        let tensor = c.tensors.push(Tensor {
-            name,
-            docs: Vec::new(),
-            dtype: if is_argument(c, id) { DType::I32 } else { DType::F32 },
-            declared: false,
-            storage: Storage::default(),
-            dims,
-            kind: TensorKind::Intermediate,
-            default: None,
-            span,
-        });
-        let new = Einsum {
-            targets: vec![Target { tensor, at }],
-            value,
-            filter: None,
-            otherwise: None,
-            join: None,
-            free,
-            span,
-        };
+        let dtype = types::default_dtype(c, &types::kinds(c), value, 0, 1, false);
+        let tensor = intermediate(c, "r", dtype, dims, span);
+        let new = assign(tensor, at, free, value, span);
         before.statements.extend(extract(c, new));
         let read = c.push_expr(Expr::Read { tensor, at: outer_at }, span);
         before.reads.push((id, read));
         Some(read)
     })
-}
-
-fn is_argument(c: &Cascade, id: ExprId) -> bool {
-    matches!(&c.exprs[id], Expr::Reduce { op: einfall_ir::cascade::Reducer::Op(op), .. } if op.selects_argument())
-}
-
-fn fresh_name(c: &Cascade) -> String {
-    (0..).map(|k| format!("r{k}")).find(|n| c.tensor(n).is_none()).expect("some number is free")
 }

@@ -169,7 +169,8 @@ fn is_positive(plan: &Plan, k: &Kernel, e: ExprId) -> bool {
         | Expr::Coord(_)
         | Expr::Tile(_)
         | Expr::TileAt { .. }
-        | Expr::Select(..) => false,
+        | Expr::Select(..)
+        | Expr::Rand(_) => false,
     }
 }
 

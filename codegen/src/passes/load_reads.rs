@@ -154,6 +154,7 @@ fn is_sum(k: &Kernel, e: ExprId) -> bool {
         | Expr::Unary(..)
         | Expr::Binary(..)
         | Expr::Select(..)
-        | Expr::Cast(..) => false,
+        | Expr::Cast(..)
+        | Expr::Rand(_) => false,
     }
 }

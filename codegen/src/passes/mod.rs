@@ -2,6 +2,8 @@
 
 use einfall_ir::diag::{Diagnostic, Span};
 
+pub mod expand_segments;
+pub mod expand_selections;
 pub mod extract_reductions;
 pub mod fix_extents;
 pub mod fold_exponents;

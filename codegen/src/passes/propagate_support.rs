@@ -26,7 +26,8 @@ struct Support {
 /// Makes every support explicit.
 ///
 /// # Errors
-/// Partial supports behind left sides that are not plain indices, and filtered argument selections.
+/// Partial supports behind left sides that are not plain indices, and argument selections among some of the points
+/// that `expand-selections` left, because they stand inside an expression.
 pub fn propagate_support(mut cascade: Cascade) -> Result<Cascade, Unsupported> {
     let mut supports = HashMap::new();
     let mut stmts = std::mem::take(&mut cascade.stmts);
@@ -48,6 +49,13 @@ fn guard(c: &mut Cascade, e: &mut Einsum, supports: &mut HashMap<TensorId, Suppo
     let mut conjuncts = Vec::new();
     if let Some(filter) = e.filter.take() {
         split_conjuncts(c, filter, &mut conjuncts);
+    }
+    // A condition over operands that do not exist does not hold.
+    for condition in &mut conjuncts {
+        let mut present = Vec::new();
+        let own = guard_expr(c, *condition, &[], &mut [], supports, &mut present)?;
+        present.push(own);
+        *condition = conjunction(c, present).expect("the condition itself");
     }
     let mut used = vec![false; conjuncts.len()];
     let mut outer = Vec::new();
@@ -165,13 +173,22 @@ fn select_or_identity(
     span: einfall_ir::diag::Span,
 ) -> Result<ExprId, Unsupported> {
     let Some(holds) = conjunction(c, inside) else { return Ok(body) };
-    let identity = match op {
-        Reducer::Op(op) if !op.selects_argument() => c.push_expr(Expr::Float(op.identity()), span),
-        Reducer::Op(_) | Reducer::TopK { .. } | Reducer::User(_) => {
-            return Err(Unsupported::new(span, "a filtered argument selection, top-k or user-defined reduction"));
-        }
+    let guarded = |c: &mut Cascade, value: ExprId, identity: f64| {
+        let identity = c.push_expr(Expr::Float(identity), span);
+        c.push_expr(Expr::Select(holds, value, identity), span)
     };
-    Ok(c.push_expr(Expr::Select(holds, body, identity), span))
+    match op {
+        Reducer::Op(op) if !op.selects_argument() => Ok(guarded(c, body, op.identity())),
+        Reducer::User(m) => {
+            let identity = c.monoids[m].identity.clone();
+            let Expr::Tuple(items) = c.exprs[body].clone() else { return Ok(guarded(c, body, identity[0])) };
+            let items = items.into_iter().zip(identity).map(|(x, i)| guarded(c, x, i)).collect();
+            Ok(c.push_expr(Expr::Tuple(items), span))
+        }
+        Reducer::Op(_) | Reducer::TopK { .. } => {
+            Err(Unsupported::new(span, "an argument selection among some of the points, inside an expression"))
+        }
+    }
 }
 
 /// The condition of a body `if cond then value else identity`.

@@ -1,9 +1,56 @@
-//! Expression surgery the cascade passes share: substitution, structural equality, occurrence.
+//! What the cascade passes share: substitution, structural equality, occurrence, new names and statements.
 
 use std::collections::HashMap;
 
 use einfall_ir::arena::Id;
-use einfall_ir::cascade::{Cascade, Expr, ExprId, IndexId};
+use einfall_ir::cascade::{
+    Cascade, Einsum, Expr, ExprId, Index, IndexId, IndexKind, Size, Storage, Target, Tensor, TensorId, TensorKind,
+};
+use einfall_ir::diag::Span;
+use einfall_ir::dtype::DType;
+
+/// `base`, or `base` with the lowest number that makes it a name of nothing in the cascade.
+fn fresh_name(c: &Cascade, base: &str) -> String {
+    let taken = |n: &str| {
+        c.tensor(n).is_some()
+            || c.rank(n).is_some()
+            || c.indices.iter().any(|(_, i)| i.name == n)
+            || c.monoids.iter().any(|(_, m)| m.name == n)
+    };
+    (0..).map(|k| format!("{base}{k}")).find(|n| !taken(n)).expect("some number is free")
+}
+
+/// A new intermediate tensor.
+pub fn intermediate(c: &mut Cascade, base: &str, dtype: DType, dims: Vec<Size>, span: Span) -> TensorId {
+    let name = fresh_name(c, base);
+    c.tensors.push(Tensor {
+        name,
+        docs: Vec::new(),
+        dtype,
+        declared: false,
+        storage: Storage::default(),
+        dims,
+        kind: TensorKind::Intermediate,
+        default: None,
+        span,
+    })
+}
+
+/// A new index over `extent`, and its value.
+pub fn fresh_index(c: &mut Cascade, base: &str, extent: Size, kind: IndexKind, span: Span) -> (IndexId, ExprId) {
+    let name = fresh_name(c, base);
+    let rank = match extent {
+        Size::Rank(r) => Some(r),
+        _ => None,
+    };
+    let index = c.indices.push(Index { name, extent, rank, kind, span });
+    (index, c.push_expr(Expr::Index(index), span))
+}
+
+/// `tensor[at] = value` for every point of `free`.
+pub fn assign(tensor: TensorId, at: Vec<ExprId>, free: Vec<IndexId>, value: ExprId, span: Span) -> Einsum {
+    Einsum { targets: vec![Target { tensor, at }], value, filter: None, otherwise: None, join: None, free, span }
+}
 
 /// Whether index `i` occurs free under `root`.
 pub fn mentions(c: &Cascade, root: ExprId, i: IndexId) -> bool {

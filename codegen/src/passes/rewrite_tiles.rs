@@ -27,6 +27,7 @@ fn with_operands(e: Expr, to: &[ExprId]) -> Expr {
         Expr::Binary(op, _, _) => Expr::Binary(op, to[0], to[1]),
         Expr::Select(..) => Expr::Select(to[0], to[1], to[2]),
         Expr::Cast(d, _) => Expr::Cast(d, to[0]),
+        Expr::Rand(_) => Expr::Rand([to[0], to[1], to[2], to[3], to[4]]),
     }
 }
 
@@ -40,7 +41,7 @@ pub fn same(k: &Kernel, a: ExprId, b: ExprId) -> bool {
     x.for_each_operand(|e| xs.push(e));
     y.for_each_operand(|e| ys.push(e));
     let heads =
-        with_operands(x.clone(), &vec![a; xs.len().max(3)]) == with_operands(y.clone(), &vec![a; ys.len().max(3)]);
+        with_operands(x.clone(), &vec![a; xs.len().max(5)]) == with_operands(y.clone(), &vec![a; ys.len().max(5)]);
     heads && xs.len() == ys.len() && xs.iter().zip(&ys).all(|(&p, &q)| same(k, p, q))
 }
 
@@ -61,7 +62,8 @@ pub fn axes_of(k: &Kernel, root: ExprId) -> Vec<AxisId> {
         | Expr::Unary(..)
         | Expr::Binary(..)
         | Expr::Select(..)
-        | Expr::Cast(..) => {}
+        | Expr::Cast(..)
+        | Expr::Rand(_) => {}
     });
     let mut axes = Vec::new();
     for a in found {
@@ -233,7 +235,8 @@ fn copy(
         | Expr::Unary(..)
         | Expr::Binary(..)
         | Expr::Select(..)
-        | Expr::Cast(..)) => other,
+        | Expr::Cast(..)
+        | Expr::Rand(_)) => other,
     };
     let id = *known.entry(format!("{made:?}")).or_insert_with(|| into.exprs.push(made));
     done.insert(e, id);

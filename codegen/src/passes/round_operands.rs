@@ -82,7 +82,8 @@ fn stored_types(plan: &Plan, kernel: &Kernel, tile: TileId, seen: &mut BTreeSet<
             | Expr::Unary(..)
             | Expr::Binary(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => {}
+            | Expr::Cast(..)
+            | Expr::Rand(_) => {}
         }),
         Op::Load { .. }
         | Op::Store { .. }

@@ -60,6 +60,21 @@ struct Memory {
     len: usize,
 }
 
+/// The number that an 8-bit float's code stands for, by the definition of the type.
+fn small(dtype: DType, code: u8) -> f64 {
+    let (mantissa, bias) = if dtype == DType::F8E4M3 { (3, 7) } else { (2, 15) };
+    let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
+    let (e, m) = (i32::from((code & 0x7f) >> mantissa), f64::from(code & ((1 << mantissa) - 1)));
+    let m = m / f64::from(1 << mantissa);
+    match (dtype, e) {
+        (DType::F8E4M3, 15) if m == 0.875 => f64::NAN,
+        (DType::F8E5M2, 31) if m == 0.0 => sign * f64::INFINITY,
+        (DType::F8E5M2, 31) => f64::NAN,
+        (_, 0) => sign * m * 2f64.powi(1 - bias),
+        _ => sign * (1.0 + m) * 2f64.powi(e - bias),
+    }
+}
+
 fn put(dtype: DType, x: f64, to: &mut [u8]) {
     match dtype {
         DType::F64 => to.copy_from_slice(&x.to_le_bytes()),
@@ -70,7 +85,11 @@ fn put(dtype: DType, x: f64, to: &mut [u8]) {
         DType::I32 => to.copy_from_slice(&(x as i32).to_le_bytes()),
         DType::I8 => to.copy_from_slice(&(x as i8).to_le_bytes()),
         DType::U8 | DType::Bool => to.copy_from_slice(&(x as u8).to_le_bytes()),
-        DType::F8E4M3 | DType::F8E5M2 | DType::I4 => panic!("{dtype} in memory"),
+        DType::F8E4M3 | DType::F8E5M2 => {
+            let same = |y: f64| y == x && y.is_sign_negative() == x.is_sign_negative() || y.is_nan() && x.is_nan();
+            to[0] = (0..=255).find(|code| same(small(dtype, *code))).unwrap_or_else(|| panic!("{x} is no {dtype}"));
+        }
+        DType::I4 => panic!("{dtype} in memory"),
     }
 }
 
@@ -84,7 +103,8 @@ fn get(dtype: DType, b: &[u8]) -> f64 {
         DType::I32 => f64::from(i32::from_le_bytes(b.try_into().unwrap())),
         DType::I8 => f64::from(b[0] as i8),
         DType::U8 | DType::Bool => f64::from(b[0]),
-        DType::F8E4M3 | DType::F8E5M2 | DType::I4 => panic!("{dtype} in memory"),
+        DType::F8E4M3 | DType::F8E5M2 => small(dtype, b[0]),
+        DType::I4 => panic!("{dtype} in memory"),
     }
 }
 

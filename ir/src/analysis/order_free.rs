@@ -28,7 +28,8 @@ fn reads(kernel: &Kernel, root: ExprId, axis: AxisId, out: &mut Reads) {
         | Expr::Unary(..)
         | Expr::Binary(..)
         | Expr::Select(..)
-        | Expr::Cast(..) => {}
+        | Expr::Cast(..)
+        | Expr::Rand(_) => {}
     });
 }
 

@@ -578,6 +578,31 @@ impl Cascade {
         seen
     }
 
+    /// Whether a statement reads `tensor`.
+    pub fn reads(&self, e: &Einsum, tensor: TensorId) -> bool {
+        let mut found = false;
+        for root in e.roots() {
+            self.walk(root, &mut |_, x| {
+                found |= match x {
+                    Expr::Read { tensor: t, .. } | Expr::Segment { offsets: t, .. } => *t == tensor,
+                    Expr::Int(_)
+                    | Expr::Float(_)
+                    | Expr::Size(_)
+                    | Expr::Index(_)
+                    | Expr::Unary(..)
+                    | Expr::Binary(..)
+                    | Expr::Select(..)
+                    | Expr::Cast(..)
+                    | Expr::Tuple(_)
+                    | Expr::Reduce { .. }
+                    | Expr::Scan { .. }
+                    | Expr::Rand { .. } => false,
+                };
+            });
+        }
+        found
+    }
+
     /// Every Einsum in evaluation order, those inside `iter` blocks included (inits before the body).
     pub fn einsums(&self) -> impl Iterator<Item = &Einsum> {
         self.stmts.iter().flat_map(|s| -> Box<dyn Iterator<Item = &Einsum>> {

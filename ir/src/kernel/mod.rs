@@ -252,6 +252,9 @@ pub enum Expr {
     Select(Box<Expr>, Box<Expr>, Box<Expr>),
     /// A conversion, rounding.
     Cast(DType, Box<Expr>),
+    /// A uniform value in [0,1): the seed, then four integer coordinates
+    /// ([`crate::cascade::eval::philox::uniform`]).
+    Rand(Box<[Expr; 5]>),
 }
 
 /// A window into a buffer, walked by a fragment or a copied tile.
@@ -617,7 +620,7 @@ impl Kernel {
             | Expr::Unit
             | Expr::ClusterRank
             | Expr::Coord(_) => true,
-            Expr::Float(_) => false,
+            Expr::Float(_) | Expr::Rand(_) => false,
             Expr::Scalar(buf) | Expr::Fetch { buf, .. } => self.bufs.get(*buf).is_some_and(|b| integral(b.dtype)),
             Expr::Frag { frag, .. } => self.frags.get(*frag).is_some_and(|f| integral(f.dtype)),
             Expr::Unary(UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sign, a) => self.is_integer(a),
@@ -684,6 +687,7 @@ impl Expr {
                 f(b);
                 f(c);
             }
+            Expr::Rand(of) => of.iter().for_each(f),
         }
     }
 }

@@ -824,6 +824,10 @@ impl Parser<'_> {
                 return Ok(Expr::Cast(d, take(self, 1)?.next().expect("one argument")));
             }
             match name.as_str() {
+                "rand" => {
+                    let of: Vec<Expr> = take(self, 5)?.map(|e| *e).collect();
+                    return Ok(Expr::Rand(Box::new(of.try_into().expect("five arguments"))));
+                }
                 "fma" | "select" => {
                     let mut a = take(self, 3)?;
                     let (x, y, z) = (a.next().expect("three"), a.next().expect("three"), a.next().expect("three"));

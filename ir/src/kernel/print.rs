@@ -422,6 +422,7 @@ impl<'a> Printer<'a> {
             Expr::Fma(a, b, c) => format!("fma({}, {}, {})", self.expr(a), self.expr(b), self.expr(c)),
             Expr::Select(c, a, b) => format!("select({}, {}, {})", self.expr(c), self.expr(a), self.expr(b)),
             Expr::Cast(d, a) => format!("{d}({})", self.expr(a)),
+            Expr::Rand(of) => format!("rand({})", self.list(&of[..])),
         }
     }
 }

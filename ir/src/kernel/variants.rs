@@ -62,7 +62,8 @@ pub fn value(e: &Expr, ranks: &[u64]) -> Option<i64> {
         | Expr::Unary(..)
         | Expr::Fma(..)
         | Expr::Select(..)
-        | Expr::Cast(..) => None,
+        | Expr::Cast(..)
+        | Expr::Rand(_) => None,
     }
 }
 

@@ -471,7 +471,8 @@ impl<'a> Task<'a> {
                 | Expr::Unary(..)
                 | Expr::Binary(..)
                 | Expr::Select(..)
-                | Expr::Cast(..) => Vec::new(),
+                | Expr::Cast(..)
+                | Expr::Rand(_) => Vec::new(),
             };
             for a in &needed {
                 if !axes.contains(a) && self.windows(op, &[*a])?[0].1 != 1 {
@@ -510,6 +511,7 @@ impl<'a> Task<'a> {
                 }
             }
             Expr::Cast(d, a) => d.round(at(a)),
+            Expr::Rand(of) => uniform_of(of.map(|e| at(&e))),
         })
     }
 
@@ -789,6 +791,11 @@ impl Options {
             None => x,
         }
     }
+}
+
+/// A random number of a seed and four coordinates, all integers.
+pub(crate) fn uniform_of([seed, coords @ ..]: [f64; 5]) -> f64 {
+    crate::cascade::eval::philox::uniform(seed as i64, coords.map(|c| c as i64))
 }
 
 /// Whether `number` of `total` is among about `count` drawn from `seed`; the first and the last always are.

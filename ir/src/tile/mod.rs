@@ -123,6 +123,13 @@ pub struct Axis {
     pub block: Option<u64>,
 }
 
+impl Axis {
+    /// A nameless axis that is whole in every tile.
+    pub fn inner(extent: Size) -> Axis {
+        Axis { name: String::new(), extent, kind: AxisKind::Inner, block: None }
+    }
+}
+
 /// Where a tile lives, once mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
@@ -297,6 +304,9 @@ pub enum Expr {
     Select(ExprId, ExprId, ExprId),
     /// A conversion, rounding.
     Cast(DType, ExprId),
+    /// A uniform value in [0,1): the seed, then four integer coordinates
+    /// ([`crate::cascade::eval::philox::uniform`]).
+    Rand([ExprId; 5]),
 }
 
 impl Expr {
@@ -315,6 +325,7 @@ impl Expr {
                 f(*a);
                 f(*b);
             }
+            Expr::Rand(of) => of.iter().copied().for_each(f),
         }
     }
 }
@@ -370,7 +381,7 @@ impl Kernel {
             let at = |id: &ExprId| int[crate::arena::Id::index(*id)];
             let v = match e {
                 Expr::Int(_) | Expr::Size(_) | Expr::Coord(_) => true,
-                Expr::Float(_) => false,
+                Expr::Float(_) | Expr::Rand(_) => false,
                 Expr::Tile(t) | Expr::TileAt { tile: t, .. } => self.tiles[*t].dtype.is_int(),
                 Expr::Read { buffer, .. } => plan.buffers[*buffer].dtype.is_int(),
                 Expr::Unary(op, a) => match op {

@@ -6,7 +6,7 @@
 //! buffer  = ("input" | "inout" | "output" | "workspace") NAME ":" dtype ["[" size {"," size} "]"] [">" "0"]
 //! kernel  = "kernel" NAME "{" {axis} {tile} {node} "}"
 //! axis    = ("grid" | "stream" | "inner") NAME "in" size ["block" INT]
-//! tile    = "tile" NAME ":" dtype ["[" AXIS {"," AXIS} "]"] ["in" space]
+//! tile    = "tile" NAME ":" dtype ["[" AXIS {"," AXIS} "]"] ["in" space] ["exact"]
 //! node    = "for" AXIS ["rev"] ["sequential"] ["where" expr] "{" {node} "}" | op
 //! op      = TILE "=" "load" BUFFER "[" exprs "]"
 //!         | "store" BUFFER "[" exprs "]" ["join" REDUCE] "=" expr ["over" axes] ["when" expr]
@@ -14,9 +14,10 @@
 //!         | TILE "=" ["carry"] "contract" "(" axes ")" TILE "," TILE
 //!         | TILE "=" "scan" REDUCE "(" AXIS ")" expr ["from" TILE]
 //!         | TILE "=" expr
-//! expr    = "if" expr "then" expr "else" expr | infix operators, calls, casts `bf16(x)`
+//! expr    = "if" expr "then" expr "else" expr | infix operators, calls, casts `bf16(x)`, `rand(seed, a, b, c, d)`
 //!         | BUFFER "[" exprs "]" | TILE "{" AXIS "=" (AXIS | INT) {","..} "}" | AXIS | TILE | RANK | numbers | inf | nan
 //! ```
+//! `exact` after a tile says that operands of contractions into it keep their types ([`Tile::exact`]).
 //! Invariant: ids in a parsed plan are valid and expressions are stored operands first; `verify` checks the rest.
 
 use std::collections::HashMap;
@@ -511,6 +512,9 @@ impl Parser {
         }
         self.c.sym("(")?;
         let args = self.list(")", |p| p.expr(s, 0))?;
+        if let ("rand", Ok(of)) = (name.as_str(), args.clone().try_into()) {
+            return Ok(s.push(Expr::Rand(of)));
+        }
         let binary = BinaryOp::from_name(&name).filter(|o| !o.infix());
         let e = match (args.as_slice(), UnaryOp::from_name(&name), DType::from_name(&name), binary) {
             ([a], Some(op), _, _) => Expr::Unary(op, *a),

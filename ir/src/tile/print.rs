@@ -280,6 +280,7 @@ impl Printer<'_> {
                 wrap(0, text)
             }
             Expr::Cast(d, a) => format!("{d}({})", self.expr(*a, 0)),
+            Expr::Rand(of) => format!("rand({})", self.list(of)),
         }
     }
 }

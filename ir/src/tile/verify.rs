@@ -151,7 +151,8 @@ impl<'a> Checker<'a> {
                 | Expr::Unary(..)
                 | Expr::Binary(..)
                 | Expr::Select(..)
-                | Expr::Cast(..) => {}
+                | Expr::Cast(..)
+                | Expr::Rand(_) => {}
             }
         }
         for (_, a) in kernel.axes.iter() {
@@ -310,7 +311,8 @@ impl<'a> Checker<'a> {
                 | Expr::Unary(..)
                 | Expr::Binary(..)
                 | Expr::Select(..)
-                | Expr::Cast(..) => {}
+                | Expr::Cast(..)
+                | Expr::Rand(_) => {}
             });
             coords.sort();
             coords.dedup();
@@ -386,7 +388,8 @@ impl<'a> Checker<'a> {
                 | Expr::Unary(..)
                 | Expr::Binary(..)
                 | Expr::Select(..)
-                | Expr::Cast(..) => {}
+                | Expr::Cast(..)
+                | Expr::Rand(_) => {}
             }
         }
     }

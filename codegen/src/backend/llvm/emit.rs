@@ -67,13 +67,11 @@ impl<'a> Emit<'a> {
                 return Err(fail(&format!("the distribution {} on {} lanes", f.dist, isa.lanes())));
             }
             let (ty, elem) = match f.dtype {
-                DType::F32 | DType::BF16 | DType::F16 => (Ty::F32, "float"),
+                DType::F32 | DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E5M2 => (Ty::F32, "float"),
                 DType::F64 => (Ty::F64, "double"),
                 DType::I64 | DType::I32 | DType::I8 | DType::U8 => (Ty::Int, "i64"),
                 DType::Bool => (Ty::Bool, "i8"),
-                DType::Tf32 | DType::F8E4M3 | DType::F8E5M2 | DType::I4 => {
-                    return Err(fail(&format!("fragments of type {}", f.dtype)));
-                }
+                DType::Tf32 | DType::I4 => return Err(fail(&format!("fragments of type {}", f.dtype))),
             };
             let store = if lane_dim.is_some() { t.vec(elem) } else { elem.to_string() };
             for r in 0..regs {

@@ -8,7 +8,7 @@ use einfall_ir::kernel::{Expr, FragId};
 use einfall_ir::ops::{BinaryOp, UnaryOp};
 
 use super::emit::Emit;
-use super::math::Lanes;
+use super::math::{F8, Lanes};
 use super::value::{Ty, Val, float_text};
 use crate::lower::cpu::NotLowered;
 
@@ -164,9 +164,11 @@ impl Emit<'_> {
                 self.clamp_int(v, 0, 255)
             }
             DType::Bool => self.truth(v),
-            DType::Tf32 | DType::F8E4M3 | DType::F8E5M2 | DType::I4 => {
-                return Err(self.unsupported(&format!("elements of type {to}")));
+            DType::F8E4M3 | DType::F8E5M2 => {
+                let v = self.convert(v, Ty::F32);
+                self.lanewise(v, |l, x| l.f8_round(x, F8::of(to)))
             }
+            DType::Tf32 | DType::I4 => return Err(self.unsupported(&format!("elements of type {to}"))),
         })
     }
 
@@ -297,7 +299,52 @@ impl Emit<'_> {
                 let a = self.eval(a, place)?;
                 self.cast(a, *d)?
             }
+            Expr::Rand(of) => {
+                let of = of.iter().map(|e| self.eval(e, place)).collect::<Out<Vec<_>>>()?;
+                self.uniform_random(&of)
+            }
         })
+    }
+
+    /// Philox4x32-10 (Salmon et al., SC 2011), of 64-bit lanes that hold 32 bits: the seed, then four coordinates.
+    fn uniform_random(&mut self, of: &[Val]) -> Val {
+        let vector = of.iter().any(|v| !matches!(v, Val::Uniform(..)));
+        let ty = if vector { self.t.vec("i64") } else { "i64".to_string() };
+        let konst = |s: &Self, n: i64| if vector { s.t.splat_const("i64", &n.to_string()) } else { n.to_string() };
+        let low = konst(self, 0xFFFF_FFFF);
+        let thirty_two = konst(self, 32);
+        let mut words = Vec::new();
+        for v in of {
+            let v = self.convert(v.clone(), Ty::Int);
+            words.push(match &v {
+                Val::Uniform(_, s) if !vector => s.clone(),
+                _ => self.t.vector(&v),
+            });
+        }
+        let bin = |s: &mut Self, op: &str, a: &str, b: &str| s.t.def(&format!("{op} {ty} {a}, {b}"));
+        let mut keys = [bin(self, "and", &words[0], &low), bin(self, "lshr", &words[0], &thirty_two)];
+        let mut at: Vec<String> = words[1..].iter().map(|w| bin(self, "and", w, &low)).collect();
+        for _ in 0..10 {
+            let p = bin(self, "mul", &at[0], &konst(self, 0xD251_1F53));
+            let q = bin(self, "mul", &at[2], &konst(self, 0xCD9E_8D57));
+            let mut next = Vec::new();
+            for (product, other, key) in [(&q, &at[1], &keys[0]), (&p, &at[3], &keys[1])] {
+                let high = bin(self, "lshr", product, &thirty_two);
+                let mixed = bin(self, "xor", &high, other);
+                next.push(bin(self, "xor", &mixed, key));
+                next.push(bin(self, "and", product, &low));
+            }
+            at = next;
+            for (key, step) in keys.iter_mut().zip([0x9E37_79B9, 0xBB67_AE85]) {
+                let sum = bin(self, "add", key, &konst(self, step));
+                *key = bin(self, "and", &sum, &low);
+            }
+        }
+        // The top 24 bits, which are exact in f32.
+        let top = bin(self, "lshr", &at[0], &konst(self, 8));
+        let top = if vector { Val::Vector(Ty::Int, top) } else { Val::Uniform(Ty::Int, top) };
+        let top = self.convert(top, Ty::F32);
+        self.instr("fmul", top, Val::Uniform(Ty::F32, float_text(Ty::F32, 2f64.powi(-24))), Ty::F32)
     }
 
     fn frag_value(&mut self, frag: FragId, dims: &[usize], place: Option<&Place>) -> Out<Val> {

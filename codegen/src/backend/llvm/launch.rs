@@ -376,7 +376,8 @@ fn gathered_elems(plan: &Plan, k: &tile::Kernel, b: BufferId, at: &[tile::ExprId
             | tile::Expr::Unary(..)
             | tile::Expr::Binary(..)
             | tile::Expr::Select(..)
-            | tile::Expr::Cast(..) => {}
+            | tile::Expr::Cast(..)
+            | tile::Expr::Rand(_) => {}
         });
         if by_data {
             gathers = true;
@@ -408,7 +409,8 @@ pub(crate) fn flops(k: &tile::Kernel) -> Size {
                 | tile::Expr::TileAt { .. }
                 | tile::Expr::Read { .. }
                 | tile::Expr::Select(..)
-                | tile::Expr::Cast(..) => {}
+                | tile::Expr::Cast(..)
+                | tile::Expr::Rand(_) => {}
             });
             n
         };

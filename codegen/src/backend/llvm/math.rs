@@ -4,7 +4,43 @@
 //! 2⁴⁵), keeps NaN, and runs in the lanes it is given. Sources: exp and log after Cephes `expf`, `logf` (S. Moshier);
 //! erf after N. Juffa's `erff` (two fused polynomials); sine and cosine by Cody–Waite reduction in f64.
 
+use einfall_ir::dtype::DType;
+
 use super::value::{Text, Ty, float_text};
+
+/// An 8-bit float type (Micikevicius et al., arXiv 2209.05433).
+pub(super) struct F8 {
+    mantissa: i64,
+    bias: i32,
+    largest: f64,
+    /// Whether there are infinities; without, what is too large becomes the largest number.
+    infinite: bool,
+    /// The lowest code without sign that is no number.
+    special: i64,
+}
+
+impl F8 {
+    const E4M3: F8 = F8 { mantissa: 3, bias: 7, largest: 448.0, infinite: false, special: 0x7f };
+    const E5M2: F8 = F8 { mantissa: 2, bias: 15, largest: 57344.0, infinite: true, special: 0x7c };
+
+    /// The one that `d` is.
+    pub(super) fn of(d: DType) -> &'static F8 {
+        if d == DType::F8E4M3 { &F8::E4M3 } else { &F8::E5M2 }
+    }
+
+    /// How far its lowest bit is above f32's.
+    fn place(&self) -> i64 {
+        23 - self.mantissa
+    }
+
+    fn smallest_normal(&self) -> f64 {
+        2f64.powi(1 - self.bias)
+    }
+
+    fn smallest(&self) -> f64 {
+        self.smallest_normal() * 2f64.powi(-(self.mantissa as i32))
+    }
+}
 
 /// Types of the lanes an expansion works in: scalars or vectors.
 pub(super) struct Lanes<'a> {
@@ -411,6 +447,90 @@ impl<'a> Lanes<'a> {
         let zero = self.c(0.0);
         let c = self.cmp("one", x, &zero);
         self.select(&c, &s, x)
+    }
+
+    /// An 8-bit float (`i8` lanes) as f32.
+    pub(super) fn f8_value(&mut self, s: &str, kind: &F8) -> String {
+        let (bytes, words) = (self.shape("i8"), self.i.clone());
+        let x = self.t.def(&format!("zext {bytes} {s} to {words}"));
+        let (low, place) = (self.ci(0x7f), self.ci(kind.place()));
+        let magnitude = self.ibin("and", &x, &low);
+        let bits = self.ibin("shl", &magnitude, &place);
+        // The exponent's bias is f32's: what is missing is a factor, which is exact, for subnormal numbers too.
+        let (f, factor) = (self.float_of_bits(&bits), self.c(2f64.powi(127 - kind.bias)));
+        let f = self.mul(&f, &factor);
+        let special = self.ci(kind.special);
+        let pred = if kind.infinite { "uge" } else { "eq" };
+        let is_special = self.t.def(&format!("icmp {pred} {words} {magnitude}, {special}"));
+        let (nan, infinity) = (self.c(f64::NAN), self.c(f64::INFINITY));
+        let instead = if kind.infinite {
+            let infinite = self.t.def(&format!("icmp eq {words} {magnitude}, {special}"));
+            self.select(&infinite, &infinity, &nan)
+        } else {
+            nan
+        };
+        let f = self.select(&is_special, &instead, &f);
+        let shift = self.ci(24);
+        let sign = self.ibin("shl", &x, &shift);
+        let sign = self.float_of_bits(&sign);
+        self.copysign(&f, &sign)
+    }
+
+    /// Rounds to an 8-bit float, as f32.
+    pub(super) fn f8_round(&mut self, x: &str, kind: &F8) -> String {
+        let a = self.intrinsic("fabs", x);
+        let b = self.bits(&a);
+        let (place, one) = (self.ci(kind.place()), self.ci(1));
+        let odd = self.ibin("lshr", &b, &place);
+        let odd = self.ibin("and", &odd, &one);
+        let (half, keep) = (self.ci((1 << (kind.place() - 1)) - 1), self.ci(-(1 << kind.place())));
+        let r = self.ibin("add", &b, &half);
+        let r = self.ibin("add", &r, &odd);
+        let r = self.ibin("and", &r, &keep);
+        let normal = self.float_of_bits(&r);
+        // Below the smallest normal number the distance of neighbours is constant.
+        let (up, down) = (self.c(1.0 / kind.smallest()), self.c(kind.smallest()));
+        let t = self.mul(&a, &up);
+        let t = self.intrinsic("rint", &t);
+        let t = self.mul(&t, &down);
+        let limit = self.c(kind.smallest_normal());
+        let small = self.cmp("olt", &a, &limit);
+        let v = self.select(&small, &t, &normal);
+        let (largest, over) = (self.c(kind.largest), self.c(if kind.infinite { f64::INFINITY } else { kind.largest }));
+        let beyond = self.cmp("ogt", &v, &largest);
+        let v = self.select(&beyond, &over, &v);
+        let nan = self.cmp("uno", x, x);
+        let v = self.select(&nan, x, &v);
+        self.copysign(&v, x)
+    }
+
+    /// The bits of an 8-bit float (`i8` lanes) that `x` is the value of.
+    pub(super) fn f8_bits(&mut self, x: &str, kind: &F8) -> String {
+        let (bytes, words, floats) = (self.shape("i8"), self.i.clone(), self.f.clone());
+        let a = self.intrinsic("fabs", x);
+        // The factor f32 has too much, the other way round: exact, also where the result is subnormal.
+        let factor = self.c(2f64.powi(kind.bias - 127));
+        let scaled = self.mul(&a, &factor);
+        let place = self.ci(kind.place());
+        let b = self.bits(&scaled);
+        let code = self.ibin("lshr", &b, &place);
+        let special = self.ci(kind.special);
+        let infinity = self.c(f64::INFINITY);
+        let over = self.t.def(&format!("fcmp oeq {floats} {a}, {infinity}"));
+        let code = self.t.def(&format!("select {} {over}, {words} {special}, {words} {code}", self.b));
+        let nan_code = self.ci(if kind.infinite { kind.special + 2 } else { kind.special });
+        let nan = self.cmp("uno", x, x);
+        let code = self.t.def(&format!("select {} {nan}, {words} {nan_code}, {words} {code}", self.b));
+        let b = self.bits(x);
+        let (shift, mask) = (self.ci(24), self.ci(0x80));
+        let sign = self.ibin("lshr", &b, &shift);
+        let sign = self.ibin("and", &sign, &mask);
+        let code = self.ibin("or", &code, &sign);
+        self.t.def(&format!("trunc {words} {code} to {bytes}"))
+    }
+
+    fn shape(&self, elem: &str) -> String {
+        if self.vector { self.t.vec(elem) } else { elem.to_string() }
     }
 
     /// Rounds to bf16 (ties to even) and returns the 16 bits; NaN stays NaN. `vcvtneps2bf16` would flush subnormals.

@@ -207,6 +207,7 @@ impl Emit<'_> {
                 let x = self.value(a, el, memo)?;
                 self.rounded(&x, *d)?
             }
+            Expr::Rand(_) => return Err(self.fail("`rand`")),
         })
     }
 
@@ -324,7 +325,8 @@ fn is_fixed(e: &Expr) -> bool {
         | Expr::Unary(..)
         | Expr::Fma(..)
         | Expr::Select(..)
-        | Expr::Cast(..) => false,
+        | Expr::Cast(..)
+        | Expr::Rand(_) => false,
     }
 }
 

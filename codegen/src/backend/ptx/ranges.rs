@@ -44,7 +44,8 @@ impl Facts<'_> {
             | Expr::Coord(_)
             | Expr::Unary(..)
             | Expr::Fma(..)
-            | Expr::Cast(..) => ALL,
+            | Expr::Cast(..)
+            | Expr::Rand(_) => ALL,
         };
         (lo.max(ALL.0), hi.min(ALL.1))
     }

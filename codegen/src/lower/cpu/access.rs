@@ -97,6 +97,13 @@ impl Lower<'_> {
                 E::Select(b(c), b(self.expr(x, p, sink)?), b(self.expr(y, p, sink)?))
             }
             tile::Expr::Cast(d, a) => E::Cast(d, b(self.expr(a, p, sink)?)),
+            tile::Expr::Rand(of) => {
+                let mut values = [const { E::Int(0) }; 5];
+                for (v, e) in values.iter_mut().zip(of) {
+                    *v = self.expr(e, p, sink)?;
+                }
+                E::Rand(Box::new(values))
+            }
         })
     }
 
@@ -280,7 +287,7 @@ impl Lower<'_> {
                     _ => (x == 0 && y == 0).then_some(0),
                 }
             }
-            tile::Expr::Unary(..) | tile::Expr::Select(..) | tile::Expr::Cast(..) => {
+            tile::Expr::Unary(..) | tile::Expr::Select(..) | tile::Expr::Cast(..) | tile::Expr::Rand(_) => {
                 let mut all = true;
                 self.k.exprs[e].for_each_operand(|o| all &= self.lane_coef(o, Some(lane)) == Some(0));
                 all.then_some(0)
@@ -357,7 +364,8 @@ impl Lower<'_> {
             | tile::Expr::Unary(..)
             | tile::Expr::Binary(..)
             | tile::Expr::Select(..)
-            | tile::Expr::Cast(..) => None,
+            | tile::Expr::Cast(..)
+            | tile::Expr::Rand(_) => None,
         }
     }
 }

@@ -146,7 +146,8 @@ impl Lower<'_> {
             | tile::Expr::Read { .. }
             | tile::Expr::Unary(..)
             | tile::Expr::Select(..)
-            | tile::Expr::Cast(..) => None,
+            | tile::Expr::Cast(..)
+            | tile::Expr::Rand(_) => None,
         }
     }
 }

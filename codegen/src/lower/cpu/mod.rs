@@ -381,6 +381,7 @@ fn tiles_of(k: &tile::Kernel, root: tile::ExprId, f: &mut impl FnMut(TileId)) {
         | tile::Expr::Unary(..)
         | tile::Expr::Binary(..)
         | tile::Expr::Select(..)
-        | tile::Expr::Cast(..) => {}
+        | tile::Expr::Cast(..)
+        | tile::Expr::Rand(_) => {}
     });
 }

@@ -118,7 +118,8 @@ impl<'l> Lower<'l> {
                     | tile::Expr::Unary(..)
                     | tile::Expr::Binary(..)
                     | tile::Expr::Select(..)
-                    | tile::Expr::Cast(..) => {}
+                    | tile::Expr::Cast(..)
+                    | tile::Expr::Rand(_) => {}
                 });
             }
             if let Op::Load { buffer, .. } = op {
@@ -256,7 +257,8 @@ impl<'l> Lower<'l> {
                         | tile::Expr::Unary(..)
                         | tile::Expr::Binary(..)
                         | tile::Expr::Select(..)
-                        | tile::Expr::Cast(..) => {}
+                        | tile::Expr::Cast(..)
+                        | tile::Expr::Rand(_) => {}
                     });
                 }
             }
@@ -459,8 +461,12 @@ impl<'l> Lower<'l> {
                         self.accumulate(nest, *op, v, *value, a, p, &mut sink)?;
                     }
                 }
-                Op::Store { buffer, at, value, join, when, .. } => {
-                    self.store_op(*buffer, at, *value, *join, *when, p, &mut sink)?;
+                Op::Store { buffer, at, axes, value, join, when } => {
+                    let alone = |a: &AxisId| at.iter().any(|e| self.k.exprs[*e] == tile::Expr::Coord(*a));
+                    let mut grid = self.k.axes.iter().filter(|(_, a)| a.kind == tile::AxisKind::Grid);
+                    // Points of this store, and of other tasks', that reach the same elements are the same points.
+                    let owned = axes.iter().all(alone) && grid.all(|(a, _)| alone(&a));
+                    self.store_op(*buffer, at, *value, (*join, owned), *when, p, &mut sink)?;
                 }
                 Op::Contract { .. } | Op::Scan { .. } => {
                     return Err(self.unsupported("a contraction inside an elementwise nest"));
@@ -565,7 +571,7 @@ impl<'l> Lower<'l> {
         buffer: BufferId,
         at: &[ExprId],
         value: ExprId,
-        join: Option<ReduceOp>,
+        (mut join, owned): (Option<ReduceOp>, bool),
         when: Option<ExprId>,
         p: &Point,
         sink: &mut Sink,
@@ -573,7 +579,11 @@ impl<'l> Lower<'l> {
         let buf = self.globals[&buffer];
         let info = &self.plan.buffers[buffer];
         let (dims, dtype) = (info.dims.clone(), info.dtype);
-        let v = self.expr(value, p, sink)?;
+        let mut v = self.expr(value, p, sink)?;
+        if owned && let Some(op) = join.take() {
+            let old = self.read_value(buffer, at, p, sink)?;
+            v = self.joined(op, old, v)?;
+        }
         let coefs: Vec<Option<i64>> = at.iter().map(|a| self.lane_coef(*a, p.lane)).collect();
         let moving: Vec<usize> = (0..at.len()).filter(|i| coefs[*i] != Some(0)).collect();
         let width = if p.lane.is_some() { p.width } else { 0 };
@@ -608,6 +618,18 @@ impl<'l> Lower<'l> {
         }
         sink.inner.push(Stmt::Scatter { buf, at, src: frag, bounds, join });
         Ok(())
+    }
+
+    /// Two values joined, elementwise.
+    fn joined(&self, op: ReduceOp, a: E, b: E) -> Out<E> {
+        match op {
+            ReduceOp::LogSumExp | ReduceOp::ArgMin | ReduceOp::ArgMax => {
+                Err(self.unsupported(format!("a write joined by {}", op.name())))
+            }
+            ReduceOp::Sum | ReduceOp::Product | ReduceOp::Min | ReduceOp::Max | ReduceOp::Any | ReduceOp::All => {
+                Ok(E::Binary(monoid(op), Box::new(a), Box::new(b)))
+            }
+        }
     }
 
     // Reductions.

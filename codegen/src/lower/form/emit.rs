@@ -45,6 +45,8 @@ pub(super) struct Emitter<'a> {
     pub incoming: HashMap<TensorId, TileId>,
     /// States a step has produced.
     pub outgoing: HashMap<TensorId, TileId>,
+    /// Indices that are no axis's coordinate, with their values.
+    pub values: HashMap<IndexId, tile::ExprId>,
     /// The axes of the next statement's results, where they are not its left-hand side's.
     pub step_axes: Option<Vec<AxisId>>,
     axis_names: HashSet<String>,
@@ -74,6 +76,7 @@ impl<'a> Emitter<'a> {
             blocked: false,
             incoming: HashMap::new(),
             outgoing: HashMap::new(),
+            values: HashMap::new(),
             step_axes: None,
             axis_names: HashSet::new(),
             tile_names: HashSet::new(),
@@ -122,6 +125,12 @@ impl<'a> Emitter<'a> {
         let axis = self.kernel.axes.push(tile::Axis { name, extent: index.extent.clone(), kind, block: None });
         self.axis_of.insert(i, axis);
         axis
+    }
+
+    /// An axis that is no index's.
+    pub fn new_axis(&mut self, name: &str, axis: tile::Axis) -> AxisId {
+        let name = unique(&mut self.axis_names, name);
+        self.kernel.axes.push(tile::Axis { name, ..axis })
     }
 
     /// The axis of an index seen before, or an inner one.
@@ -182,10 +191,10 @@ impl<'a> Emitter<'a> {
             Expr::Int(v) => tile::Expr::Int(*v),
             Expr::Float(v) => tile::Expr::Float(*v),
             Expr::Size(s) => tile::Expr::Size(s.clone()),
-            Expr::Index(i) => {
-                let axis = self.known_axis(*i);
-                tile::Expr::Coord(axis)
-            }
+            Expr::Index(i) => match self.values.get(i) {
+                Some(&value) => return Ok(value),
+                None => tile::Expr::Coord(self.known_axis(*i)),
+            },
             Expr::Read { tensor, at } => {
                 if let Some(tile) = self.held_tensor(*tensor, at) {
                     return self.read_tile(tile, *tensor, at);
@@ -210,7 +219,13 @@ impl<'a> Emitter<'a> {
             Expr::Tuple(_) => return unsupported("a tuple"),
             Expr::Reduce { .. } | Expr::Scan { .. } => return unsupported("a reduction in this place"),
             Expr::Segment { .. } => return unsupported("a ragged rank"),
-            Expr::Rand { .. } => return unsupported("`rand`"),
+            Expr::Rand { seed, coords } => {
+                let mut of = [self.expr(tile::Expr::Int(0)); 5];
+                for (to, e) in of.iter_mut().zip([seed].into_iter().chain(coords)) {
+                    *to = self.convert(*e)?;
+                }
+                tile::Expr::Rand(of)
+            }
         };
         Ok(self.expr(e))
     }
@@ -266,7 +281,8 @@ impl<'a> Emitter<'a> {
             | tile::Expr::Unary(..)
             | tile::Expr::Binary(..)
             | tile::Expr::Select(..)
-            | tile::Expr::Cast(..) => {}
+            | tile::Expr::Cast(..)
+            | tile::Expr::Rand(_) => {}
         });
         set
     }
@@ -331,14 +347,15 @@ impl<'a> Emitter<'a> {
         indices.iter().map(|&i| self.known_axis(i)).collect()
     }
 
+    /// A constant as an element of type `dtype`; integers saturate where the text form can write them.
+    pub fn constant(&mut self, value: f64, dtype: DType) -> tile::ExprId {
+        let integer = (value as i64).max(-i64::MAX);
+        self.expr(if dtype.is_float() { tile::Expr::Float(value) } else { tile::Expr::Int(integer) })
+    }
+
     /// Fills `tile` with a constant in the innermost frame.
     pub fn fill(&mut self, tile: TileId, value: f64) {
-        let value = if self.kernel.tiles[tile].dtype.is_float() {
-            tile::Expr::Float(value)
-        } else {
-            tile::Expr::Int(value as i64)
-        };
-        let value = self.expr(value);
+        let value = self.constant(value, self.kernel.tiles[tile].dtype);
         self.push(Op::Map { out: tile, value });
     }
 
@@ -356,6 +373,14 @@ impl<'a> Emitter<'a> {
         let split = if op == ReduceOp::Sum { Contraction::of(self.c, body, free, over) } else { None };
         let Some(split) = split else {
             let mut value = self.convert(body)?;
+            // An integer's identity is an integer: as a float it would make the other values floats.
+            if let tile::Expr::Select(cond, x, other) = self.kernel.exprs[value]
+                && let tile::Expr::Float(identity) = self.kernel.exprs[other]
+                && self.kernel.tiles[out[0]].dtype.is_int()
+            {
+                let other = self.constant(identity, self.kernel.tiles[out[0]].dtype);
+                value = self.expr(tile::Expr::Select(cond, x, other));
+            }
             if let Some(t) = self.held.iter().find(|((e, _), _)| *e == value).map(|(_, t)| *t) {
                 value = self.expr(tile::Expr::Tile(t));
             }
@@ -369,7 +394,7 @@ impl<'a> Emitter<'a> {
         }
         let mut a = a.expect("a contraction has two operands");
         let mut b = self.convert(split.b)?;
-        let zero = self.expr(tile::Expr::Float(0.0));
+        let zero = self.constant(0.0, self.kernel.tiles[out[0]].dtype);
         for (guard, truth) in split.guards.into_iter().rev() {
             let guard = self.convert(guard)?;
             // On the operand that varies with the guard already, so that it grows no axes.
@@ -443,7 +468,8 @@ impl<'a> Emitter<'a> {
             };
             let at = t.at.iter().map(|&a| self.convert(a)).collect::<Result<Vec<_>, _>>()?;
             let axes = self.axes(&node.einsum.free);
-            self.push(Op::Store { buffer, at, axes, value, join: None, when: None });
+            let when = node.einsum.filter.map(|f| self.convert(f)).transpose()?;
+            self.push(Op::Store { buffer, at, axes, value, join: None, when });
         }
         Ok(())
     }

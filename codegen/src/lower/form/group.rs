@@ -121,6 +121,9 @@ impl<'a> Program<'a> {
     /// The schedule of these statements as one kernel, if they can share one.
     pub fn schedule(&self, members: &[usize]) -> Option<Schedule> {
         let c = self.cascade;
+        if members.len() > 1 && members.iter().any(|&k| self.nodes[k].is_fold()) {
+            return None;
+        }
         let inside: HashSet<usize> = members.iter().copied().collect();
         let mut classes = self.unify(members, &inside)?;
         let stream = self.pick_stream(members, &mut classes)?;
@@ -217,7 +220,7 @@ impl<'a> Program<'a> {
             let free: BTreeSet<IndexId> = members.iter().flat_map(|&k| set(&self.nodes[k].einsum.free)).collect();
             let scans = members.iter().filter_map(|&k| match self.nodes[k].kind {
                 Kind::Scan { over, .. } => Some(classes.find(over)),
-                Kind::Map | Kind::Reduce { .. } => None,
+                Kind::Map | Kind::Reduce { .. } | Kind::Fold { .. } => None,
             });
             let reduced = reducing.iter().flat_map(|&k| set(self.nodes[k].over()));
             reduced.filter(|i| free.contains(i)).chain(scans).collect()
@@ -479,6 +482,9 @@ impl<'a> Program<'a> {
                 choices.push(deps.iter().copied().collect());
             }
             choices.extend(deps.iter().rev().map(|&d| vec![d]));
+            // A fold walks its points by itself.
+            let alone = |g: usize| groups[g].iter().any(|&n| self.nodes[n].is_fold());
+            choices.retain(|choice| !self.nodes[k].is_fold() && !choice.iter().any(|&g| alone(g)));
             let merged = choices.into_iter().find_map(|choice| {
                 let mut members: Vec<usize> = choice.iter().flat_map(|&g| groups[g].iter().copied()).collect();
                 members.push(k);

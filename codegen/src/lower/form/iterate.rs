@@ -39,6 +39,9 @@ pub(super) fn emit_iter(
 ) -> Result<Kernel, Unsupported> {
     let inits = iter.inits.iter().map(|e| Node::new(c, e)).collect::<Result<Vec<_>, _>>()?;
     let body = iter.body.iter().map(|e| Node::new(c, e)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(e) = iter.body.iter().find(|e| c.tensors[e.targets[0].tensor].kind == TensorKind::InOut) {
+        return Err(Unsupported::new(e.span, "an `inout` tensor written within an iteration"));
+    }
     let states: HashSet<TensorId> = iter.states.iter().copied().collect();
     let steps: HashSet<TensorId> =
         body.iter().flat_map(|n| n.einsum.targets.iter().map(|t| t.tensor)).filter(|t| !states.contains(t)).collect();

@@ -7,15 +7,17 @@
 
 mod derived;
 mod emit;
+mod fold;
 mod group;
 mod iterate;
+mod join;
 mod program;
 mod stream;
 
 use std::collections::{HashMap, HashSet};
 
 use einfall_ir::arena::Arena;
-use einfall_ir::cascade::{Cascade, Expr, Iter, OutputSource, Stmt, TensorId, TensorKind};
+use einfall_ir::cascade::{Cascade, Einsum, Expr, Iter, OutputSource, Stmt, TensorId, TensorKind};
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{Buffer, BufferId, BufferKind, Plan};
 
@@ -30,20 +32,78 @@ use crate::passes::Unsupported;
 /// # Errors
 /// The first construct that has no lowering yet.
 pub fn form_kernels(c: &Cascade) -> Result<Plan, Unsupported> {
-    let mut former = Former::new(c)?;
-    // Statements between two iterations are grouped on their own: an iteration is a kernel by itself.
-    let mut run: Vec<Node> = Vec::new();
+    let stages = stages(c);
+    let mut former = Former::new(c, &stages)?;
+    for stage in stages {
+        match stage {
+            Stage::Run(run) => {
+                former.statements(run.into_iter().map(|e| Node::new(c, e)).collect::<Result<_, _>>()?)?
+            }
+            Stage::Join(e) => former.join(e)?,
+            Stage::Iter(i) => former.iteration(i)?,
+        }
+    }
+    Ok(former.plan)
+}
+
+/// What is cut into kernels together. A stage's kernels run after those of the stages before it.
+enum Stage<'a> {
+    /// Statements that are grouped; one that writes an `inout` tensor is the last.
+    Run(Vec<&'a Einsum>),
+    /// A joined write: a kernel by itself.
+    Join(&'a Einsum),
+    /// An iteration: a kernel by itself.
+    Iter(&'a Iter),
+}
+
+impl<'a> Stage<'a> {
+    fn einsums(&self) -> Vec<&'a Einsum> {
+        match self {
+            Stage::Run(run) => run.clone(),
+            Stage::Join(e) => vec![e],
+            Stage::Iter(i) => i.inits.iter().chain(&i.body).collect(),
+        }
+    }
+}
+
+/// The statements of a cascade in stages: what reads the old value of an `inout` tensor comes before what writes it,
+/// and what reads the new one after.
+fn stages(c: &Cascade) -> Vec<Stage<'_>> {
+    let in_place = |e: &Einsum| {
+        let targets = e.targets.iter().map(|t| t.tensor);
+        targets.filter(|t| c.tensors[*t].kind == TensorKind::InOut).collect::<Vec<_>>()
+    };
+    let mut stages = Vec::new();
+    let mut run: Vec<&Einsum> = Vec::new();
+    let flush = |run: &mut Vec<_>, stages: &mut Vec<_>| {
+        if !run.is_empty() {
+            stages.push(Stage::Run(std::mem::take(run)));
+        }
+    };
     for stmt in &c.stmts {
         match stmt {
-            Stmt::Einsum(e) => run.push(Node::new(c, e)?),
+            Stmt::Einsum(e) if e.join.is_some() => {
+                flush(&mut run, &mut stages);
+                stages.push(Stage::Join(e));
+            }
+            Stmt::Einsum(e) => {
+                let written = in_place(e);
+                if run.iter().any(|r| written.iter().any(|t| c.reads(r, *t))) {
+                    flush(&mut run, &mut stages);
+                }
+                run.push(e);
+                if !written.is_empty() {
+                    flush(&mut run, &mut stages);
+                }
+            }
             Stmt::Iter(i) => {
-                former.statements(std::mem::take(&mut run))?;
-                former.iteration(i)?;
+                flush(&mut run, &mut stages);
+                stages.push(Stage::Iter(i));
             }
         }
     }
-    former.statements(run)?;
-    Ok(former.plan)
+    flush(&mut run, &mut stages);
+    stages
 }
 
 struct Former<'a> {
@@ -53,13 +113,11 @@ struct Former<'a> {
     types: PlanTypes,
     /// Tensors some statement reads, with how many statements outside its own run.
     read_by: HashMap<TensorId, HashSet<usize>>,
-    /// Which run or iteration defines a tensor.
-    stage_of: HashMap<TensorId, usize>,
     stage: usize,
 }
 
 impl<'a> Former<'a> {
-    fn new(c: &'a Cascade) -> Result<Former<'a>, Unsupported> {
+    fn new(c: &'a Cascade, stages: &[Stage<'a>]) -> Result<Former<'a>, Unsupported> {
         let plan = Plan {
             name: c.name.clone(),
             exact: c.exact,
@@ -73,12 +131,11 @@ impl<'a> Former<'a> {
             buffers: HashMap::new(),
             types: PlanTypes { dtypes: HashMap::new(), names: HashMap::new() },
             read_by: HashMap::new(),
-            stage_of: HashMap::new(),
             stage: 0,
         };
         for &p in &c.params {
             let kind = match c.tensors[p].kind {
-                TensorKind::InOut => return Err(Unsupported::new(c.tensors[p].span, "an `inout` tensor")),
+                TensorKind::InOut => BufferKind::InOut,
                 TensorKind::Input | TensorKind::Intermediate | TensorKind::State | TensorKind::Output => {
                     BufferKind::Input
                 }
@@ -102,33 +159,16 @@ impl<'a> Former<'a> {
                 f.buffers.insert(t, buffer);
             }
         }
-        // Stages: maximal runs of plain statements, and iterations.
-        let (mut stage, mut in_run) = (0, false);
-        for stmt in &c.stmts {
-            let einsums: Vec<_> = match stmt {
-                Stmt::Einsum(e) => {
-                    in_run = true;
-                    vec![e]
-                }
-                Stmt::Iter(i) => {
-                    stage += usize::from(in_run);
-                    in_run = false;
-                    i.inits.iter().chain(&i.body).collect()
-                }
-            };
-            for e in einsums {
-                for t in &e.targets {
-                    f.stage_of.insert(t.tensor, stage);
-                }
+        for (n, stage) in stages.iter().enumerate() {
+            for e in stage.einsums() {
                 for root in e.roots() {
                     c.walk(root, &mut |_, x| {
                         if let Expr::Read { tensor, .. } = x {
-                            f.read_by.entry(*tensor).or_default().insert(stage);
+                            f.read_by.entry(*tensor).or_default().insert(n);
                         }
                     });
                 }
             }
-            stage += usize::from(matches!(stmt, Stmt::Iter(_)));
         }
         Ok(f)
     }
@@ -162,9 +202,6 @@ impl<'a> Former<'a> {
     }
 
     fn statements(&mut self, nodes: Vec<Node>) -> Result<(), Unsupported> {
-        if nodes.is_empty() {
-            return Ok(());
-        }
         let c = self.c;
         let producer: HashMap<TensorId, usize> =
             nodes.iter().enumerate().flat_map(|(k, n)| n.einsum.targets.iter().map(move |t| (t.tensor, k))).collect();
@@ -173,23 +210,54 @@ impl<'a> Former<'a> {
             OutputSource::Whole(t) => Some(t),
             OutputSource::Points { .. } | OutputSource::Point { .. } => None,
         }));
+        pinned.extend(c.tensors.iter().filter(|(_, t)| t.kind == TensorKind::InOut).map(|(id, _)| id));
         let consumers = program::reductions_of_dims(c, &nodes);
         let program = Program::new(c, nodes, producer, consumers, pinned);
         for schedule in program.groups() {
             for &k in &schedule.stored {
                 for t in &program.nodes[k].einsum.targets {
-                    if c.tensors[t.tensor].kind != TensorKind::Output {
+                    if !matches!(c.tensors[t.tensor].kind, TensorKind::Output | TensorKind::InOut) {
                         self.array(t.tensor, BufferKind::Workspace);
                     }
                 }
             }
             let name = self.kernel_name();
             let kernel = match program.derivation(&schedule) {
+                _ if program.nodes[schedule.nodes[0]].is_fold() => {
+                    fold::emit_fold(c, &program.nodes[schedule.nodes[0]], name, &self.buffers)?
+                }
                 Some(d) => derived::emit_derived(&program, &schedule, &d, name, &self.buffers, &self.types)?,
                 None => stream::emit_group(&program, &schedule, name, &self.buffers, &self.types)?,
             };
             self.plan.kernels.push(kernel);
         }
+        self.stage += 1;
+        Ok(())
+    }
+
+    /// A joined write as a kernel: sums and the like are kept in the type they are accumulated in.
+    fn join(&mut self, e: &Einsum) -> Result<(), Unsupported> {
+        let target = e.targets[0].tensor;
+        let tensor = &self.c.tensors[target];
+        let result = match tensor.kind {
+            TensorKind::InOut | TensorKind::Output => self.buffers[&target],
+            TensorKind::Input | TensorKind::Intermediate | TensorKind::State => {
+                self.array(target, BufferKind::Workspace)
+            }
+        };
+        let held = join::accumulator(tensor.dtype);
+        let sums = if held == tensor.dtype {
+            result
+        } else {
+            let name = format!("{}_joined", tensor.name);
+            let dims = tensor.dims.clone();
+            let kind = BufferKind::Workspace;
+            let buffer = self.plan.buffers.push(Buffer { name, dtype: held, dims, kind, positive: false });
+            self.types.dtypes.insert(buffer, held);
+            buffer
+        };
+        let kernel = join::emit_join(self.c, e, self.kernel_name(), &self.buffers, (sums, result))?;
+        self.plan.kernels.push(kernel);
         self.stage += 1;
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use einfall_ir::cascade::{Cascade, Einsum, Expr, ExprId, IndexId, Reducer, TensorId};
+use einfall_ir::cascade::{Cascade, Einsum, Expr, ExprId, IndexId, MonoidId, Reducer, TensorId};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use crate::passes::Unsupported;
@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Reduce { op: ReduceOp, over: Vec<IndexId>, body: ExprId },
     /// A running reduction along a free index.
     Scan { op: ReduceOp, over: IndexId, body: ExprId },
+    /// A reduction, or a running one along the free index `over`, by a monoid of the user's: one body a component.
+    Fold { monoid: MonoidId, over: Vec<IndexId>, body: Vec<ExprId>, running: bool },
 }
 
 /// One statement.
@@ -35,18 +37,30 @@ impl Node {
     /// Classifies a normalised statement.
     pub fn new(c: &Cascade, einsum: &Einsum) -> Result<Node, Unsupported> {
         let unsupported = |what: &str| Unsupported::new(einsum.span, what);
+        let components = |body: ExprId| match &c.exprs[body] {
+            Expr::Tuple(items) => items.clone(),
+            _ => vec![body],
+        };
         let kind = match &c.exprs[einsum.value] {
             Expr::Reduce { op, over, body } => match op {
                 Reducer::Op(op) => Kind::Reduce { op: *op, over: over.clone(), body: *body },
-                Reducer::TopK { .. } => return Err(unsupported("top-k")),
-                Reducer::User(_) => return Err(unsupported("a user-defined monoid")),
+                Reducer::TopK { .. } => return Err(unsupported("top-k within an iteration")),
+                Reducer::User(m) => {
+                    Kind::Fold { monoid: *m, over: over.clone(), body: components(*body), running: false }
+                }
             },
-            Expr::Scan { op: Reducer::Op(op), over, body } => Kind::Scan { op: *op, over: *over, body: *body },
-            Expr::Scan { .. } => return Err(unsupported("a scan with a user-defined monoid")),
+            Expr::Scan { op, over, body } => match op {
+                Reducer::Op(op) => Kind::Scan { op: *op, over: *over, body: *body },
+                Reducer::TopK { .. } => return Err(unsupported("a running top-k")),
+                Reducer::User(m) => {
+                    Kind::Fold { monoid: *m, over: vec![*over], body: components(*body), running: true }
+                }
+            },
             _ => Kind::Map,
         };
+        // Outside iterations a joined write is a kernel of its own and no node.
         if einsum.join.is_some() {
-            return Err(unsupported("a joined write (`+=`)"));
+            return Err(unsupported("a joined write (`+=`) within an iteration"));
         }
         let mut seen = HashSet::new();
         let dims = einsum.targets[0]
@@ -81,9 +95,14 @@ impl Node {
     /// Reduced indices.
     pub fn over(&self) -> &[IndexId] {
         match &self.kind {
-            Kind::Reduce { over, .. } => over,
-            Kind::Map | Kind::Scan { .. } => &[],
+            Kind::Reduce { over, .. } | Kind::Fold { over, running: false, .. } => over,
+            Kind::Map | Kind::Scan { .. } | Kind::Fold { .. } => &[],
         }
+    }
+
+    /// Whether it is a reduction by a monoid of the user's, which is a kernel of its own.
+    pub fn is_fold(&self) -> bool {
+        matches!(self.kind, Kind::Fold { .. })
     }
 
     /// Whether it is a product of matrices: computing it twice is never worth it.
@@ -95,7 +114,7 @@ impl Node {
     pub fn contraction(&self, c: &Cascade) -> Option<Contraction> {
         match &self.kind {
             Kind::Reduce { op: ReduceOp::Sum, over, body } => Contraction::of(c, *body, &self.einsum.free, over),
-            Kind::Reduce { .. } | Kind::Map | Kind::Scan { .. } => None,
+            Kind::Reduce { .. } | Kind::Map | Kind::Scan { .. } | Kind::Fold { .. } => None,
         }
     }
 }

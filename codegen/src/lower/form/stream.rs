@@ -132,7 +132,7 @@ impl Group<'_> {
                         em.push(tile::Op::Scan { out, op, value, along, carry: scan_carry.get(&p).copied() });
                         em.store(node, None, node.einsum.span)?;
                     }
-                    Kind::Map | Kind::Reduce { .. } => {
+                    Kind::Map | Kind::Reduce { .. } | Kind::Fold { .. } => {
                         let store = kept.contains(&p);
                         let read = needed.len() + carried.len() > 1 && self.is_read_inside(p);
                         emit_statement(em, node, store, read, self.types)?;
@@ -147,7 +147,7 @@ impl Group<'_> {
             .iter()
             .filter_map(|&p| match self.node(p).kind {
                 Kind::Reduce { op, body, .. } => Some((body, op)),
-                Kind::Map | Kind::Scan { .. } => None,
+                Kind::Map | Kind::Scan { .. } | Kind::Fold { .. } => None,
             })
             .collect();
         let filter = if kept.is_empty() { common_guard(em, c, &bodies)? } else { None };
@@ -190,6 +190,7 @@ pub(super) fn emit_statement(
                 em.store(node, None, span)?;
             }
         }
+        Kind::Fold { .. } => return Err(Unsupported::new(span, "a user-defined monoid within an iteration")),
         Kind::Scan { op, over, body } => {
             let value = em.convert(body)?;
             let along = em.known_axis(over);

@@ -158,7 +158,8 @@ impl<'a> Facts<'a> {
                 | einfall_ir::tile::Expr::Unary(..)
                 | einfall_ir::tile::Expr::Binary(..)
                 | einfall_ir::tile::Expr::Select(..)
-                | einfall_ir::tile::Expr::Cast(..) => {}
+                | einfall_ir::tile::Expr::Cast(..)
+                | einfall_ir::tile::Expr::Rand(_) => {}
             });
         }
         match op {

@@ -575,6 +575,13 @@ impl<'f, 'a> Emit<'f, 'a> {
                 Expr::Select(boxed(c), boxed(a), boxed(b))
             }
             tile::Expr::Cast(d, a) => Expr::Cast(*d, boxed(self.value(i, *a, frame, place, at, out)?)),
+            tile::Expr::Rand(of) => {
+                let mut values = [const { Expr::Int(0) }; 5];
+                for (v, e) in values.iter_mut().zip(of) {
+                    *v = self.value(i, *e, frame, place, at, out)?;
+                }
+                Expr::Rand(Box::new(values))
+            }
         })
     }
 

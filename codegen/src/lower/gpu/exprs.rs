@@ -201,6 +201,7 @@ impl Facts<'_> {
                 let a = self.uniform(*a, place, buf)?;
                 uniform(Expr::Cast(*d, Box::new(a)))
             }
+            tile::Expr::Rand(_) => None,
         }
     }
 

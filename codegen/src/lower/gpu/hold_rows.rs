@@ -100,7 +100,8 @@ pub(super) fn axes_of(kernel: &Kernel, op: &Op) -> Vec<AxisId> {
             | Expr::Unary(..)
             | Expr::Binary(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => {}
+            | Expr::Cast(..)
+            | Expr::Rand(_) => {}
         });
     }
     axes.sort();
@@ -129,7 +130,8 @@ fn rename(k: &mut Kernel, names: &BTreeMap<AxisId, AxisId>) {
             | Expr::Unary(..)
             | Expr::Binary(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => {}
+            | Expr::Cast(..)
+            | Expr::Rand(_) => {}
         }
     }
     nodes(&mut k.body, &new);

@@ -259,6 +259,7 @@ impl Joined<'_> {
             Expr::Fma(a, b, c) => Expr::Fma(boxed(a), boxed(b), boxed(c)),
             Expr::Select(a, b, c) => Expr::Select(boxed(a), boxed(b), boxed(c)),
             Expr::Cast(d, a) => Expr::Cast(*d, boxed(a)),
+            Expr::Rand(of) => Expr::Rand(Box::new(std::array::from_fn(|i| self.expr(&of[i])))),
             Expr::Var(v) => Expr::Var(self.own_var(*v)),
             Expr::Grid(d) => self.grid[*d].clone(),
             // The merge has one unit.

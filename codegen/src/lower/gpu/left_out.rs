@@ -82,7 +82,8 @@ fn form(f: &Facts<'_>, e: ExprId) -> Option<Form> {
         | Expr::Unary(..)
         | Expr::Binary(..)
         | Expr::Select(..)
-        | Expr::Cast(..) => None,
+        | Expr::Cast(..)
+        | Expr::Rand(_) => None,
     }
 }
 
@@ -203,6 +204,7 @@ fn known(f: &Facts<'_>, filter: ExprId, i: usize, e: ExprId) -> Known {
         | Expr::TileAt { .. }
         | Expr::Read { .. }
         | Expr::Unary(..)
-        | Expr::Binary(..) => Known::default(),
+        | Expr::Binary(..)
+        | Expr::Rand(_) => Known::default(),
     }
 }

@@ -72,7 +72,8 @@ fn piece(plan: &Plan, k: &mut Kernel, body: Vec<Node>, stored: &[BufferId], walk
                 | Expr::Unary(..)
                 | Expr::Binary(..)
                 | Expr::Select(..)
-                | Expr::Cast(..) => {}
+                | Expr::Cast(..)
+                | Expr::Rand(_) => {}
             });
         }
         axes.sort_by_key(|a| a.index());
@@ -117,6 +118,7 @@ fn copy(k: &mut Kernel, e: ExprId) -> ExprId {
         Expr::Binary(op, a, b) => Expr::Binary(op, copy(k, a), copy(k, b)),
         Expr::Select(c, a, b) => Expr::Select(copy(k, c), copy(k, a), copy(k, b)),
         Expr::Cast(d, a) => Expr::Cast(d, copy(k, a)),
+        Expr::Rand(of) => Expr::Rand(of.map(|e| copy(k, e))),
     };
     k.exprs.push(again)
 }

@@ -42,7 +42,8 @@ pub(super) fn conjuncts(f: &Facts<'_>, e: ExprId, out: &mut Vec<ExprId>) {
         | tile::Expr::Unary(..)
         | tile::Expr::Binary(..)
         | tile::Expr::Select(..)
-        | tile::Expr::Cast(..) => out.push(e),
+        | tile::Expr::Cast(..)
+        | tile::Expr::Rand(_) => out.push(e),
     }
 }
 

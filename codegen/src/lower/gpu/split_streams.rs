@@ -366,7 +366,8 @@ fn join(k: &mut Kernel, s: &Stream, kept: &[(TileId, BufferId, Vec<AxisId>)]) ->
                     | Expr::Unary(..)
                     | Expr::Binary(..)
                     | Expr::Select(..)
-                    | Expr::Cast(..) => {}
+                    | Expr::Cast(..)
+                    | Expr::Rand(_) => {}
                 });
                 if local || reads.iter().any(|u| fresh.contains(u)) {
                     fresh.insert(*t);

@@ -226,7 +226,7 @@ impl<'a, S: Fn(&crate::cascade::Size) -> Option<f64>> Build<'a, '_, S> {
         walk(k, root, &mut |e| match e {
             Expr::Tile(t) | Expr::TileAt { tile: t, .. } => tiles.push(*t),
             Expr::Read { buffer, at } => reads.push((*buffer, at.clone())),
-            Expr::Unary(..) | Expr::Binary(..) | Expr::Select(..) | Expr::Cast(..) => ops += 1,
+            Expr::Unary(..) | Expr::Binary(..) | Expr::Select(..) | Expr::Cast(..) | Expr::Rand(_) => ops += 1,
             Expr::Int(_) | Expr::Float(_) | Expr::Size(_) | Expr::Coord(_) => {}
         });
         for (buffer, at) in reads {
@@ -287,7 +287,8 @@ impl<'a, S: Fn(&crate::cascade::Size) -> Option<f64>> Build<'a, '_, S> {
             | Expr::Unary(..)
             | Expr::Binary(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => None,
+            | Expr::Cast(..)
+            | Expr::Rand(_) => None,
         };
         let boxed = |e: ExprId| Box::new(self.reach(k, e));
         match &k.exprs[e] {
@@ -314,7 +315,8 @@ impl<'a, S: Fn(&crate::cascade::Size) -> Option<f64>> Build<'a, '_, S> {
             | Expr::Unary(..)
             | Expr::Binary(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => self.gathered(k, e),
+            | Expr::Cast(..)
+            | Expr::Rand(_) => self.gathered(k, e),
         }
     }
 
@@ -330,7 +332,8 @@ impl<'a, S: Fn(&crate::cascade::Size) -> Option<f64>> Build<'a, '_, S> {
             | Expr::Unary(..)
             | Expr::Binary(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => {}
+            | Expr::Cast(..)
+            | Expr::Rand(_) => {}
         });
         axes.sort();
         axes.dedup();

@@ -92,6 +92,8 @@ fn interval(
             let ((al, ah), (bl, bh)) = (of(*a), of(*b));
             (al.min(bl), ah.max(bh))
         }
-        Expr::Tile(_) | Expr::TileAt { .. } | Expr::Read { .. } | Expr::Unary(..) | Expr::Cast(..) => ANY,
+        Expr::Tile(_) | Expr::TileAt { .. } | Expr::Read { .. } | Expr::Unary(..) | Expr::Cast(..) | Expr::Rand(_) => {
+            ANY
+        }
     }
 }

@@ -28,6 +28,7 @@ pub(super) enum Uniform {
     Fma(Box<Uniform>, Box<Uniform>, Box<Uniform>),
     Select(Box<Uniform>, Box<Uniform>, Box<Uniform>),
     Cast(DType, Box<Uniform>),
+    Rand(Box<[Uniform; 5]>),
 }
 
 /// One step of an elementwise expression; operands are earlier steps.
@@ -46,6 +47,7 @@ pub(super) enum Lane {
     Fma(usize, usize, usize),
     Select(usize, usize, usize),
     Cast(DType, usize),
+    Rand([usize; 5]),
 }
 
 /// An elementwise expression over `len` elements; its value is the last step's.
@@ -449,6 +451,10 @@ impl<'a> Compiler<'a> {
             Expr::Select(c, a, b) => Uniform::Select(sub(c)?, sub(a)?, sub(b)?),
             Expr::Cast(d, a) if self.rounds(*d) => Uniform::Cast(*d, sub(a)?),
             Expr::Cast(_, a) => self.uniform(a)?,
+            Expr::Rand(of) => {
+                let of = of.iter().map(|e| self.uniform(e)).collect::<Result<Vec<_>, _>>()?;
+                Uniform::Rand(Box::new(of.try_into().expect("five operands")))
+            }
         };
         Ok(fold(u))
     }
@@ -501,6 +507,10 @@ impl<'a> Compiler<'a> {
                 }
                 Expr::Cast(d, a) if self.rounds(*d) => Lane::Cast(*d, self.lane(a, dims, lanes)?),
                 Expr::Cast(_, a) => return self.lane(a, dims, lanes),
+                Expr::Rand(of) => {
+                    let of = of.iter().map(|e| self.lane(e, dims, lanes)).collect::<Result<Vec<_>, _>>()?;
+                    Lane::Rand(of.try_into().expect("five operands"))
+                }
                 Expr::Fetch { .. } => {
                     return Err(KernelError::illegal(format!(
                         "`{}` has elementwise coordinates; use a gather",
@@ -595,6 +605,7 @@ fn fold(u: Uniform) -> Uniform {
         | Uniform::Fetch { .. }
         | Uniform::Fma(..)
         | Uniform::Select(..)
-        | Uniform::Cast(..)) => other,
+        | Uniform::Cast(..)
+        | Uniform::Rand(_)) => other,
     }
 }

@@ -614,6 +614,13 @@ impl Wave<'_, '_> {
                 self.value(unit, taken, stmt)?
             }
             Uniform::Cast(d, a) => d.round(self.value(unit, a, stmt)?),
+            Uniform::Rand(of) => {
+                let mut values = [0.0; 5];
+                for (v, e) in values.iter_mut().zip(of.iter()) {
+                    *v = self.value(unit, e, stmt)?;
+                }
+                crate::tile::eval::uniform_of(values)
+            }
         })
     }
 

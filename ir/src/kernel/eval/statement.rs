@@ -561,7 +561,8 @@ impl Wave<'_, '_> {
                 | Lane::Binary(..)
                 | Lane::Fma(..)
                 | Lane::Select(..)
-                | Lane::Cast(..) => {}
+                | Lane::Cast(..)
+                | Lane::Rand(_) => {}
             }
         }
         Ok(evaluate(column, &uniforms, &self.units[unit].frags))
@@ -751,6 +752,11 @@ fn evaluate(column: &Column, uniforms: &[f64], frags: &[FragState]) -> Vec<f64> 
                     let (c, a, b) = (arg(*c), arg(*a), arg(*b));
                     for (i, d) in dst.iter_mut().enumerate() {
                         *d = if c[i] != 0.0 { a[i] } else { b[i] };
+                    }
+                }
+                Lane::Rand(of) => {
+                    for (i, d) in dst.iter_mut().enumerate() {
+                        *d = crate::tile::eval::uniform_of(of.map(|a| arg(a)[i]));
                     }
                 }
                 Lane::Cast(dtype, a) => {

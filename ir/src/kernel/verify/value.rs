@@ -33,7 +33,7 @@ impl<'a> Verifier<'a> {
             Expr::Int(_) => true,
             Expr::Extent(r) => self.ranks.get(*r).is_some(),
             Expr::Binary(..) | Expr::Select(..) => true,
-            Expr::Unary(..) | Expr::Cast(..) | Expr::Fma(..) | Expr::Float(_) => false,
+            Expr::Unary(..) | Expr::Cast(..) | Expr::Rand(_) | Expr::Fma(..) | Expr::Float(_) => false,
             Expr::Var(_) | Expr::Grid(_) | Expr::Unit | Expr::ClusterRank => false,
             Expr::Scalar(_) | Expr::Fetch { .. } | Expr::Frag { .. } | Expr::Coord(_) => false,
         };
@@ -112,7 +112,8 @@ impl<'a> Verifier<'a> {
             | Expr::Binary(..)
             | Expr::Fma(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => {}
+            | Expr::Cast(..)
+            | Expr::Rand(_) => {}
         }
         let mut operands = Vec::new();
         e.for_each_operand(|o| operands.push(o));
@@ -196,7 +197,8 @@ impl<'a> Verifier<'a> {
             | Expr::Unary(..)
             | Expr::Fma(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => None,
+            | Expr::Cast(..)
+            | Expr::Rand(_) => None,
         }
     }
 
@@ -221,7 +223,8 @@ impl<'a> Verifier<'a> {
             | Expr::Unary(..)
             | Expr::Fma(..)
             | Expr::Select(..)
-            | Expr::Cast(..) => None,
+            | Expr::Cast(..)
+            | Expr::Rand(_) => None,
         }
     }
 }

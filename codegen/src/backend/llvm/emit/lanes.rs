@@ -3,6 +3,7 @@
 //!
 //! Invariant: a lane whose mask is off is neither read nor written.
 
+use super::super::math::{F8, Lanes};
 use super::super::value::{Text, Ty, Val};
 use super::*;
 use einfall_ir::arena::Id;
@@ -12,13 +13,11 @@ use einfall_ir::kernel::BufId;
 impl<'a> Emit<'a> {
     pub(super) fn arith(&self, d: DType) -> Out<Ty> {
         Ok(match d {
-            DType::F32 | DType::BF16 | DType::F16 => Ty::F32,
+            DType::F32 | DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E5M2 => Ty::F32,
             DType::F64 => Ty::F64,
             DType::I64 | DType::I32 | DType::I8 | DType::U8 => Ty::Int,
             DType::Bool => Ty::Bool,
-            DType::Tf32 | DType::F8E4M3 | DType::F8E5M2 | DType::I4 => {
-                return Err(self.unsupported(&format!("arrays of type {d}")));
-            }
+            DType::Tf32 | DType::I4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
         })
     }
 
@@ -58,7 +57,7 @@ impl<'a> Emit<'a> {
             }
             DType::BF16 => {
                 let scalef = self.isa.scalef;
-                let v = super::super::math::Lanes::new(&mut self.t, vector, scalef).bf16_value(&s);
+                let v = Lanes::new(&mut self.t, vector, scalef).bf16_value(&s);
                 raw(v)
             }
             DType::I32 | DType::I8 => {
@@ -73,7 +72,11 @@ impl<'a> Emit<'a> {
                 let zero = if vector { "zeroinitializer".to_string() } else { "0".into() };
                 raw(self.t.def(&format!("icmp ne {from} {s}, {zero}")))
             }
-            DType::F8E4M3 | DType::F8E5M2 | DType::I4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
+            DType::F8E4M3 | DType::F8E5M2 => {
+                let v = Lanes::new(&mut self.t, vector, self.isa.scalef).f8_value(&s, F8::of(d));
+                raw(v)
+            }
+            DType::I4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
         })
     }
 
@@ -110,7 +113,8 @@ impl<'a> Emit<'a> {
                 let b = shape(&self.t, "i1");
                 self.t.def(&format!("zext {b} {s} to {to}"))
             }
-            DType::F8E4M3 | DType::F8E5M2 | DType::I4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
+            DType::F8E4M3 | DType::F8E5M2 => Lanes::new(&mut self.t, vector, self.isa.scalef).f8_bits(&s, F8::of(d)),
+            DType::I4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
         })
     }
 

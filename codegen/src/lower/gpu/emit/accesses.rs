@@ -100,7 +100,8 @@ impl Emit<'_, '_> {
             | tile::Expr::Unary(..)
             | tile::Expr::Binary(..)
             | tile::Expr::Select(..)
-            | tile::Expr::Cast(..) => false,
+            | tile::Expr::Cast(..)
+            | tile::Expr::Rand(_) => false,
         }
     }
 
@@ -328,6 +329,7 @@ fn non_negative(e: &Expr) -> bool {
         | Expr::Unary(..)
         | Expr::Fma(..)
         | Expr::Select(..)
-        | Expr::Cast(..) => false,
+        | Expr::Cast(..)
+        | Expr::Rand(_) => false,
     }
 }

@@ -185,6 +185,20 @@ fn sums_that_cancel_keep_their_operands() {
     }
 }
 
+/// An argument selection among the points that a filter keeps gives the lowest position of the best, or -1.
+#[test]
+fn argument_selections_among_some_points() {
+    let text = "cascade masked[B, W](x: f32[B, W], allowed: bool[B, W]) -> (v: f32[B], at: i32[B], least: i32[B]) {\n\
+                (v[b], at[b]) = argmax(w) x[b,w]  where allowed[b,w]\n\
+                least[b] = argmin(w) x[b,w]  where w % 3 == 1\n}";
+    let c = parse(text).unwrap_or_else(|d| panic!("{d:?}")).cascades.remove(0);
+    let p = plan(c.clone()).unwrap_or_else(|e| panic!("{e:?}"));
+    let mut rng = Rng(11);
+    for _ in 0..8 {
+        check("masked argmax", &c, &p, &mut rng);
+    }
+}
+
 /// A scan that only an elementwise statement stores still carries its value from block to block.
 #[test]
 fn scans_carry_between_blocks() {

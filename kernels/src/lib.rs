@@ -48,7 +48,6 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("logsumexp", include_str!("../logsumexp.ein")),
     ("lstm", include_str!("../lstm.ein")),
     ("mamba2", include_str!("../mamba2.ein")),
-    ("masked_argmax", include_str!("../masked_argmax.ein")),
     ("matmul", include_str!("../matmul.ein")),
     ("mean_pool", include_str!("../mean_pool.ein")),
     ("mean_variance", include_str!("../mean_variance.ein")),

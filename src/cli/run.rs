@@ -249,13 +249,13 @@ fn reference(
     b: &einfall_ir::cascade::bind::Bindings,
     values: &[Array],
 ) -> Result<Vec<(String, HostArray)>, Failure> {
-    let outputs = eval::evaluate(c, b, values).map_err(Failure::wrong)?;
-    c.outputs
-        .iter()
-        .zip(outputs)
-        .map(|(o, a)| {
-            let rounded = Array::from_fn(o.dtype, &a.dims, |i| a.data[i]);
-            Ok((o.name.clone(), HostArray::from_values(&rounded).map_err(Failure::wrong)?))
+    let all = eval::evaluate_all(c, b, values, &eval::Options::default()).map_err(Failure::wrong)?;
+    all.results()
+        .into_iter()
+        .map(|(name, elements)| {
+            let a = elements.into_array();
+            let rounded = Array::from_fn(a.dtype, &a.dims, |i| a.data[i]);
+            Ok((name, HostArray::from_values(&rounded).map_err(Failure::wrong)?))
         })
         .collect()
 }

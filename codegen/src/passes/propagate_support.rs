@@ -54,8 +54,10 @@ fn guard(c: &mut Cascade, e: &mut Einsum, supports: &mut HashMap<TensorId, Suppo
     for condition in &mut conjuncts {
         let mut present = Vec::new();
         let own = guard_expr(c, *condition, &[], &mut [], supports, &mut present)?;
-        present.push(own);
-        *condition = conjunction(c, present).expect("the condition itself");
+        if !present.is_empty() {
+            present.push(own);
+            *condition = conjunction(c, present).expect("the condition itself");
+        }
     }
     let mut used = vec![false; conjuncts.len()];
     let mut outer = Vec::new();

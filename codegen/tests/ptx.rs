@@ -212,7 +212,7 @@ fn library_attention_assembles() {
 fn a_library_cascade_assembles() {
     let source = einfall_kernels::source("linear_gelu").unwrap();
     let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
-    let plan = tables::formed(cascade).unwrap();
+    let plan = einfall_codegen::tables::formed(cascade).unwrap();
     let module = mapped(&plan, &text("mappings/linear_gelu.mapping"));
     assert_eq!(assembles(&plan, &module), 0);
 }

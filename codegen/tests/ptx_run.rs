@@ -19,7 +19,7 @@ fn text(path: &str) -> String {
 fn formed(name: &str) -> Plan {
     let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
     let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
-    tables::formed(cascade).unwrap()
+    einfall_codegen::tables::formed(cascade).unwrap()
 }
 
 /// The plan of a library cascade for a GPU, by every pass.
@@ -223,7 +223,7 @@ fn scalar_functions_keep_their_ulps() {
         let f = op.name();
         let source = format!("cascade f[N](x: f32[N]) -> (y: f32[N]) {{\n    y[n] = {f}(x[n])\n}}\n");
         let cascade = einfall_ir::cascade::parse(&source).unwrap().cascades.remove(0);
-        let plan = tables::formed(cascade).unwrap();
+        let plan = einfall_codegen::tables::formed(cascade).unwrap();
         let name = &plan.kernels[0].name;
         let module =
             mapped(&plan, &format!("mapping f on h100 {{\nkernel {name} {{\naxis n block 256 units 4\n}}\n}}\n"));

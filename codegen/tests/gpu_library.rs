@@ -1,28 +1,18 @@
 //! Formed plans of cascades with contractions, lowered for a GPU by derived mappings: kernel after kernel, under every
 //! adversarial schedule, they give what the cascades mean, tails and every choice of mapping included.
 
+mod device;
+
+use device::formed_cascade;
 use einfall_codegen::lower::gpu;
-use einfall_codegen::pipeline::{self, Context, Program};
 use einfall_codegen::random::{Choices, Rng, mapping};
-use einfall_codegen::tables;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, eval, parse};
 use einfall_ir::kernel::Module;
-use einfall_ir::kernel::atoms;
 use einfall_ir::kernel::eval::{GlobalBuffer, Options, Schedule, run};
 use einfall_ir::kernel::verify::{Limits, verify};
 use einfall_ir::tile::{BufferKind, Plan};
 use einfall_ir::tolerance::inputs;
-
-fn plan(c: &Cascade) -> Plan {
-    let context = Context { atoms: atoms::all().collect(), ..Context::default() };
-    let records = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(c.clone()), &context, None)
-        .unwrap_or_else(|(_, stop)| panic!("{stop}"));
-    match records.into_iter().next_back().map(|r| r.program) {
-        Some(Program::Tile(plan)) => plan,
-        other => panic!("{other:?}"),
-    }
-}
 
 /// Extents under which the facts hold: multiples of 8, around a block of 64.
 fn draw(c: &Cascade, rng: &mut Rng) -> Bindings {
@@ -87,7 +77,7 @@ fn agrees(c: &Cascade, plan: &Plan, module: &Module, rng: &mut Rng) {
 }
 
 fn check(c: &Cascade) {
-    let plan = plan(c);
+    let plan = formed_cascade(c.clone());
     let mut rng = Rng::new(c.name.bytes().fold(7, |h, b| h.wrapping_mul(31) ^ u64::from(b)));
     let plain = lowered(&plan, &Choices::plain()).unwrap_or_else(|e| panic!("{}: {e}", c.name));
     agrees(c, &plan, &plain, &mut rng);
@@ -188,9 +178,9 @@ fn normalisation_before_a_projection() {
 fn operands_are_rounded_only_where_it_is_allowed_and_asked() {
     let source = einfall_kernels::source("attention").unwrap();
     let cascade = |source: &str| parse(source).unwrap().cascades.remove(0);
-    let rounded = plan(&cascade(source));
+    let rounded = formed_cascade(cascade(source));
     assert!(!rounded.exact && rounded.to_string().contains("tile sum_n_2_a_bf16: bf16[b, g, r, m, n]"));
-    let exact = plan(&cascade(&source.replace("cascade attention[", "@exact\ncascade attention[")));
+    let exact = formed_cascade(cascade(&source.replace("cascade attention[", "@exact\ncascade attention[")));
     let text = exact.to_string();
     assert!(text.starts_with("@exact\nplan attention[") && !text.contains("_bf16"), "{text}");
     assert_eq!(einfall_ir::tile::parse::parse(&text).unwrap().to_string(), text);
@@ -203,7 +193,7 @@ fn operands_are_rounded_only_where_it_is_allowed_and_asked() {
 #[test]
 fn stores_never_touch_the_next_group() {
     let c = &parse(einfall_kernels::source("attention").unwrap()).unwrap().cascades[0];
-    let plan = plan(c);
+    let plan = formed_cascade(c.clone());
     let mut m = mapping(&plan, &Choices { stores_by_engine: true, ..Choices::plain() }).unwrap();
     for a in &mut m.kernels[0].axes {
         let (block, units) = if a.axis == "r" {

@@ -1,6 +1,9 @@
 //! Library cascades without contractions, lowered for a GPU by small mappings and evaluated under every adversarial
 //! schedule: they give what the tile plans mean, at sizes around every block's edge, and lost barriers are caught.
 
+mod device;
+
+use device::formed_alone;
 use einfall_codegen::lower::gpu;
 use einfall_codegen::tables;
 use einfall_ir::array::Array;
@@ -11,13 +14,6 @@ use einfall_ir::kernel::variants::{ArrayFacts, choose};
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, BufferKind, Plan};
-
-/// A library cascade as formation makes it.
-fn formed(name: &str) -> Plan {
-    let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
-    let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
-    tables::formed(cascade).unwrap()
-}
 
 /// The plan's kernels by `entries` of a mapping.
 fn lowered(plan: &Plan, entries: &str) -> Module {
@@ -116,7 +112,7 @@ fn agrees(plan: &Plan, module: &Module, ranks: &[u64], schedule: Schedule) -> Re
 
 /// Lowers a library cascade by the entries and runs it at each size under every schedule.
 fn check(name: &str, entries: &str, sizes: &[&[u64]]) -> Module {
-    let plan = formed(name);
+    let plan = formed_alone(name);
     let module = lowered(&plan, entries);
     for ranks in sizes {
         for schedule in Schedule::ALL {
@@ -249,7 +245,7 @@ fn the_library_by_the_rule() {
 
 #[test]
 fn lost_barriers_are_caught() {
-    let plan = formed("layernorm");
+    let plan = formed_alone("layernorm");
     let module = lowered(&plan, &rows("layernorm_0", "axis m block 1\n", "k", 256, 64, 4));
     // Rows held whole, and walked rows: every meeting of the units, and every copy they alternate between.
     for (ranks, variant) in [([3, 256], 0), ([3, 600], 2)] {
@@ -263,7 +259,7 @@ fn lost_barriers_are_caught() {
         }
         assert!(n >= 2);
     }
-    let plan = formed("logsumexp");
+    let plan = formed_alone("logsumexp");
     let module = lowered(&plan, &rows("logsumexp_rows_0", "axis m block 1\n", "n", 256, 64, 4));
     let variant = module.kernels.len() - 1;
     let found = einfall_ir::kernel::mutate::mutants(&module.kernels[variant], &plan.ranks);
@@ -294,14 +290,14 @@ fn what_cannot_be_done_is_refused() {
             "units: an operation has at most one axis",
         ),
     ] {
-        let plan = formed(name);
+        let plan = formed_alone(name);
         let text = format!("mapping {} on h100 {{\n{entries}}}\n", plan.name);
         let mapping = einfall_ir::mapping::parse::parse(&text).unwrap();
         let refused = gpu::lower(&plan, &mapping).expect_err(says);
         assert!(refused[0].message.contains(says), "{refused:?}");
     }
     // A row known to be longer than the only block that would hold it.
-    let mut plan = formed("softmax");
+    let mut plan = formed_alone("softmax");
     plan.ranks.iter_mut().for_each(|(_, r)| r.fixed = (r.name == "N").then_some(300));
     let text = "mapping softmax on h100 {\nkernel softmax_0 {\naxis m block 1\naxis n block 256 whole\n}\n}\n";
     let refused = gpu::lower(&plan, &einfall_ir::mapping::parse::parse(text).unwrap()).expect_err("too long");

@@ -1,25 +1,22 @@
 //! Streams cut over tasks and merged by a second kernel: the plan means the same, and its kernels agree with it under
 //! every adversarial schedule.
 
+mod device;
+
+use device::{formed, near, text};
+use einfall_codegen::backend::ptx::{Target, print};
 use einfall_codegen::lower::gpu::{self, split_streams};
-use einfall_codegen::pipeline::{self, Context, Program};
-use einfall_codegen::tables;
 use einfall_ir::analysis::resources::Limits;
 use einfall_ir::arena::Id;
 use einfall_ir::array::Array;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::atoms;
 use einfall_ir::kernel::eval::{GlobalBuffer, Options, Schedule, run};
 use einfall_ir::kernel::mutate::mutants;
-use einfall_ir::kernel::{Expr, Kernel, Module, Stmt};
+use einfall_ir::kernel::{Expr, GridDependency, Kernel, Module, Stmt};
 use einfall_ir::mapping::parse::parse;
 use einfall_ir::ops::BinaryOp;
+use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, BufferKind, Plan};
-
-fn text(path: &str) -> String {
-    let path = format!("{}/../tests/{path}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
-}
 
 /// The plan of `source` as it is, and cut as the mapping says on a device of so many multiprocessors.
 fn cut(source: &str, mapping: &str, multiprocessors: u64) -> (Plan, Plan) {
@@ -44,10 +41,6 @@ fn inputs(plan: &Plan, ranks: &[u64]) -> Vec<Array> {
             Array::from_fn(b.dtype, &dims, |_| if b.positive { next().abs() + 0.125 } else { next() })
         })
         .collect()
-}
-
-fn near(x: f64, y: f64) -> bool {
-    (x - y).abs() <= 1e-9 * (1.0 + y.abs())
 }
 
 /// Whether both plans give the same.
@@ -122,18 +115,6 @@ fn decode_in_parts() {
     }
 }
 
-/// The plan that formation makes of a library cascade for a GPU.
-fn formed(name: &str) -> Plan {
-    let cascade = einfall_ir::cascade::parse(einfall_kernels::source(name).unwrap()).unwrap().cascades.remove(0);
-    let context = Context { atoms: atoms::all().collect(), ..Context::default() };
-    let records = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(cascade), &context, None)
-        .unwrap_or_else(|(_, stop)| panic!("{stop}"));
-    match records.into_iter().next_back().map(|r| r.program) {
-        Some(Program::Tile(plan)) => plan,
-        other => panic!("{other:?}"),
-    }
-}
-
 /// The library's grouped-query attention with one query position is decode: the heads of a group fill the rows.
 #[test]
 fn grouped_queries_in_parts() {
@@ -192,6 +173,80 @@ fn a_merge_before_the_last_part_is_caught() {
     let value = Expr::Binary(BinaryOp::Eq, Box::new(Expr::Grid(4)), Box::new(of.bin(BinaryOp::Sub, Expr::Int(1))));
     body[at] = Stmt::Let { var, value };
     assert!(Schedule::ALL.iter().any(|s| fails(&uncounted, *s)));
+}
+
+/// The merge starts while the parts run and waits before it reads what they store; without the wait it reads what may not
+/// be there yet, which is seen under every schedule, and so is a kernel that stores over what the one before still reads.
+#[test]
+fn a_merge_may_start_before_the_parts_have_ended() {
+    let mapping = text("mappings/decode.mapping")
+        .replace("axis f block 128\n    }\n}", "axis f block 128\n        dependent\n    }\n}");
+    let (plan, split) = cut(&text("plans/decode.tile"), &mapping, Limits::h100().multiprocessors);
+    let module = lowered(&split, &mapping);
+    let printed = einfall_ir::kernel::print::print(&module);
+    let again = einfall_ir::kernel::parse::parse(&printed).unwrap();
+    assert_eq!(einfall_ir::kernel::print::print(&again), printed);
+    let dependent: Vec<bool> = module.kernels.iter().map(|k| k.dependent).collect();
+    assert!(!dependent[0] && dependent[1..].iter().all(|d| *d) && dependent.len() > 1, "{dependent:?}");
+    let leaves = |k: &Kernel| k.roles.iter().any(|r| r.body.contains(&Stmt::GridDependency(GridDependency::Launch)));
+    assert!(leaves(&module.kernels[0]) && !module.kernels[1..].iter().any(leaves));
+    let ranks = [1, 2, 4, 700, 128, 128];
+    agrees(&plan, &split, &module, &ranks);
+    let fails = |k: &Kernel, schedule| {
+        let mut given = inputs(&split, &ranks).into_iter();
+        let arrays = split.buffers.iter().map(|(_, b)| {
+            let dims: Vec<u64> = b.dims.iter().map(|d| d.eval(&ranks).unwrap()).collect();
+            match b.kind {
+                BufferKind::Input => GlobalBuffer::new(&dims, b.dtype, given.next().unwrap().data),
+                _ => GlobalBuffer::undefined(&dims, b.dtype),
+            }
+        });
+        let mut arrays: Vec<GlobalBuffer> = arrays.collect();
+        let options = Options { schedule, seed: 3, ..Options::default() };
+        run(&module.kernels[0], &split.ranks, &ranks, &mut arrays, &options).unwrap();
+        run(k, &split.ranks, &ranks, &mut arrays, &options).err().map(|e| e.to_string())
+    };
+    let merge = module.launches()[1].last().unwrap();
+    let mut waits = 0;
+    for mutant in mutants(merge, &split.ranks).filter(|m| m.place.contains("grid_dependency wait")) {
+        for schedule in Schedule::ALL {
+            let said = fails(&mutant.kernel, schedule).unwrap_or_else(|| panic!("{schedule:?}: {}", mutant.place));
+            assert!(said.contains("Race") && said.contains("a kernel launched before"), "{said}");
+        }
+        waits += 1;
+    }
+    assert_eq!(waits, 1);
+    assert!(Schedule::ALL.iter().all(|s| fails(merge, *s).is_none()));
+    // The parts again, as a kernel that does not wait: they store where the first ones stored.
+    let mut again = module.kernels[0].clone();
+    again.dependent = true;
+    assert!(Schedule::ALL.iter().all(|s| fails(&again, *s).is_some_and(|e| e.contains("Race"))));
+}
+
+/// A plan's first kernel has none to overlap with, and cards before Hopper have no such launches.
+#[test]
+fn dependent_launches_that_cannot_be_are_refused() {
+    let mapping = text("mappings/decode.mapping");
+    let first = mapping.replace("split n parts", "dependent\n        split n parts");
+    let (_, split) = cut(&text("plans/decode.tile"), &first, 132);
+    let refused = gpu::lower(&split, &parse(&first).unwrap()).unwrap_err();
+    assert!(refused[0].message.contains("dependent launch: decode is the plan's first kernel"), "{refused:?}");
+    let plan = formed("mean_pool");
+    let entries = "kernel mean_pool_0 {\n axis b block 1\n axis d block 16 units 4\n axis t block 64 whole\n axis t_2 block 64 whole\n }\n\
+                   kernel mean_pool_1 {\n axis b block 1\n axis d block 64\n dependent\n }\n";
+    for (sheet, says) in [("h100", None), ("a100", Some("dependent launches before sm_90"))] {
+        let mapping = parse(&format!("mapping mean_pool on {sheet} {{\n{entries}}}")).unwrap();
+        let module = gpu::lower(&plan, &mapping).unwrap_or_else(|e| panic!("{e:?}"));
+        let target = Target::of(&DataSheet::named(sheet).unwrap()).unwrap();
+        match (print(&plan, &module, &target), says) {
+            (Ok(artifact), None) => {
+                let gpu: Vec<_> = artifact.launches.iter().map(|l| l.gpu.as_ref().unwrap()).collect();
+                assert!(gpu.iter().all(|g| g.dependent == g.variant_of.as_ref().is_some_and(|v| v == "mean_pool_1")));
+            }
+            (Err(e), Some(says)) => assert!(e.to_string().contains(says), "{e}"),
+            (printed, _) => panic!("{printed:?} on {sheet}"),
+        }
+    }
 }
 
 /// What the merge where the last arrives cannot do is refused by name.

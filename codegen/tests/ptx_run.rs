@@ -1,7 +1,9 @@
 //! Printed PTX, run: what the reference kernels compute is what their tile plans mean.
 
+mod device;
 mod machine;
 
+use device::{formed, formed_alone, text};
 use einfall_codegen::backend::ptx::{Target, print};
 use einfall_codegen::lower::gpu;
 use einfall_ir::array::Array;
@@ -10,31 +12,6 @@ use einfall_ir::dtype::DType;
 use einfall_ir::kernel::Module;
 use einfall_ir::tile::{self, BufferKind, Plan};
 use machine::launch::{execute, launched};
-
-fn text(path: &str) -> String {
-    let path = format!("{}/../tests/{path}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
-}
-
-fn formed(name: &str) -> Plan {
-    let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
-    let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
-    einfall_codegen::tables::formed(cascade).unwrap()
-}
-
-/// The plan of a library cascade for a GPU, by every pass.
-fn formed_for_gpu(name: &str) -> Plan {
-    use einfall_codegen::pipeline::{self, Context, Program};
-    use einfall_codegen::tables;
-    let cascade = einfall_ir::cascade::parse(einfall_kernels::source(name).unwrap()).unwrap().cascades.remove(0);
-    let context = Context { atoms: einfall_ir::kernel::atoms::all().collect(), ..Context::default() };
-    let records = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(cascade), &context, None)
-        .unwrap_or_else(|(_, stop)| panic!("{stop}"));
-    match records.into_iter().next_back().map(|r| r.program) {
-        Some(Program::Tile(plan)) => plan,
-        other => panic!("{other:?}"),
-    }
-}
 
 fn mapped(plan: &Plan, mapping: &str) -> Module {
     let mapping = einfall_ir::mapping::parse::parse(mapping).unwrap_or_else(|e| panic!("{e}"));
@@ -91,7 +68,7 @@ fn compare(plan: &Plan, artifact: &Artifact, ranks: &[u64], roundings: f64) {
 }
 
 fn reference(plan: &str, mapping: &str) -> (Plan, Module) {
-    let plan = tile::parse::parse(&text(&format!("plans/{plan}.tile"))).unwrap();
+    let plan = device::plan(plan);
     let module = mapped(&plan, &text(&format!("mappings/{mapping}.mapping")));
     (plan, module)
 }
@@ -176,7 +153,7 @@ fn an_lstm_agrees() {
 
 #[test]
 fn a_fused_linear_layer_agrees() {
-    let plan = formed("linear_gelu");
+    let plan = formed_alone("linear_gelu");
     let module = mapped(&plan, &text("mappings/linear_gelu.mapping"));
     agrees(&plan, &module, &[200, 136, 264], 1.5);
 }
@@ -199,7 +176,7 @@ fn kernels_without_contractions_agree() {
         ("entropy", "entropy_0", "n"),
     ] {
         for units in [1, 4] {
-            let plan = formed(name);
+            let plan = formed_alone(name);
             let entries = rows(kernel, "axis m block 1\n", row, units);
             let module = mapped(&plan, &format!("mapping {} on h100 {{\n{entries}}}\n", plan.name));
             for ranks in [[5, 256], [3, 200], [2, 129], [3, 640], [1, 1]] {
@@ -255,9 +232,41 @@ fn reductions_across_warps_agree() {
     merges_in_place("attention_decode_columns");
 }
 
+/// Warps that do not meet between writing and reading what they exchange: the machine sees it at every place.
+#[test]
+fn planted_faults_across_warps_are_caught() {
+    let mapping = text("mappings/attention_decode_columns.mapping");
+    let plan = formed("attention_gqa");
+    let split = gpu::split_streams::run(&plan, &einfall_ir::mapping::parse::parse(&mapping).unwrap(), 132).unwrap();
+    let good = printed(&split, &mapped(&split, &mapping));
+    let Code::Ptx { text, arch } = &good.code else { panic!("no PTX") };
+    let lines: Vec<&str> = text.lines().collect();
+    // The copies change after every exchange: the sum of both places less the one in use.
+    let turn = |l: &&str| {
+        l.trim().strip_prefix("sub.s32 ").is_some_and(|l| {
+            l.split(", ").count() == 3 && {
+                let args: Vec<&str> = l.trim_end_matches(';').split(", ").collect();
+                args[0] == args[2] && text.contains(&format!("shl.b32 {}, {}, 1;", args[1], args[0]))
+            }
+        })
+    };
+    let turns: Vec<usize> = (0..lines.len()).filter(|i| turn(&lines[*i])).collect();
+    // The meeting before each: the last one above it.
+    let meetings = turns.iter().map(|t| (0..*t).rev().find(|i| lines[*i].contains("bar.sync")).unwrap());
+    assert!(turns.len() >= 3, "{turns:?}");
+    for fault in meetings {
+        let kept = lines.iter().enumerate().filter(|(i, _)| *i != fault).map(|(_, l)| format!("{l}\n"));
+        let mut bad = good.clone();
+        bad.code = Code::Ptx { text: kept.collect(), arch: arch.clone() };
+        let wrong = |ranks: &[u64]| std::panic::catch_unwind(|| compare(&split, &bad, ranks, 4.0)).is_err();
+        let caught = wrong(&[1, 1, 9, 2, 200, 64, 72]) || wrong(&[1, 2, 4, 1, 700, 128, 128]);
+        assert!(caught, "line {fault} without `{}` is not noticed", lines[fault].trim());
+    }
+}
+
 fn merges_in_place(mapping: &str) {
     let mapping = text(&format!("mappings/{mapping}.mapping"));
-    let plan = formed_for_gpu("attention_gqa");
+    let plan = formed("attention_gqa");
     let split = gpu::split_streams::run(&plan, &einfall_ir::mapping::parse::parse(&mapping).unwrap(), 132).unwrap();
     let module = mapped(&split, &mapping);
     // [B, G, R, M, N, E, F]: uneven parts and a tail; rows of several blocks of the merge; one part.
@@ -273,7 +282,7 @@ fn merges_in_place(mapping: &str) {
 #[test]
 fn decode_in_parts_agrees() {
     let mapping = text("mappings/decode.mapping");
-    let plan = tile::parse::parse(&text("plans/decode.tile")).unwrap();
+    let plan = device::plan("decode");
     let split = gpu::split_streams::run(&plan, &einfall_ir::mapping::parse::parse(&mapping).unwrap(), 132).unwrap();
     let module = mapped(&split, &mapping);
     // [B, H, R, N, E, F]: a tail and a part without keys; no keys.

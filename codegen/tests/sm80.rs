@@ -4,7 +4,7 @@
 mod device;
 mod machine;
 
-use device::{agrees_on_paper, all_caught, formed, lowered, mapping_text};
+use device::{agrees, all_caught, formed, lowered, mapping_text};
 use einfall_codegen::backend::ptx::{Target, print};
 use einfall_ir::array::Array;
 use einfall_ir::artifact::Artifact;
@@ -24,7 +24,7 @@ fn matmul(mapping: &str) -> (tile::Plan, Module) {
 fn matmul_in_four_warps() {
     let (plan, module) = matmul(&mapping_text("matmul_128x128_a100"));
     for ranks in [[140, 136, 200], [128, 128, 32], [8, 264, 72], [130, 8, 0], [64, 64, 96]] {
-        agrees_on_paper(&plan, &module, &ranks, 1);
+        agrees(&plan, &module, &ranks, 1);
     }
 }
 
@@ -59,7 +59,7 @@ fn attention_in_eight_warps() {
         let (plan, module) = attention("attention", &format!("attention_{d}_causal_a100"));
         for [m, n] in [[200, 300], [150, 70], [128, 64]] {
             let ranks = extents(&plan, &[("B", 1), ("G", 1), ("R", 2), ("M", m), ("N", n), ("E", d), ("F", d - 8)]);
-            agrees_on_paper(&plan, &module, &ranks, 1);
+            agrees(&plan, &module, &ranks, 1);
         }
     }
 }
@@ -70,7 +70,7 @@ fn full_attention_in_eight_warps() {
         let (plan, module) = attention("attention_full", &format!("attention_{d}_full_a100"));
         for [m, n] in [[200, 300], [130, 64], [8, 0]] {
             let ranks = extents(&plan, &[("B", 1), ("H", 2), ("M", m), ("N", n), ("E", d), ("F", d - 8)]);
-            agrees_on_paper(&plan, &module, &ranks, 1);
+            agrees(&plan, &module, &ranks, 1);
         }
     }
 }
@@ -153,7 +153,7 @@ fn reference_mappings_fit_smaller_cards() {
         let plan = formed(plan);
         let module = lowered(&plan, &mapping_text(mapping).replace("on a100", "on rtx4090"));
         if !ranks.is_empty() {
-            agrees_on_paper(&plan, &module, &ranks, 1);
+            agrees(&plan, &module, &ranks, 1);
         }
     }
 }
@@ -168,7 +168,7 @@ fn rows_agree() {
         let module = lowered(&plan, &mapping.to_string());
         let artifact = printed(&plan, &module);
         for ranks in [[3, 512], [2, 129], [1, 1]] {
-            agrees_on_paper(&plan, &module, &ranks, 1);
+            agrees(&plan, &module, &ranks, 1);
             runs(&plan, &artifact, &ranks, 1.5);
         }
     }
@@ -189,14 +189,14 @@ fn persistent_kernels_fill_their_rings_again() {
     let (mapping, limits) = few(&text);
     let module = einfall_codegen::lower::gpu::lower_for(&plan, &mapping, &limits).unwrap_or_else(|e| panic!("{e:?}"));
     for ranks in [[300, 264, 136], [260, 136, 32], [130, 260, 0]] {
-        agrees_on_paper(&plan, &module, &ranks, 1);
+        agrees(&plan, &module, &ranks, 1);
     }
     let plan = formed("attention");
     let text = mapping_text("attention_64_causal_a100").replace("longest_first", "persistent longest_first");
     let (mapping, limits) = few(&text);
     let module = einfall_codegen::lower::gpu::lower_for(&plan, &mapping, &limits).unwrap_or_else(|e| panic!("{e:?}"));
     let ranks = extents(&plan, &[("B", 1), ("G", 1), ("R", 3), ("M", 200), ("N", 150), ("E", 64), ("F", 64)]);
-    agrees_on_paper(&plan, &module, &ranks, 1);
+    agrees(&plan, &module, &ranks, 1);
     runs(&plan, &printed(&plan, &module), &ranks, 4.0);
 }
 

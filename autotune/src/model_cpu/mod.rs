@@ -165,5 +165,6 @@ fn kernel(k: &Kernel, l2: u64) -> KernelMapping {
         roles: Vec::new(),
         anchor: Anchor::default(),
         split: None,
+        dependent: false,
     }
 }

@@ -36,24 +36,24 @@ const MOST_WARPS: u64 = 16;
 const STEPS: u64 = 8;
 
 /// What the rule asks of a kernel.
-struct Facts<'a> {
+pub(super) struct Facts<'a> {
     plan: &'a Plan,
     kernel: &'a Kernel,
     sizes: Option<&'a [u64]>,
     /// Axes along which arrays are contiguous: the dimensions of the largest such array, bytes of its elements.
-    contiguous: BTreeMap<AxisId, (usize, u64)>,
+    pub(super) contiguous: BTreeMap<AxisId, (usize, u64)>,
     /// Bytes per element of a row of all arrays that several operations read, by the axis they are contiguous in.
     held: BTreeMap<AxisId, u64>,
     /// Axes that scans run along.
     scanned: Vec<AxisId>,
     /// Axes of sequential streams, which take one step at a time.
-    stepped: Vec<AxisId>,
+    pub(super) stepped: Vec<AxisId>,
     /// Axes of streams and of operations that range over a whole inner axis.
     walked: Vec<AxisId>,
 }
 
 impl<'a> Facts<'a> {
-    fn new(plan: &'a Plan, kernel: &'a Kernel, sizes: Option<&'a [u64]>) -> Facts<'a> {
+    pub(super) fn new(plan: &'a Plan, kernel: &'a Kernel, sizes: Option<&'a [u64]>) -> Facts<'a> {
         let mut f = Facts {
             plan,
             kernel,
@@ -165,7 +165,7 @@ impl<'a> Facts<'a> {
     }
 
     /// An axis's extent, where the plan or the sizes fix it.
-    fn extent(&self, a: AxisId) -> Option<u64> {
+    pub(super) fn extent(&self, a: AxisId) -> Option<u64> {
         let size: &Size = &self.kernel.axes[a].extent;
         let mut known = true;
         let mut values = vec![0; self.plan.ranks.len()];

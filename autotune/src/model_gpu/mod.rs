@@ -3,7 +3,8 @@
 //! A kernel's [`facts`] lead to its [`structure`]s (cuts, orientations, places of tiles, roles, schedules); each
 //! structure has an integer CSP ([`space`]) over blocks, units, clusters, instructions, stages, swizzles, register
 //! budgets and orders; [`cost`] prices assignments and [`mod@search`] finds the cheapest; [`mod@write`] turns assignments into
-//! mappings and back. Kernels without contractions go to [`elementwise`]. Invariant: nothing asks for a kernel's name;
+//! mappings and back. Kernels without contractions go to [`elementwise`], contractions without an instruction to
+//! [`products`]. Invariant: nothing asks for a kernel's name;
 //! what is returned for a kernel that the model has a structure for satisfies every constraint of its CSP.
 
 use std::ops::ControlFlow;
@@ -19,6 +20,7 @@ pub mod elementwise;
 pub mod facts;
 pub mod live;
 pub mod obstacle;
+pub mod products;
 pub mod sample;
 pub mod search;
 pub mod space;
@@ -82,13 +84,18 @@ fn mapped(facts: Facts<'_>, sheet: &DataSheet, k: usize) -> Result<Vec<(KernelMa
     Ok(found.into_iter().map(|f| (f.mapping, f.cost)).collect())
 }
 
-/// What is left where the model has no structure: blocks alone, so that the lowering says what it lacks.
-fn fallback(kernel: &Kernel) -> KernelMapping {
+/// What is left where the model has no mapping by instructions: sums of products where no structure obeys the rules; where
+/// no blocks fit one that does, the wrong blocks, so that the lowering says what it lacks.
+fn fallback(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Vec<KernelMapping> {
+    let facts = Facts::new(plan, kernel, sizes).map(|f| f.with_inner(|_| Some(INNER_CLASSES[0])));
+    if device(sheet).is_err() || facts.and_then(|f| structures(&f)).is_err() {
+        return products::variants(kernel, plan, sheet, sizes);
+    }
     let axes = kernel.axes.iter().filter(|(_, a)| a.kind != AxisKind::Inner).map(|(_, a)| {
         let block = if a.kind == AxisKind::Stream { 64 } else { 1 };
         AxisMapping::new(&a.name, a.block.unwrap_or(block))
     });
-    KernelMapping { kernel: kernel.name.clone(), axes: axes.collect(), ..KernelMapping::default() }
+    vec![KernelMapping { kernel: kernel.name.clone(), axes: axes.collect(), ..KernelMapping::default() }]
 }
 
 /// Extents of inner axes that a kernel gets variants for where no size is given.
@@ -96,7 +103,7 @@ const INNER_CLASSES: [u64; 3] = [64, 128, 256];
 
 /// The mapping of every kernel of `plan` for the device of `sheet`. `sizes`: one value per rank of the plan, the sizes
 /// to be fast at; inner axes are mapped for just these (or smaller) extents. Without sizes, kernels with inner axes get
-/// variants for head widths up to 64, 128 and 256. Never fails: a kernel outside the model gets blocks alone.
+/// variants for head widths up to 64, 128 and 256. Never fails: a kernel outside the model gets blocks alone ([`products`]).
 pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping {
     let mut kernels = Vec::new();
     for kernel in &plan.kernels {
@@ -115,7 +122,7 @@ pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping 
             Err(_) => {}
         }
         if kernels.len() == before {
-            kernels.push(fallback(kernel));
+            kernels.extend(fallback(kernel, plan, sheet, sizes));
         }
     }
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
@@ -133,7 +140,7 @@ pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usiz
             }
             match kernel_candidates(plan, kernel, sheet, sizes, k) {
                 Ok(found) => found.into_iter().map(|(m, c)| (vec![m], Some(c))).collect(),
-                Err(_) => vec![(vec![fallback(kernel)], None)],
+                Err(_) => vec![(fallback(kernel, plan, sheet, sizes), None)],
             }
         })
         .collect();
@@ -181,7 +188,7 @@ pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, seed: u64, n
         any |= !drawn.is_empty();
         lists.push(match (drawn.is_empty(), contracts(kernel)) {
             (false, _) => drawn.into_iter().map(|m| vec![m]).collect(),
-            (true, true) => vec![vec![fallback(kernel)]],
+            (true, true) => vec![fallback(kernel, plan, sheet, sizes)],
             (true, false) => vec![elementwise::variants(kernel, plan, sheet, sizes)],
         });
     }

@@ -2,6 +2,9 @@
 //!
 //! Needs `target/ptxas` here or in a parent folder (`make ptxas`).
 
+// Every test uses a part of this.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,10 +1,14 @@
-//! Plans lowered for the device that their mapping names, evaluated under every schedule against float64.
+//! Plans formed for a device, lowered as a mapping says, and evaluated under every schedule against float64.
+
+// Every test uses a part of this.
+#![allow(dead_code)]
 
 use einfall_codegen::lower::gpu;
 use einfall_codegen::pipeline::{self, Context, Program};
 use einfall_codegen::tables;
 use einfall_ir::analysis::resources::Limits;
 use einfall_ir::array::Array;
+use einfall_ir::cascade::Cascade;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::atoms;
 use einfall_ir::kernel::eval::{GlobalBuffer, KernelError, Options, Schedule, run};
@@ -13,7 +17,8 @@ use einfall_ir::kernel::{Kernel, Module};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, BufferKind, Plan};
 
-fn text(path: &str) -> String {
+/// A file of the repository's `tests`.
+pub fn text(path: &str) -> String {
     let path = format!("{}/../tests/{path}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
@@ -23,15 +28,35 @@ pub fn mapping_text(name: &str) -> String {
     text(&format!("mappings/{name}.mapping"))
 }
 
-/// The plan that a library cascade becomes, by every pass before the lowering.
-pub fn formed(name: &str) -> Plan {
-    let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
-    formed_text(source)
+/// A plan of `tests/plans`.
+pub fn plan(name: &str) -> Plan {
+    tile::parse::parse(&text(&format!("plans/{name}.tile"))).unwrap_or_else(|e| panic!("{name}: {e:?}"))
 }
 
-/// As [`formed`], of a text.
-pub fn formed_text(source: &str) -> Plan {
-    let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
+/// The plan that a library cascade becomes, by every pass before the lowering.
+pub fn formed(name: &str) -> Plan {
+    formed_at(name, &[])
+}
+
+/// As [`formed`], with some ranks fixed.
+pub fn formed_at(name: &str, fixed: &[(&str, u64)]) -> Plan {
+    let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
+    formed_text(source, fixed)
+}
+
+/// As [`formed_at`], of a text.
+pub fn formed_text(source: &str, fixed: &[(&str, u64)]) -> Plan {
+    let mut cascade =
+        einfall_ir::cascade::parse(source).unwrap_or_else(|d| panic!("{d:?}\n{source}")).cascades.remove(0);
+    for (name, extent) in fixed {
+        let rank = cascade.rank(name).unwrap_or_else(|| panic!("there is no rank {name}"));
+        cascade.ranks[rank].fixed = Some(*extent);
+    }
+    formed_cascade(cascade)
+}
+
+/// As [`formed`], of a cascade.
+pub fn formed_cascade(cascade: Cascade) -> Plan {
     let context = Context { atoms: atoms::all().collect(), ..Context::default() };
     let records = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(cascade), &context, None)
         .unwrap_or_else(|(_, stop)| panic!("{stop}"));
@@ -41,11 +66,24 @@ pub fn formed_text(source: &str) -> Plan {
     }
 }
 
+/// What formation makes of a library cascade, before the passes on tiles.
+pub fn formed_alone(name: &str) -> Plan {
+    let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
+    let cascade = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
+    tables::formed(cascade).unwrap()
+}
+
 /// The kernels of a plan by a mapping, within what the mapping's device allows; they verify, and print as they parse.
 pub fn lowered(plan: &Plan, mapping: &str) -> Module {
+    lowered_on(plan, mapping, None)
+}
+
+/// As [`lowered`], on a device of so many multiprocessors.
+pub fn lowered_on(plan: &Plan, mapping: &str, multiprocessors: Option<u64>) -> Module {
     let mapping = einfall_ir::mapping::parse::parse(mapping).unwrap_or_else(|e| panic!("{e}"));
     let sheet = DataSheet::named(&mapping.target).unwrap_or_else(|| panic!("no sheet {}", mapping.target));
-    let limits = Limits::of(&sheet.gpu.unwrap());
+    let mut limits = Limits::of(&sheet.gpu.unwrap());
+    limits.multiprocessors = multiprocessors.unwrap_or(limits.multiprocessors);
     let module = gpu::lower_for(plan, &mapping, &limits).unwrap_or_else(|e| panic!("{e:?}\n{plan}"));
     let limits =
         verify::Limits { shared_bytes: limits.shared_bytes, registers: limits.registers, threads: limits.threads };
@@ -116,12 +154,13 @@ fn execute(
     Ok(b)
 }
 
-fn near(x: f64, y: f64) -> bool {
+/// Whether two values agree to what float64 sums in another order may differ.
+pub fn near(x: f64, y: f64) -> bool {
     (x - y).abs() <= 1e-9 * (1.0 + y.abs()) || x == y
 }
 
 /// Runs the kernels under every schedule and compares with the tile plan in float64.
-pub fn agrees_on_paper(plan: &Plan, module: &Module, ranks: &[u64], seeds: u64) {
+pub fn agrees(plan: &Plan, module: &Module, ranks: &[u64], seeds: u64) {
     let inputs = inputs(plan, ranks);
     let want = tile::eval::run(plan, ranks, &inputs, &tile::eval::Options::default()).unwrap();
     for schedule in Schedule::ALL {
@@ -140,9 +179,9 @@ pub fn agrees_on_paper(plan: &Plan, module: &Module, ranks: &[u64], seeds: u64) 
     }
 }
 
-/// Every planted fault is caught by some schedule at some of the extents, but those named, which change nothing that
-/// can be observed.
-pub fn all_caught(plan: &Plan, module: &Module, sizes: &[&[u64]], sound: &[&str]) {
+/// How many faults are planted in the first kernel, and those that no schedule catches at any of the extents: a line
+/// each, of fault and statement.
+pub fn survivors(plan: &Plan, module: &Module, sizes: &[&[u64]]) -> (usize, Vec<String>) {
     let wanted: Vec<_> = sizes
         .iter()
         .map(|ranks| {
@@ -166,6 +205,13 @@ pub fn all_caught(plan: &Plan, module: &Module, sizes: &[&[u64]], sound: &[&str]
             missed.push(format!("{:?} {}", m.fault, m.place));
         }
     }
+    (planted, missed)
+}
+
+/// Every planted fault is caught by some schedule at some of the extents, but those named, which change nothing that
+/// can be observed.
+pub fn all_caught(plan: &Plan, module: &Module, sizes: &[&[u64]], sound: &[&str]) {
+    let (planted, missed) = survivors(plan, module, sizes);
     assert!(planted > 10, "{planted} faults");
     assert_eq!(missed, sound);
 }

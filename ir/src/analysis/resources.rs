@@ -9,7 +9,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::kernel::{BarrierKind, BufSpace, Expr, FragId, GroupKind, Kernel, Operand, Role, Stmt, walk};
+use crate::kernel::{BarrierKind, BufSpace, Expr, FragId, GroupKind, Kernel, Operand, Role, Stmt, atoms, walk};
+use crate::layout::Distribution;
 use crate::target::Gpu;
 
 /// Registers per thread beyond fragments, as a choice of mappings reckons.
@@ -105,6 +106,24 @@ pub fn launch_registers(registers: u64, thread_registers: u64, threads: u64, tas
 /// Registers per thread that an instruction takes beside its accumulator and operand, at the count a kernel starts with
 /// (ptxas 13.0, C7602: 64 accumulators want 90, with an operand of 4 registers 94; 104 want 130).
 pub const INSTRUCTION_OVERHEAD: u64 = 26;
+
+/// Registers per thread that a kernel must start with for its widest asynchronous instruction; 0 without one.
+pub fn instruction_registers(kernel: &Kernel) -> u64 {
+    let held = |d: &Distribution, bits: u32| (d.counts().1 * u64::from(bits)).div_ceil(32);
+    let mut most = 0;
+    for role in &kernel.roles {
+        walk(&role.body, &mut |s| {
+            let Stmt::Atom { atom, a, .. } = s else { return };
+            let Some(atom) = atoms::find(atom).filter(|x| x.asynchronous) else { return };
+            let operand = match (a, &atom.a_dist) {
+                (Operand::Frag { .. }, Some(d)) => held(d, atom.operand.bits()),
+                _ => 0,
+            };
+            most = most.max(held(&atom.acc_dist, atom.acc.bits()) + operand + INSTRUCTION_OVERHEAD);
+        });
+    }
+    most
+}
 
 /// What one role takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -358,7 +377,21 @@ impl Liveness<'_> {
             | Stmt::Last { .. }
             | Stmt::TaskSync
             | Stmt::ClusterSync
-            | Stmt::GridSync => live,
+            | Stmt::GridSync
+            | Stmt::GridDependency(_) => live,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_start_with_an_even_share_by_eights() {
+        let share = |threads, tasks| launch_registers(65_536, 255, threads, tasks);
+        assert_eq!([share(384, 1), share(384, 2), share(128, 1)], [168, 80, 248]);
+        // No thread names more than 255, and nothing is a share of no tasks.
+        assert_eq!([share(256, 1), share(1024, 1), share(1024, 2), share(384, 0)], [248, 64, 32, 168]);
     }
 }

@@ -58,6 +58,9 @@ pub struct Kernel {
     pub variant_of: Option<String>,
     /// What the code takes for granted; whoever launches checks it.
     pub assumes: Vec<Assumption>,
+    /// Whether a launch may start it while the kernel before it runs (programmatic dependent launch): it waits by
+    /// [`GridDependency::Wait`] before it touches what that one does.
+    pub dependent: bool,
     /// Tasks along each grid dimension, outermost first: expressions over extents.
     pub grid: Vec<Expr>,
     /// Tasks of a cluster along each grid dimension; empty: no clusters.
@@ -319,6 +322,16 @@ pub enum FenceKind {
     Gpu,
 }
 
+/// How a grid depends on the one launched before it (PTX ISA, "griddepcontrol").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GridDependency {
+    /// The unit waits until the grids before have ended and what they did is visible (`griddepcontrol.wait`).
+    Wait,
+    /// As far as the task is concerned, the grid after it may start (`griddepcontrol.launch_dependents`); it does when
+    /// every task has said so or ended.
+    Launch,
+}
+
 /// Which asynchronous group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GroupKind {
@@ -543,6 +556,8 @@ pub enum Stmt {
     ClusterSync,
     /// Every thread of the grid (cooperative launch).
     GridSync,
+    /// Order between this grid and its neighbours in the stream.
+    GridDependency(GridDependency),
 }
 
 impl Stmt {
@@ -571,7 +586,8 @@ impl Stmt {
             | Stmt::Last { .. }
             | Stmt::TaskSync
             | Stmt::ClusterSync
-            | Stmt::GridSync => [&[], &[]],
+            | Stmt::GridSync
+            | Stmt::GridDependency(_) => [&[], &[]],
         }
     }
 }

@@ -108,8 +108,11 @@ fn find(body: &[Stmt], path: &mut Vec<usize>, sites: &mut Vec<(Vec<usize>, Fault
             | Stmt::Commit(_)
             | Stmt::TaskSync
             | Stmt::ClusterSync
-            | Stmt::GridSync => &[Fault::Missing],
-            Stmt::Let { .. }
+            | Stmt::GridSync
+            | Stmt::GridDependency(GridDependency::Wait) => &[Fault::Missing],
+            // Without it the next grid starts later.
+            Stmt::GridDependency(GridDependency::Launch)
+            | Stmt::Let { .. }
             | Stmt::Map { .. }
             | Stmt::Reduce { .. }
             | Stmt::Scan { .. }

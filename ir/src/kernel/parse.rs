@@ -43,6 +43,7 @@ fn empty_kernel(name: String) -> Kernel {
         name,
         variant_of: None,
         assumes: Vec::new(),
+        dependent: false,
         grid: Vec::new(),
         cluster: Vec::new(),
         bufs: Arena::new(),
@@ -77,7 +78,7 @@ type Read<T> = Result<T, Diagnostic>;
 /// Deepest nesting of expressions and statements accepted.
 const MAX_DEPTH: usize = 200;
 
-const STATEMENTS: &str = "a statement starts with for, if, let, map, reduce, scan, load, store, gather, scatter, atom, copy, arrive, wait, bar_sync, bar_arrive, fence, commit, wait_group, last, task_sync, cluster_sync or grid_sync";
+const STATEMENTS: &str = "a statement starts with for, if, let, map, reduce, scan, load, store, gather, scatter, atom, copy, arrive, wait, bar_sync, bar_arrive, fence, commit, wait_group, last, task_sync, cluster_sync, grid_sync or grid_dependency";
 
 impl Parser<'_> {
     fn token(&self) -> &Token {
@@ -341,6 +342,7 @@ impl Parser<'_> {
                     return Err(twice("fragment", &name, at));
                 }
             }
+            "dependent" => self.kernel.dependent = true,
             "assume" => {
                 let aligned = matches!(self.tok(), Tok::Ident(name) if self.names.bufs.contains_key(name));
                 let assumption = if aligned {
@@ -738,6 +740,9 @@ impl Parser<'_> {
             "task_sync" => Stmt::TaskSync,
             "cluster_sync" => Stmt::ClusterSync,
             "grid_sync" => Stmt::GridSync,
+            "grid_dependency" => {
+                Stmt::GridDependency(self.kind(&GridDependency::ALL, GridDependency::name, "grid dependency")?)
+            }
             other => return Err(unknown("statement", other, span, STATEMENTS)),
         })
     }

@@ -9,6 +9,7 @@
 //!     kernel gemm {
 //!         grid [(M + 127) / 128, N / 128]
 //!         cluster [2, 1]
+//!         dependent                                   // launched while the kernel before it may run
 //!         assume K <= 4096                            // or `K multiple 8`, `A aligned 16`
 //!         global A: bf16[M, K] = 0                    // position among the plan's buffers
 //!         global C: f32[M, N] = 2 written
@@ -135,6 +136,9 @@ impl<'a> Printer<'a> {
         self.line(format_args!("grid [{grid}]"));
         if !kernel.cluster.is_empty() {
             self.line(format_args!("cluster {}", ints(&kernel.cluster)));
+        }
+        if kernel.dependent {
+            self.line(format_args!("dependent"));
         }
         for (_, b) in kernel.bufs.iter() {
             let dims = self.list(&b.dims);
@@ -385,6 +389,7 @@ impl<'a> Printer<'a> {
             Stmt::TaskSync => self.line(format_args!("task_sync")),
             Stmt::ClusterSync => self.line(format_args!("cluster_sync")),
             Stmt::GridSync => self.line(format_args!("grid_sync")),
+            Stmt::GridDependency(kind) => self.line(format_args!("grid_dependency {}", kind.name())),
         }
     }
 
@@ -526,6 +531,19 @@ impl FenceKind {
             FenceKind::Wgmma => "wgmma",
             FenceKind::MbarrierInit => "mbarrier_init",
             FenceKind::Gpu => "gpu",
+        }
+    }
+}
+
+impl GridDependency {
+    /// Every kind.
+    pub const ALL: [GridDependency; 2] = [GridDependency::Wait, GridDependency::Launch];
+
+    /// Its spelling.
+    pub fn name(self) -> &'static str {
+        match self {
+            GridDependency::Wait => "wait",
+            GridDependency::Launch => "launch",
         }
     }
 }

@@ -45,6 +45,8 @@ pub struct KernelMapping {
     pub anchor: Anchor,
     /// Split of a stream over several tasks, with how the parts are merged.
     pub split: Option<Split>,
+    /// Whether its launch may start while the plan's kernel before it runs (programmatic dependent launch).
+    pub dependent: bool,
 }
 
 /// Partition of one axis, outermost level first.

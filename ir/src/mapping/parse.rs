@@ -7,6 +7,7 @@
 //!         | "work" ["order" AXIS {"," AXIS}] ["persistent"] ["group" INT] ["longest_first"]
 //!         | "anchor" ("hoist" | "rolling" | "lazy" | "tree")
 //!         | "split" AXIS "parts" INT ["resident" INT] "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
+//!         | "dependent"
 //!         | "role" NAME ":" INT ("thread" | "warp" | "warpgroup") ["regs" INT] ["ping_pong"]
 //!         | "tile" TILE "in" space ["stages" INT] ["swizzle" INT] ["contiguous" AXIS] ["by" engine] ["multicast" AXIS]
 //!           ["reuses" TILE]
@@ -142,6 +143,8 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
         c.word("merge")?;
         let merge = choice(c, &MergeSite::ALL.map(|m| (m, m.name())), "where parts meet")?;
         k.split = Some(Split { axis, parts, resident, merge, ordered: c.eat_word("ordered") });
+    } else if c.eat_word("dependent") {
+        k.dependent = true;
     } else if c.eat_word("role") {
         let (role, span) = c.ident("a role name")?;
         once(k.roles.iter().any(|r| r.role == role), "role", &role, span)?;
@@ -178,7 +181,7 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
     } else {
         return Err(c
             .expected("a line of a mapping")
-            .help("write `axis`, `work`, `anchor`, `split`, `role`, `tile` or `op`"));
+            .help("write `axis`, `work`, `anchor`, `split`, `dependent`, `role`, `tile` or `op`"));
     }
     Ok(())
 }

@@ -395,7 +395,8 @@ impl<'a> Emit<'a> {
             | Stmt::WaitGroup { .. }
             | Stmt::Last { .. }
             | Stmt::ClusterSync
-            | Stmt::GridSync => Err(self.unsupported("asynchronous statements")),
+            | Stmt::GridSync
+            | Stmt::GridDependency(_) => Err(self.unsupported("asynchronous statements")),
         }
     }
 

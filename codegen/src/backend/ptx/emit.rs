@@ -7,11 +7,10 @@
 
 use std::collections::HashMap;
 
-use einfall_ir::analysis::resources::{INSTRUCTION_OVERHEAD, exchange, launch_registers};
+use einfall_ir::analysis::resources::{exchange, instruction_registers, launch_registers};
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::cascade::{Rank, RankId};
-use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, FragId, Kernel, Operand, Role, Scope, Stmt, View, atoms, walk};
-use einfall_ir::layout::Distribution;
+use einfall_ir::kernel::{BarrierKind, BufSpace, Expr, FragId, Kernel, Role, Scope, Stmt, View, walk};
 use einfall_ir::ops::BinaryOp;
 
 use super::across::Exchange;
@@ -325,27 +324,9 @@ impl<'a> Emit<'a> {
         let threads = self.target.threads / self.threads.max(1);
         let fits = |tasks: &u64| {
             let each = launch_registers(self.target.registers, THREAD_REGISTERS, self.threads, *tasks);
-            each * self.threads >= budget && each >= self.instruction_registers()
+            each * self.threads >= budget && each >= instruction_registers(self.k)
         };
         (2..=shared.min(threads)).rev().find(fits).unwrap_or(1)
-    }
-
-    /// Registers per thread that the kernel must start with for its widest asynchronous instruction.
-    fn instruction_registers(&self) -> u64 {
-        let mut most = 0;
-        for role in &self.k.roles {
-            walk(&role.body, &mut |s| {
-                let Stmt::Atom { atom, a, .. } = s else { return };
-                let Some(atom) = atoms::find(atom).filter(|x| x.asynchronous) else { return };
-                let held = |d: &Distribution, bits: u32| (d.counts().1 * u64::from(bits)).div_ceil(32);
-                let operand = match (a, &atom.a_dist) {
-                    (Operand::Frag { .. }, Some(d)) => held(d, atom.operand.bits()),
-                    _ => 0,
-                };
-                most = most.max(held(&atom.acc_dist, atom.acc.bits()) + operand + INSTRUCTION_OVERHEAD);
-            });
-        }
-        most
     }
 
     fn set_registers(&mut self, regs: Option<u64>, even: u64) {
@@ -495,6 +476,7 @@ impl<'a> Emit<'a> {
                 Ok(())
             }
             Stmt::GridSync => Err(self.fail("grid-wide synchronisation")),
+            Stmt::GridDependency(kind) => self.grid_dependency(*kind),
         }
     }
 

@@ -152,7 +152,7 @@ fn kernel(
             cluster: k.cluster.clone(),
             shared_bytes: e.shared.bytes,
             cooperative,
-            dependent: false,
+            dependent: k.dependent,
             counters,
             maps: std::mem::take(&mut e.maps.all),
             variant_of: k.variant_of.clone(),

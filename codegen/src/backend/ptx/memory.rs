@@ -97,11 +97,13 @@ impl Emit<'_> {
 
     pub(super) fn load_op(&self, buf: BufId, space: &str) -> String {
         let BufSpace::Global { param, .. } = self.k.bufs[buf].space else { return format!("ld.{space}") };
-        let written = self
-            .k
-            .bufs
-            .iter()
-            .any(|(_, b)| matches!(b.space, BufSpace::Global { param: q, written: true } if q == param));
+        // What the kernel before may still be writing is not constant while a dependent one runs.
+        let written = self.k.dependent
+            || self
+                .k
+                .bufs
+                .iter()
+                .any(|(_, b)| matches!(b.space, BufSpace::Global { param: q, written: true } if q == param));
         if written { format!("ld.{space}") } else { format!("ld.{space}.nc") }
     }
 

@@ -68,7 +68,8 @@ fn touches(s: &Stmt, f: FragId) -> bool {
         | Stmt::Last { .. }
         | Stmt::TaskSync
         | Stmt::ClusterSync
-        | Stmt::GridSync => false,
+        | Stmt::GridSync
+        | Stmt::GridDependency(_) => false,
     }
 }
 

@@ -113,7 +113,8 @@ impl Facts<'_> {
                 | Stmt::WaitGroup { .. }
                 | Stmt::TaskSync
                 | Stmt::ClusterSync
-                | Stmt::GridSync => {}
+                | Stmt::GridSync
+                | Stmt::GridDependency(_) => {}
             }
         }
     }

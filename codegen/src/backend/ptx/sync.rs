@@ -8,7 +8,7 @@
 
 use einfall_ir::arena::Id;
 use einfall_ir::kernel::{
-    BarrierId, BarrierKind, BufId, Engine, Expr, FenceKind, GroupKind, Kernel, Scope, Stmt, walk,
+    BarrierId, BarrierKind, BufId, Engine, Expr, FenceKind, GridDependency, GroupKind, Kernel, Scope, Stmt, walk,
 };
 
 use super::Res;
@@ -208,6 +208,19 @@ impl Emit<'_> {
         self.t.line(&format!("selp.b32 %v{var}, 1, 0, {last}"));
         self.role.vars[var] = Some((0, 1));
         self.role.dirty = false;
+        Ok(())
+    }
+
+    /// Order between this grid and its neighbours. Every thread waits for itself; one of a task suffices to say that the
+    /// next grid may start.
+    pub(super) fn grid_dependency(&mut self, kind: GridDependency) -> Res<()> {
+        if !self.target.hopper() {
+            return Err(self.fail("dependent launches before sm_90"));
+        }
+        match kind {
+            GridDependency::Wait => self.t.line("griddepcontrol.wait"),
+            GridDependency::Launch => self.t.line("griddepcontrol.launch_dependents"),
+        }
         Ok(())
     }
 

@@ -137,6 +137,7 @@ impl<'a> Lower<'a> {
             name: k.name.clone(),
             variant_of: None,
             assumes: Vec::new(),
+            dependent: false,
             grid,
             cluster: Vec::new(),
             bufs: l.bufs,

@@ -93,6 +93,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             name: f.kernel.name.clone(),
             variant_of: None,
             assumes: Vec::new(),
+            dependent: false,
             grid: Vec::new(),
             cluster: Vec::new(),
             bufs: Arena::new(),

@@ -67,18 +67,24 @@ pub(super) fn run(kernel: &Kernel, m: &KernelMapping) -> Step<Kernel> {
     Ok(k)
 }
 
-/// Whether some operation has both axes.
+/// Whether some operation has both axes. One that reads a tile with one axis at the coordinate of the other has that
+/// other alone: it stays the same when they become one.
 fn together(kernel: &Kernel, a: AxisId, b: AxisId) -> bool {
     let mut found = false;
     kernel.for_each_op(&mut |op, _| {
-        let axes = axes_of(kernel, op);
+        let axes = indices_of(kernel, op, false);
         found |= axes.contains(&a) && axes.contains(&b);
     });
     found
 }
 
-/// Every axis an operation has: those it ranges over and those its expressions name.
+/// Every axis an operation has: those it ranges over, those its expressions name, and those of the tiles it reads.
 pub(super) fn axes_of(kernel: &Kernel, op: &Op) -> Vec<AxisId> {
+    indices_of(kernel, op, true)
+}
+
+/// As [`axes_of`]; `own`: whether the axes of tiles count that are read at other axes.
+fn indices_of(kernel: &Kernel, op: &Op, own: bool) -> Vec<AxisId> {
     let mut axes: Vec<AxisId> = op.outs().iter().flat_map(|t| kernel.tiles[*t].axes.clone()).collect();
     match op {
         Op::Store { axes: a, .. } => axes.extend(a),
@@ -92,6 +98,10 @@ pub(super) fn axes_of(kernel: &Kernel, op: &Op) -> Vec<AxisId> {
     for root in op.roots() {
         kernel.walk(root, &mut |_, e| match e {
             Expr::Coord(a) => axes.push(*a),
+            Expr::TileAt { at, .. } if !own => axes.extend(at.iter().filter_map(|p| match p {
+                Place::Axis(a) => Some(*a),
+                Place::At(_) => None,
+            })),
             Expr::Tile(t) | Expr::TileAt { tile: t, .. } => axes.extend(&kernel.tiles[*t].axes),
             Expr::Int(_)
             | Expr::Float(_)

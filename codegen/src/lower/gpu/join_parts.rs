@@ -365,7 +365,8 @@ impl Joined<'_> {
             | Stmt::WaitGroup { .. }
             | Stmt::TaskSync
             | Stmt::ClusterSync
-            | Stmt::GridSync => s.clone(),
+            | Stmt::GridSync
+            | Stmt::GridDependency(_) => s.clone(),
         }
     }
 }

@@ -15,7 +15,7 @@ use einfall_ir::ops::{BinaryOp, UnaryOp};
 use einfall_ir::tile::{AxisId, Expr, ExprId, Op, TileId, print};
 
 use super::apply_mapping::Facts;
-use super::split_domains::conjuncts;
+use super::split_domains::{conjuncts, ordered};
 
 /// What is known of a value at left-out elements.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -89,25 +89,7 @@ fn form(f: &Facts<'_>, e: ExprId) -> Option<Form> {
 
 /// The form that is ≥ 0 exactly where a comparison holds.
 fn at_least_zero(f: &Facts<'_>, e: ExprId) -> Option<Form> {
-    let Expr::Binary(op, a, b) = f.kernel.exprs[e] else { return None };
-    let (large, small, strict) = match op {
-        BinaryOp::Le => (b, a, 0),
-        BinaryOp::Lt => (b, a, 1),
-        BinaryOp::Ge => (a, b, 0),
-        BinaryOp::Gt => (a, b, 1),
-        BinaryOp::Add
-        | BinaryOp::Sub
-        | BinaryOp::Mul
-        | BinaryOp::Div
-        | BinaryOp::Mod
-        | BinaryOp::Pow
-        | BinaryOp::Min
-        | BinaryOp::Max
-        | BinaryOp::Eq
-        | BinaryOp::Ne
-        | BinaryOp::And
-        | BinaryOp::Or => return None,
-    };
+    let (large, small, strict) = ordered(&f.kernel.exprs[e])?;
     let strict = Form { constant: -strict, ..Form::default() };
     Some(form(f, large)?.plus(form(f, small)?, -1).plus(strict, 1))
 }

@@ -5,7 +5,7 @@
 //! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`work_loop`] (which blocks a task computes, and
 //! in which order), [`assign_layouts`] (swizzled shared layouts; who holds what in registers, from the atoms or as [`spread`] says), [`insert_channels`] (a ring buffer with full
 //! and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks of a stream that need
-//! no mask), [`left_out`] (which masks change nothing), [`variants`] (what a launch must check before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), and [`emit`].
+//! no mask), [`left_out`] (which masks change nothing), [`variants`] (what a launch must check before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), [`emit`], and [`overlap_launches`].
 //! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that
 //! cannot be done is refused with the constraint's name (codes G01xx), an expected answer.
 
@@ -26,6 +26,7 @@ mod hold_rows;
 mod insert_channels;
 mod join_parts;
 mod left_out;
+mod overlap_launches;
 mod reduce_products;
 mod schedule;
 mod share_reads;
@@ -155,7 +156,11 @@ pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kern
             }
             all.push(lowered);
         }
-        kernels.extend(variants::run(plan, &k.name, all).map_err(|d| vec![d])?);
+        let mut all = variants::run(plan, &k.name, all).map_err(|d| vec![d])?;
+        if mapping.kernels.iter().any(|m| m.kernel == k.name && m.dependent) {
+            overlap_launches::run(&mut kernels, &mut all).map_err(|d| vec![d])?;
+        }
+        kernels.extend(all);
     }
     Ok(kernel::Module { name: plan.name.clone(), ranks: plan.ranks.clone(), kernels })
 }

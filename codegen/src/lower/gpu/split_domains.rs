@@ -47,19 +47,15 @@ pub(super) fn conjuncts(f: &Facts<'_>, e: ExprId, out: &mut Vec<ExprId>) {
     }
 }
 
-/// The linear form that is ≥ 0 exactly where the comparison `e` holds.
-pub(super) fn at_least_zero(
-    f: &Facts<'_>,
-    e: ExprId,
-    place: &Place,
-    buf: &dyn Fn(tile::BufferId) -> BufId,
-) -> Option<Linear> {
-    let tile::Expr::Binary(op, a, b) = &f.kernel.exprs[e] else { return None };
-    let (small, large, strict) = match op {
-        BinaryOp::Le => (a, b, 0),
-        BinaryOp::Lt => (a, b, 1),
-        BinaryOp::Ge => (b, a, 0),
-        BinaryOp::Gt => (b, a, 1),
+/// An order comparison as (larger side, smaller side, 1 if they may not be equal, else 0): it holds exactly where larger −
+/// smaller − that is ≥ 0.
+pub(super) fn ordered(e: &tile::Expr) -> Option<(ExprId, ExprId, i64)> {
+    let tile::Expr::Binary(op, a, b) = *e else { return None };
+    match op {
+        BinaryOp::Le => Some((b, a, 0)),
+        BinaryOp::Lt => Some((b, a, 1)),
+        BinaryOp::Ge => Some((a, b, 0)),
+        BinaryOp::Gt => Some((a, b, 1)),
         BinaryOp::Add
         | BinaryOp::Sub
         | BinaryOp::Mul
@@ -71,9 +67,19 @@ pub(super) fn at_least_zero(
         | BinaryOp::Eq
         | BinaryOp::Ne
         | BinaryOp::And
-        | BinaryOp::Or => return None,
-    };
-    let (l, s) = (f.linear(*large, place, buf)?, f.linear(*small, place, buf)?);
+        | BinaryOp::Or => None,
+    }
+}
+
+/// The linear form that is ≥ 0 exactly where the comparison `e` holds.
+pub(super) fn at_least_zero(
+    f: &Facts<'_>,
+    e: ExprId,
+    place: &Place,
+    buf: &dyn Fn(tile::BufferId) -> BufId,
+) -> Option<Linear> {
+    let (large, small, strict) = ordered(&f.kernel.exprs[e])?;
+    let (l, s) = (f.linear(large, place, buf)?, f.linear(small, place, buf)?);
     let mut axes = l.axes;
     for (a, c) in s.axes {
         match axes.iter_mut().find(|(b, _)| *b == a) {

@@ -117,7 +117,8 @@ fn vectors(plan: &Plan, k: &Kernel) -> Vec<Assumption> {
             | Stmt::Last { .. }
             | Stmt::TaskSync
             | Stmt::ClusterSync
-            | Stmt::GridSync => {}
+            | Stmt::GridSync
+            | Stmt::GridDependency(_) => {}
         });
     }
     for a in copied {

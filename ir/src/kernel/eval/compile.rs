@@ -11,7 +11,7 @@ use crate::arena::{Arena, Id};
 use crate::cascade::{Rank, RankId};
 use crate::dtype::DType;
 use crate::kernel::atoms::{self, Atom};
-use crate::kernel::{Bound, BufSpace, Engine, Expr, FenceKind, GroupKind, Operand, Stmt, View, print};
+use crate::kernel::{Bound, BufSpace, Engine, Expr, FenceKind, GridDependency, GroupKind, Operand, Stmt, View, print};
 use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
 
 /// A uniform expression.
@@ -192,6 +192,7 @@ pub(super) enum Inst {
     TaskSync,
     ClusterSync,
     GridSync,
+    GridDependency(GridDependency),
     End,
 }
 
@@ -393,6 +394,7 @@ impl<'a> Compiler<'a> {
             Stmt::TaskSync => Inst::TaskSync,
             Stmt::ClusterSync => Inst::ClusterSync,
             Stmt::GridSync => Inst::GridSync,
+            Stmt::GridDependency(kind) => Inst::GridDependency(*kind),
         };
         p.steps.push(Step { inst, stmt });
         Ok(())

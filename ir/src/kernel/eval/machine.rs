@@ -1,7 +1,8 @@
 //! The state of a running wave of tasks and its scheduler.
 //!
 //! Invariant: `known[a]` of a unit is the newest clock of agent `a` that happens before the unit's next statement.
-//! Agents of a wave: its units, then three queues per unit (wgmma, cp.async, bulk), then its mbarriers' copies.
+//! Agents of a wave: its units, then three queues per unit (wgmma, cp.async, bulk), then its mbarriers' copies, then the
+//! grids before it.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -168,7 +169,12 @@ pub(super) fn wave(
 
 impl Wave<'_, '_> {
     pub(super) fn agents(&self) -> usize {
-        4 * self.units.len() + self.bars.len()
+        4 * self.units.len() + self.bars.len() + 1
+    }
+
+    /// All grids before this one.
+    pub(super) fn prior_agent(&self) -> usize {
+        self.agents() - 1
     }
 
     pub(super) fn queue_agent(&self, unit: usize, kind: GroupKind) -> usize {

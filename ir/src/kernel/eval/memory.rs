@@ -3,7 +3,8 @@
 //! Invariant: every access is checked for range, initialisation and races. A race is two accesses to one element, at
 //! least one a write and not both atomic, neither of which happens before the other by vector clocks (Flanagan and
 //! Freund, FastTrack, PLDI 2009: the last write as an epoch, readers as a set). A read by the asynchronous proxy also
-//! needs the generic writer's proxy fence in between (PTX ISA, "Memory consistency model", "Proxies").
+//! needs the generic writer's proxy fence in between (PTX ISA, "Memory consistency model", "Proxies"). What the grids
+//! before a dependent one did to an array is ordered before it by its wait for them alone.
 
 use std::collections::HashMap;
 
@@ -21,6 +22,14 @@ pub(super) enum Placement {
 }
 
 const NONE: u32 = u32::MAX;
+/// The grids before this one, as one agent of every wave: the last that `known` tells of.
+const PRIOR: u32 = u32::MAX - 1;
+/// The clock of all that they did.
+pub(super) const PRIOR_CLOCK: u32 = 1;
+
+/// Marks of an element: a kernel has read it, a kernel has written it.
+pub(super) const READ: u8 = 1;
+pub(super) const WRITTEN: u8 = 2;
 
 #[derive(Clone, Copy, Debug)]
 struct Reader {
@@ -61,6 +70,9 @@ pub(super) struct Access<'a> {
 
 impl Access<'_> {
     fn after(&self, agent: u32, clock: u32) -> bool {
+        if agent == PRIOR {
+            return self.known.last().is_some_and(|k| *k >= clock);
+        }
         agent >= self.base && self.known.get((agent - self.base) as usize).is_some_and(|k| *k >= clock)
     }
 }
@@ -85,6 +97,8 @@ pub(super) struct Memory {
     pub(super) defined: Vec<bool>,
     cells: Vec<Cell>,
     overflow: HashMap<usize, Vec<Reader>>,
+    /// Of arrays: what the kernel did to each element.
+    pub(super) marks: Vec<u8>,
 }
 
 impl Memory {
@@ -98,7 +112,25 @@ impl Memory {
         tracked: bool,
     ) -> Memory {
         let cells = if tracked { vec![FRESH; data.len()] } else { Vec::new() };
-        Memory { name, dtype, dims, placement, data, defined, cells, overflow: HashMap::new() }
+        Memory { name, dtype, dims, placement, data, defined, cells, overflow: HashMap::new(), marks: Vec::new() }
+    }
+
+    /// An array: what is done to it is marked, and what `prior` marks was done by grids that may still run, in which
+    /// `stmt` stands for them.
+    pub(super) fn shared_with(mut self, prior: &[u8], stmt: u32) -> Memory {
+        self.marks = vec![0; self.data.len()];
+        if prior.iter().any(|m| *m != 0) {
+            self.cells.resize(self.data.len(), FRESH);
+            for (cell, mark) in self.cells.iter_mut().zip(prior) {
+                if mark & WRITTEN != 0 {
+                    (cell.write_agent, cell.write_clock, cell.write_stmt) = (PRIOR, PRIOR_CLOCK, stmt);
+                }
+                if mark & READ != 0 {
+                    cell.readers[0] = Reader { agent: PRIOR, clock: PRIOR_CLOCK, stmt };
+                }
+            }
+        }
+        self
     }
 
     /// The element position of `coords` in `stage`, without a range check of the coordinates.
@@ -139,6 +171,9 @@ impl Memory {
             let Some(&defined) = self.defined.get(i) else {
                 return Err(fault(ErrorKind::OutOfBounds, format!("element {i} is outside the buffer"), None));
             };
+            if let Some(mark) = self.marks.get_mut(i) {
+                *mark |= READ;
+            }
             if let Some(cell) = self.cells.get_mut(i) {
                 if cell.write_agent != NONE {
                     if !who.after(cell.write_agent, cell.write_clock) {
@@ -199,6 +234,9 @@ impl Memory {
             let fault = |kind, text: String, other| Fault { kind, position: n, text, other };
             if i >= self.data.len() {
                 return Err(fault(ErrorKind::OutOfBounds, format!("element {i} is outside the buffer"), None));
+            }
+            if let Some(mark) = self.marks.get_mut(i) {
+                *mark |= WRITTEN;
             }
             if let Some(cell) = self.cells.get_mut(i) {
                 let both_atomic = join.is_some() && cell.flags & 2 != 0;

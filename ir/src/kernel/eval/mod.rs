@@ -5,6 +5,7 @@
 //! every mbarrier's incoming copies is an *agent* with a vector-clock component, so that a race is found in any schedule
 //! in which the two accesses happen at all, not only when values go wrong. Shared memory is addressed physically:
 //! generic accesses through the layout, TMA through its dense box and swizzle mode, wgmma through its descriptor.
+//! A dependent kernel races with the kernels run before it on the same arrays until it has waited for them.
 //! Barriers are initialised at kernel start, followed by an implicit synchronisation of the task (or cluster).
 //! cp.async writes need no proxy fence before wgmma reads them (as CUTLASS's kernels assume); generic writes do.
 //! Without [`Options::rounding`] floats are kept in float64 everywhere; integers always are truncated to their type.
@@ -45,6 +46,8 @@ pub struct GlobalBuffer {
     pub data: Vec<f64>,
     /// Which elements hold a value.
     pub defined: Vec<bool>,
+    /// What the kernels that have been run did to each element, since the last that was not dependent began.
+    marks: Vec<u8>,
 }
 
 impl GlobalBuffer {
@@ -70,7 +73,8 @@ impl GlobalBuffer {
             })
             .collect();
         strides.reverse();
-        GlobalBuffer { dims: dims.to_vec(), strides, dtype, data: vec![0.0; n], defined: vec![false; n] }
+        let (data, defined) = (vec![0.0; n], vec![false; n]);
+        GlobalBuffer { dims: dims.to_vec(), strides, dtype, data, defined, marks: Vec::new() }
     }
 }
 
@@ -214,7 +218,9 @@ struct Context<'a> {
 }
 
 /// Runs `kernel` with `ranks[r]` the extent of rank `r` (named in `names`) and `buffers` the plan's arrays.
-/// Arrays that the kernel writes are updated, also when it fails.
+/// Arrays that the kernel writes are updated, also when it fails. Kernels of a plan are run one after another on the
+/// same arrays; a dependent one races with those that were run since the last that is not, itself included, until it
+/// has waited for them.
 pub fn run(
     kernel: &Kernel,
     names: &Arena<RankId, Rank>,
@@ -251,14 +257,18 @@ pub fn run(
         extents.push((dims, strides));
     }
     let programs = (0..kernel.roles.len()).map(|r| c.program(r).map(Rc::new)).collect::<Result<_, _>>()?;
-    let places = std::mem::take(&mut c.places);
+    let mut places = std::mem::take(&mut c.places);
+    places.push("a kernel launched before".to_string());
     let ctx = Context { kernel, programs, places, grid, extents, options };
     let (mut memories, of_buf) = globals(&ctx, buffers)?;
     let result = tasks(&ctx, &mut memories, &of_buf);
     for (param, m) in memories.into_iter().enumerate() {
         if let Some(m) = m {
-            buffers[param].data = m.data;
-            buffers[param].defined = m.defined;
+            let buffer = &mut buffers[param];
+            (buffer.data, buffer.defined) = (m.data, m.defined);
+            let before = if kernel.dependent { std::mem::take(&mut buffer.marks) } else { Vec::new() };
+            buffer.marks = m.marks;
+            buffer.marks.iter_mut().zip(before).for_each(|(mark, b)| *mark |= b);
         }
     }
     result
@@ -299,7 +309,9 @@ fn globals(ctx: &Context<'_>, buffers: &mut [GlobalBuffer]) -> Result<Globals, K
             let (data, defined) = (std::mem::take(&mut g.data), std::mem::take(&mut g.defined));
             let dims = g.dims.iter().map(|d| *d as i64).collect();
             let placement = Placement::Strided(g.strides.clone());
-            Some(Memory::new(name.unwrap_or_default(), g.dtype, dims, placement, data, defined, written))
+            let memory = Memory::new(name.unwrap_or_default(), g.dtype, dims, placement, data, defined, written);
+            let prior = if ctx.kernel.dependent { &g.marks[..] } else { &[] };
+            Some(memory.shared_with(prior, ctx.places.len() as u32 - 1))
         })
         .collect();
     Ok((memories, of_buf))

@@ -5,10 +5,10 @@
 
 use super::compile::{Column, Inst, Lane, Limits, Uniform, Window};
 use super::machine::{FragState, Status, Wave, join, kind_index};
-use super::memory::{Access, Memory, Placement};
+use super::memory::{Access, Memory, PRIOR_CLOCK, Placement, WRITTEN};
 use super::{ErrorKind, KernelError};
 use crate::arena::Id;
-use crate::kernel::{BarrierKind, FenceKind, GroupKind};
+use crate::kernel::{BarrierKind, FenceKind, GridDependency, GroupKind};
 use crate::ops::{BinaryOp, ReduceOp};
 
 /// A window with its numbers: what a load, store or copy walks.
@@ -297,6 +297,13 @@ impl Wave<'_, '_> {
                 self.last(unit, *var, *counter, at, of, stmt)?;
                 Ok(false)
             }
+            Inst::GridDependency(GridDependency::Wait) => {
+                let prior = self.prior_agent();
+                self.units[unit].known[prior] = PRIOR_CLOCK;
+                Ok(false)
+            }
+            // Whether the next grid starts early is for its evaluation.
+            Inst::GridDependency(GridDependency::Launch) => Ok(true),
             Inst::LoopInit { .. }
             | Inst::LoopTest { .. }
             | Inst::LoopStep { .. }
@@ -339,6 +346,7 @@ impl Wave<'_, '_> {
             return refuse(self, ErrorKind::Barrier, "more units count than there are");
         }
         let last = before + 1 == of;
+        memory.marks[position] |= WRITTEN;
         memory.data[position] = if last { 0.0 } else { (before + 1) as f64 };
         let agents = self.agents();
         let published = self.counted.entry((param, position)).or_insert_with(|| vec![0; agents]);

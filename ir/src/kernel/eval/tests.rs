@@ -20,6 +20,7 @@ fn vector_add(n: i64) -> Kernel {
         name: "add".to_string(),
         variant_of: None,
         assumes: Vec::new(),
+        dependent: false,
         grid: vec![Expr::Int((n + 15) / 16)],
         cluster: Vec::new(),
         bufs: Arena::new(),

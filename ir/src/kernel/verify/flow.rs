@@ -195,7 +195,8 @@ fn uses(s: &Stmt) -> (Vec<FragId>, Vec<FragId>) {
         | Stmt::Last { .. }
         | Stmt::TaskSync
         | Stmt::ClusterSync
-        | Stmt::GridSync => {}
+        | Stmt::GridSync
+        | Stmt::GridDependency(_) => {}
     }
     (reads, writes)
 }

@@ -85,6 +85,7 @@ pub fn verify_kernel(kernel: &Kernel, ranks: &Arena<RankId, Rank>, limits: &Limi
         }
     }
     if v.out.is_empty() {
+        v.dependency();
         v.barriers();
         for role in 0..kernel.roles.len() {
             v.role = role;
@@ -287,6 +288,17 @@ impl<'a> Verifier<'a> {
         }
     }
 
+    /// A dependent kernel ends after the ones before it, so that those after it need wait for it alone: some role waits
+    /// on its way, whatever it does else.
+    fn dependency(&mut self) {
+        self.line = None;
+        let wait = |s: &Stmt| matches!(s, Stmt::GridDependency(GridDependency::Wait));
+        let waits = self.kernel.roles.iter().any(|r| r.body.iter().any(wait));
+        if waits != self.kernel.dependent {
+            self.wrong("a kernel is dependent exactly where one of its roles waits for the grids before it");
+        }
+    }
+
     /// Barriers used against their kind, and expected bytes that do not match the copies beside them.
     fn barriers(&mut self) {
         self.line = None;
@@ -330,7 +342,8 @@ impl<'a> Verifier<'a> {
                     | Stmt::Last { .. }
                     | Stmt::TaskSync
                     | Stmt::ClusterSync
-                    | Stmt::GridSync => {}
+                    | Stmt::GridSync
+                    | Stmt::GridDependency(_) => {}
                 }
             }
         }

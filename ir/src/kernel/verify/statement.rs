@@ -215,7 +215,8 @@ impl<'a> Verifier<'a> {
             | Stmt::WaitGroup { .. }
             | Stmt::TaskSync
             | Stmt::ClusterSync
-            | Stmt::GridSync => {}
+            | Stmt::GridSync
+            | Stmt::GridDependency(_) => {}
         }
     }
 

@@ -3,7 +3,8 @@
 //! A wrong swizzle bit, descriptor field, k-step or transposed load reads other elements and gives a plausible number. A
 //! one-hot operand shows which: with a single 1 at (i, k) of the left operand, row i of the result is row k of the right
 //! one and all else is 0. There is a probe for each family of instructions, each operand contiguous along k or along its
-//! own dimension, and each swizzle; they are lowered and printed as any plan is. Invariant: all values are integers that
+//! own dimension, and each swizzle; and for results that leave through shared memory (`staged`), their rows or their columns
+//! contiguous there. They are lowered and printed as any plan is. Invariant: all values are integers that
 //! every type here holds, so results are exact.
 
 use einfall_ir::array::Array;
@@ -24,6 +25,8 @@ pub struct Probe {
     pub dtype: DType,
     left_k_major: bool,
     right_k_major: bool,
+    /// Whether D is given as `[n, m]`.
+    flipped: bool,
 }
 
 /// Where the ones are.
@@ -42,13 +45,28 @@ pub const SHAPE: [u64; 3] = [64, 64, 128];
 
 impl Probe {
     fn new(wgmma: bool, left_k_major: bool, right_k_major: bool, swizzle: u64, dtype: DType) -> Probe {
+        Probe::stored(wgmma, left_k_major, right_k_major, swizzle, dtype, None)
+    }
+
+    /// With results of the operands' type that leave through shared memory, where `staged` says whether flipped.
+    fn stored(
+        wgmma: bool,
+        left_k_major: bool,
+        right_k_major: bool,
+        swizzle: u64,
+        dtype: DType,
+        staged: Option<bool>,
+    ) -> Probe {
+        let flipped = staged == Some(true);
         let (a, b) = (if left_k_major { "m, k" } else { "k, m" }, if right_k_major { "n, k" } else { "k, n" });
         let dims = |s: &str| s.to_uppercase();
+        let order = if flipped { "n, m" } else { "m, n" };
+        let result = if staged.is_some() { dtype } else { DType::F32 };
         let plan = format!(
             "plan probe[M, N, K] {{
                 input A: {dtype}[{}]
                 input B: {dtype}[{}]
-                output D: f32[M, N]
+                output D: {result}[{}]
                 kernel probe {{
                     grid m in M
                     grid n in N
@@ -62,19 +80,26 @@ impl Probe {
                         b = load B[{b}]
                         d = carry contract(k) a, b
                     }}
-                    store D[m, n] = d over m, n
+                    store D[{order}] = d over {order}
                 }}
             }}",
             dims(a),
-            dims(b)
+            dims(b),
+            dims(order)
         );
         let swizzled = if swizzle == 0 { String::new() } else { format!("swizzle {swizzle} ") };
         let (sheet, units, roles, stages, engine, atom, skew) = match wgmma {
             true => {
                 let roles = "role producer: 1 warp\nrole consumer: 1 warpgroup\nop a role producer\nop b role producer";
+                let roles = match staged {
+                    Some(_) => format!("{roles}\ntile D_out in shared {swizzled}\nop store.D role consumer by tma"),
+                    None => roles.to_string(),
+                };
                 ("h100", 1, roles, 2, "tma", format!("wgmma.m64n64k16.{dtype}"), "")
             }
-            false => ("a100", 2, "role main: 2 warp", 2, "cp_async", format!("mma.m16n8k16.{dtype}"), "skew 1"),
+            false => {
+                ("a100", 2, "role main: 2 warp".to_string(), 2, "cp_async", format!("mma.m16n8k16.{dtype}"), "skew 1")
+            }
         };
         let mapping = format!(
             "mapping probe on {sheet} {{
@@ -92,17 +117,23 @@ impl Probe {
         let major = |k: bool, own| if k { "k" } else { own };
         let (family, left) = (if wgmma { "wgmma" } else { "mma" }, major(left_k_major, "m"));
         let right = major(right_k_major, "n");
+        let kind = match staged {
+            None => "",
+            Some(false) => " staged",
+            Some(true) => " staged flipped",
+        };
         Probe {
-            name: format!("{family} left {left} right {right} swizzle {swizzle} {dtype}"),
+            name: format!("{family} left {left} right {right} swizzle {swizzle} {dtype}{kind}"),
             plan: tile::parse::parse(&plan).expect("probes are tested"),
             mapping: mapping::parse::parse(&mapping).expect("probes are tested"),
             dtype,
             left_k_major,
             right_k_major,
+            flipped,
         }
     }
 
-    /// Every probe. Unswizzled operands of wgmma are contiguous along k.
+    /// Every probe. Staged results are swizzled as operands are. Unswizzled operands of wgmma are contiguous along k.
     pub fn all() -> Vec<Probe> {
         let mut list = Vec::new();
         for wgmma in [true, false] {
@@ -117,6 +148,9 @@ impl Probe {
                     }
                 }
             }
+        }
+        for swizzle in [32, 64, 128] {
+            list.extend([false, true].map(|f| Probe::stored(true, true, true, swizzle, DType::BF16, Some(f))));
         }
         list
     }
@@ -160,16 +194,15 @@ impl Probe {
         };
         let a = array(m, self.left_k_major, &left);
         let b = array(n, self.right_k_major, &|j, l| right(l, j));
-        let mut d = Vec::with_capacity((m * n) as usize);
-        for i in 0..m {
-            for j in 0..n {
-                d.push(match hot {
-                    Hot::Left(hi, hl) => f64::from(u8::from(i == hi)) * right(hl, j),
-                    Hot::Right(hl, hj) => f64::from(u8::from(j == hj)) * left(i, hl),
-                    Hot::Rows => right(column(i), j),
-                });
-            }
-        }
+        let element = |i: u64, j: u64| match hot {
+            Hot::Left(hi, hl) => f64::from(u8::from(i == hi)) * right(hl, j),
+            Hot::Right(hl, hj) => f64::from(u8::from(j == hj)) * left(i, hl),
+            Hot::Rows => right(column(i), j),
+        };
+        let d = match self.flipped {
+            false => (0..m * n).map(|at| element(at / n, at % n)).collect(),
+            true => (0..m * n).map(|at| element(at % m, at / m)).collect(),
+        };
         ([a, b], d)
     }
 }
@@ -193,7 +226,7 @@ mod tests {
     #[test]
     fn every_layout_and_step_is_there() {
         let all = Probe::all();
-        assert_eq!(all.len(), 4 * 5 * 2 - 3);
+        assert_eq!(all.len(), 4 * 5 * 2 - 3 + 3 * 2);
         let steps: std::collections::BTreeSet<u64> = Probe::hots()
             .iter()
             .filter_map(|h| match h {

@@ -72,6 +72,7 @@ fn pairs(arch: &str) -> &'static [(&'static str, &'static str)] {
             ("WARPGROUP.ARRIVE", "wgmma.fence"),
             ("HMMA", "mma.sync"),
             ("LDSM", "ldmatrix"),
+            ("STSM", "stmatrix"),
         ],
         _ => &[
             ("HMMA", "mma.sync"),

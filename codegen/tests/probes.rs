@@ -32,6 +32,10 @@ fn single_elements_come_out_where_they_belong() {
         let Code::Ptx { text, .. } = &artifact.code else { panic!("no PTX") };
         let instruction = if p.name.starts_with("wgmma") { "wgmma.mma_async" } else { "ldmatrix" };
         assert!(text.contains(instruction), "{}", p.name);
+        // Results in shared memory go there as matrices, with columns contiguous as transposed ones.
+        let stores = |what: &str| text.lines().any(|l| l.contains("stmatrix") && l.contains(what));
+        assert_eq!(stores("x4"), p.name.contains("staged"), "{}", p.name);
+        assert_eq!(stores(".trans"), p.name.contains("flipped"), "{}", p.name);
         let transposed = p.name.contains("left m") || p.name.contains("right n");
         assert!(instruction != "ldmatrix" || text.contains(".trans") == transposed, "{}", p.name);
         for hot in Probe::hots() {

@@ -1,4 +1,4 @@
-//! mma.sync, ldmatrix and cp.async of the machine. Copies by threads arrive when they are waited for, not before: a
+//! mma.sync, ldmatrix, stmatrix and cp.async of the machine. Copies by threads arrive when they are waited for, not before: a
 //! missing wait reads what was there.
 
 use super::memory::decoded;
@@ -63,6 +63,26 @@ impl Machine<'_> {
                 let pick = |c: usize| if trans { rows[2 * (l % 4) + c][l / 4] } else { rows[l / 4][2 * (l % 4) + c] };
                 let v = pick(0) | pick(1) << 16;
                 self.set(w, r, l, v);
+            }
+        }
+    }
+
+    /// `stmatrix`: lane 8j + r says where row r of matrix j goes.
+    pub fn store_matrix(&mut self, w: usize, i: &Inst, op: &[&str], window: u64) {
+        let Arg::List(registers) = &i.args[1] else { panic!("{}", i.text) };
+        let trans = op.contains(&"trans");
+        assert_eq!(op[4], format!("x{}", registers.len()));
+        let cta = self.warps[w].cta;
+        for (j, r) in registers.iter().enumerate() {
+            for line in 0..8 {
+                let at = self.value(w, &i.args[0], 8 * j + line) & window;
+                assert!(at.is_multiple_of(16), "unaligned row: {} at {at:#x}", i.text);
+                for c in 0..8 {
+                    // Who has the element, and in which half.
+                    let (row, column) = if trans { (c, line) } else { (line, c) };
+                    let v = self.value(w, r, 4 * row + column / 2) >> (16 * (column % 2)) & 0xffff;
+                    Machine::write(&mut self.shared[cta], at + 2 * c as u64, 2, v);
+                }
             }
         }
     }

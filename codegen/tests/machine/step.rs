@@ -221,6 +221,7 @@ impl Machine<'_> {
             "cp" if op[1] == "async" && op[2] != "bulk" => self.copy_async(w, i, &op, active, WINDOW),
             "cp" => {}
             "ldmatrix" => self.load_matrix(w, i, &op, WINDOW),
+            "stmatrix" => self.store_matrix(w, i, &op, WINDOW),
             "mma" => self.mma(w, i),
             "ld" if op[1] == "param" => {
                 let Arg::Mem(name, _) = &i.args[1] else { panic!("{}", i.text) };

@@ -362,6 +362,9 @@ impl Emit<'_> {
             }
             return Ok(());
         }
+        if bounds.is_empty() && self.store_matrices(dst, src)? {
+            return Ok(());
+        }
         self.in_groups(dst, src, bounds, |e, g, a| {
             let p = e.present(src, g.first, bounds, a)?;
             let p = e.both(&p, replica.as_ref())?;

@@ -8,22 +8,19 @@ use std::sync::Arc;
 use einfall_autotune::table::{Kind, Table};
 use einfall_autotune::{model_gpu, tune};
 use einfall_codegen::backend::ptx;
-use einfall_codegen::pipeline::Context;
-use einfall_codegen::tables;
 use einfall_ir::array::Array;
-use einfall_ir::artifact::Artifact;
 use einfall_ir::cascade::Cascade;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
-use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::atoms;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{BufferKind, Plan};
 use einfall_runtime::HostArray;
 use einfall_runtime::cuda::{Arguments, Executable, Gpu, Prepared, Stream};
 
-use crate::engine::{CompileOptions, Error, defaults, plan_for, with_statics};
+use crate::engine::defaults;
+use crate::lowering::{CompileOptions, Error, with_statics};
+pub use crate::lowering::{compile_ptx, gpu_plan as plan, unmapped};
 use crate::options::{Options, joined};
 use crate::plans::{Compiled, Surroundings};
 
@@ -80,7 +77,11 @@ impl Engine {
         let cascade = with_statics(cascade, &options.statics)?;
         // SAFETY: the artifact was made by code generation, now or before it went into the cache.
         let load = |artifact| Ok(unsafe { self.runtime.load(artifact)? });
-        let make = || self.lowered(&cascade, options);
+        let make = || {
+            let made = self.lowered(&cascade, options)?;
+            let executable = load(made.artifact.clone())?;
+            Ok((made, executable))
+        };
         let cache = self.runtime.cache();
         let (plan, mapping, executable) = self.surroundings.compile(cache, &cascade, options, make, load)?;
         Ok(Kernel { cascade: Some(cascade), plan, mapping, executable })
@@ -117,36 +118,6 @@ impl Engine {
         let executable = unsafe { self.runtime.load(artifact)? };
         Ok(Kernel { cascade: None, plan: plan.clone(), mapping: mapping.clone(), executable })
     }
-}
-
-/// The plan of a cascade for a GPU, before any mapping: operands of contractions are of types its instructions take.
-///
-/// # Errors
-/// [`Error::Refused`] where something has no lowering.
-pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
-    plan_for(cascade, &Context { atoms: atoms::all().collect(), ..Context::default() })
-}
-
-/// Why a kernel of the plan has no mapping on a device: the constraints that cannot hold together, and the smallest
-/// change that makes one fit. None where every kernel has one. `sizes`: one value per rank of the plan.
-pub fn unmapped(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option<Diagnostic> {
-    let obstacle = einfall_autotune::model_gpu::obstacle(plan, sheet, sizes)?;
-    let why = Diagnostic::error("G0102", Span::default(), obstacle.to_string());
-    Some(why.help(obstacle.change.unwrap_or_else(|| {
-        "the model has no structure for it: give a mapping (--mapping), or rewrite it with supported constructs"
-            .to_owned()
-    })))
-}
-
-/// The PTX of a plan by a mapping, with how to launch it. Needs no device and no LLVM.
-///
-/// # Errors
-/// [`Error::Refused`] where the mapping does not fit or something has no PTX.
-pub fn compile_ptx(plan: &Plan, mapping: &Mapping, target: &ptx::Target) -> Result<Artifact, Error> {
-    let context = Context { mapping: Some(mapping.clone()), atoms: atoms::all().collect(), ..Context::default() };
-    let (mapped, module) = crate::engine::lower(tables::GPU, plan, &context)?;
-    ptx::print(&mapped, &module, target)
-        .map_err(|e| Error::Refused { pass: "print-ptx", diagnostics: vec![e.diagnostic()] })
 }
 
 /// What is printed for a device: Hopper's own instructions where it is one, else what every GPU since Ampere has.

@@ -1,5 +1,8 @@
 //! Einfall: kernels for sequence models, derived from cascades of Einsums.
 //!
+//! Features: `cpu` (default) compiles for this machine's processor and runs there, `cuda` for an NVIDIA GPU; `build` compiles
+//! ahead of time in build scripts, and `aot` (`aot-cuda`) is all that a program so built needs.
+//!
 //! ```
 //! use einfall::{Engine, Options, ir::cascade};
 //! use einfall::runtime::{Arguments, View, ViewMut};
@@ -22,21 +25,42 @@
 
 #[cfg(feature = "arrays")]
 pub mod arrays;
+#[cfg(feature = "build")]
+pub mod build;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(feature = "cpu")]
 mod engine;
-#[cfg(feature = "cpu")]
+#[cfg(feature = "compiler")]
+mod lowering;
+#[cfg(feature = "compiler")]
 mod options;
 #[cfg(feature = "cpu")]
 mod plans;
 
+#[cfg(feature = "compiler")]
 pub use einfall_autotune as autotune;
+#[cfg(feature = "compiler")]
 pub use einfall_codegen as codegen;
 pub use einfall_ir as ir;
+#[cfg(feature = "cpu")]
 pub use einfall_kernels as kernels;
 pub use einfall_runtime as runtime;
+#[cfg(feature = "aot")]
+pub use einfall_runtime::aot;
 #[cfg(feature = "cpu")]
-pub use engine::{Bound, CompileOptions, Engine, Error, Kernel, fits, plan, plan_for, trace, with_statics};
+pub use engine::{Bound, Engine, Kernel};
+#[cfg(feature = "compiler")]
+pub use lowering::{CompileOptions, Error, compile_ptx, fits, gpu_plan, plan, plan_for, trace, unmapped, with_statics};
 #[cfg(feature = "cpu")]
-pub use options::{Options, TableSource};
+pub use options::Options;
+#[cfg(feature = "compiler")]
+pub use options::TableSource;
+
+/// The module that `einfall::build` wrote for this package: a function and a kernel for every cascade.
+#[macro_export]
+macro_rules! include_kernels {
+    () => {
+        include!(concat!(env!("OUT_DIR"), "/einfall.rs"));
+    };
+}

@@ -3,12 +3,18 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use einfall_autotune::table::{Kind, MAX_BYTES, Table, TableError};
+#[cfg(feature = "cpu")]
+use einfall_autotune::table::Kind;
+use einfall_autotune::table::{MAX_BYTES, Table, TableError};
+#[cfg(feature = "cpu")]
 use einfall_runtime::EngineOptions;
+#[cfg(feature = "cpu")]
 use einfall_runtime::llvm::{LoadOptions, Passes};
 
-use crate::engine::Error;
+#[cfg(feature = "cpu")]
+use crate::lowering::Error;
 
+#[cfg(feature = "cpu")]
 /// What an engine is made of. Every field is a plain value; two equal options make the same code.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Options {
@@ -51,6 +57,7 @@ impl TableSource {
     }
 }
 
+#[cfg(feature = "cpu")]
 /// The tables of a device, joined.
 pub(crate) fn joined(sources: &[TableSource], kind: Kind, device: &str) -> Result<Table, Error> {
     let mut all = Table::new(kind, device);
@@ -63,6 +70,7 @@ pub(crate) fn joined(sources: &[TableSource], kind: Kind, device: &str) -> Resul
     Ok(all)
 }
 
+#[cfg(feature = "cpu")]
 impl Options {
     /// Options from `EINFALL_LLVM` (a library file), `EINFALL_CACHE` (a folder; `off` for none; otherwise
     /// `$XDG_CACHE_HOME/einfall` or `~/.cache/einfall`), `EINFALL_THREADS` (a number) and `EINFALL_TABLES` (table files,
@@ -101,6 +109,7 @@ impl Options {
     }
 }
 
+#[cfg(feature = "cpu")]
 fn default_cache() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
     std::env::var_os("XDG_CACHE_HOME")

@@ -12,7 +12,7 @@ use einfall_ir::mapping::{self, Mapping};
 use einfall_ir::tile::{self, Plan};
 use einfall_runtime::cache::{Cache, Key};
 
-use crate::engine::{CompileOptions, Error};
+use crate::lowering::{CompileOptions, Error};
 
 /// A cascade lowered for one device.
 #[derive(Debug, PartialEq)]
@@ -64,8 +64,8 @@ impl Surroundings {
         Key::of(&parts.map(str::as_bytes))
     }
 
-    /// The cascade (whose fixed extents are set) compiled and loaded: from the cache if it is there, else made and put
-    /// there once it has loaded.
+    /// The cascade (whose fixed extents are set) compiled and loaded: from the cache if it is there, else made, which loads
+    /// it, and put there.
     ///
     /// # Errors
     /// Those of `make` and `load`.
@@ -74,12 +74,12 @@ impl Surroundings {
         cache: Option<&Cache>,
         cascade: &Cascade,
         options: &CompileOptions,
-        make: impl FnOnce() -> Result<Compiled, Error>,
+        make: impl FnOnce() -> Result<(Compiled, E), Error>,
         load: impl Fn(Artifact) -> Result<E, Error>,
     ) -> Result<(Plan, Mapping, E), Error> {
         let Some(cache) = cache else {
-            let made = make()?;
-            return Ok((made.plan, made.mapping, load(made.artifact)?));
+            let (made, loaded) = make()?;
+            return Ok((made.plan, made.mapping, loaded));
         };
         let key = self.key(cascade, options);
         if let Some(bytes) = cache.get(&key) {
@@ -93,10 +93,8 @@ impl Surroundings {
                 Err(error) => tracing::warn!(%key, error, "a cached plan is refused and is compiled again"),
             }
         }
-        let made = make()?;
-        let bytes = made.to_bytes();
-        let loaded = load(made.artifact)?;
-        if let Err(error) = bytes.and_then(|b| cache.put(&key, &b).map_err(|e| e.to_string())) {
+        let (made, loaded) = make()?;
+        if let Err(error) = made.to_bytes().and_then(|b| cache.put(&key, &b).map_err(|e| e.to_string())) {
             tracing::warn!(error, "a compiled plan is not cached");
         }
         Ok((made.plan, made.mapping, loaded))

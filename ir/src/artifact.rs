@@ -4,6 +4,7 @@
 //! depends on the crate that made it. [`Artifact::to_bytes`] and [`Artifact::from_bytes`] are its form in a file.
 
 mod bytes;
+mod formula;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +14,10 @@ use crate::dtype::DType;
 use crate::tile::{Buffer, BufferId};
 
 pub use bytes::BytesError;
+pub use formula::{Fact, Formula, FormulaError};
 
 /// Version of the calling conventions, of this contract and of its form in bytes; part of every cache key.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// A plan compiled for one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +34,10 @@ pub struct Artifact {
     pub code: Code,
     /// Launches in order; each sees what the ones before it stored.
     pub launches: Vec<Launch>,
+    /// Values of the scalar parameters that a caller need not give.
+    pub defaults: Vec<(BufferId, Formula)>,
+    /// What a caller must keep, checked before a launch.
+    pub facts: Vec<Fact>,
 }
 
 impl Artifact {
@@ -72,6 +78,10 @@ impl Artifact {
                 return Err(format!("a tensor map of kernel `{symbol}` names what is not there"));
             }
         }
+        let formulas = self.defaults.iter().map(|(_, f)| f).chain(self.facts.iter().map(|f| &f.holds));
+        if !formulas.into_iter().all(|f| f.is_inside(self)) || !self.defaults.iter().all(|(b, _)| inside(*b)) {
+            return Err("a default or fact reads what is not there".to_owned());
+        }
         let mut known = true;
         sizes.into_iter().for_each(|s| s.for_each_rank(&mut |r| known &= r.index() < self.ranks.len()));
         if known { Ok(()) } else { Err("a size names a rank that is not there".to_owned()) }
@@ -95,6 +105,8 @@ pub enum Code {
     LlvmIr(String),
     /// A relocatable object for the host.
     Object(Vec<u8>),
+    /// Functions that are linked into the program, under the launches' symbols.
+    Linked,
     /// PTX, to be assembled by the driver (or ahead of time) for `arch`: `sm_90a`, `sm_80`.
     Ptx {
         /// The module's text.

@@ -39,6 +39,16 @@ pub enum ArrayError {
         /// Bytes given.
         found: u64,
     },
+    /// An extent that the array's type fixes otherwise.
+    #[error("the extents {found:?} are not those of the type ({fixed:?}, {dtype})")]
+    Extents {
+        /// Element type.
+        dtype: DType,
+        /// The extents that the type fixes.
+        fixed: Vec<Option<u64>>,
+        /// The extents given.
+        found: Vec<u64>,
+    },
     /// Strides of another rank than the shape.
     #[error("{strides} strides for {dims} dimensions")]
     Rank {

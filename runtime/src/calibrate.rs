@@ -115,7 +115,16 @@ fn artifact(code: &str, symbol: &str, lanes: u64, x_dims: &[u64]) -> Artifact {
         gpu: None,
     };
     let (name, target) = (format!("calibrate {symbol}"), "cpu".to_string());
-    Artifact { name, target, ranks, buffers, code: Code::LlvmIr(code.into()), launches: vec![launch] }
+    Artifact {
+        name,
+        target,
+        ranks,
+        buffers,
+        code: Code::LlvmIr(code.into()),
+        launches: vec![launch],
+        defaults: vec![],
+        facts: vec![],
+    }
 }
 
 /// The head of both kernels: slots loaded, `%out.t` the task's output. A range is one task, as tasks are threads.

@@ -46,12 +46,7 @@ impl Engine {
             Some(n) => n.max(1),
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("einfall-{i}"))
-            .build()
-            .map_err(|e| Error::Threads { reason: e.to_string() })?;
-        Engine::with_pool(options, Arc::new(pool))
+        Engine::with_pool(options, crate::launch::threads(threads)?)
     }
 
     /// As [`Engine::new`], on the caller's threads; `options.threads` is not used.
@@ -103,12 +98,30 @@ impl Engine {
     /// arrays, scratch and slots of their launch and only inside their extents, and tasks of one launch do not write
     /// what another reads or writes. Code generation makes such artifacts.
     pub unsafe fn load(&self, artifact: Artifact) -> Result<Arc<Executable>, Error> {
+        // SAFETY: the caller vouches for the code.
+        Ok(unsafe { self.load_and_keep(artifact)? }.0)
+    }
+
+    /// As [`Engine::load`]; the artifact comes back with its object, which loads again without its text.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    ///
+    /// # Safety
+    /// As [`Engine::load`].
+    pub unsafe fn load_and_keep(&self, mut artifact: Artifact) -> Result<(Arc<Executable>, Artifact), Error> {
         let _span = tracing::debug_span!("load", cascade = artifact.name).entered();
         program::check(&artifact)?;
-        let mut artifact = artifact;
-        let executable = match std::mem::replace(&mut artifact.code, Code::Object(Vec::new())) {
-            // SAFETY: the caller vouches for the code.
-            Code::Object(bytes) => self.link(artifact, &unsafe { Object::from_bytes(bytes) })?,
+        let (executable, object) = match std::mem::replace(&mut artifact.code, Code::Object(Vec::new())) {
+            Code::Object(bytes) => {
+                // SAFETY: the caller vouches for the code.
+                let object = unsafe { Object::from_bytes(bytes) };
+                (self.link(artifact.clone(), &object)?, object)
+            }
+            Code::Linked => {
+                let reason = "its code is linked into a program; this engine compiles kernels".to_owned();
+                return Err(Error::Artifact { name: artifact.name, reason });
+            }
             Code::Ptx { arch, .. } => {
                 let reason = format!("its code is PTX for {arch}; this engine runs kernels on the processor");
                 return Err(Error::Artifact { name: artifact.name, reason });
@@ -118,13 +131,13 @@ impl Engine {
                 let cached = self.cache.as_ref().and_then(|cache| cache.get(&key));
                 // SAFETY: the entry is whole and this user's, so `put` below wrote it from a compiled object.
                 let cached = cached.map(|bytes| unsafe { Object::from_bytes(bytes) });
-                match cached.map(|object| self.link(artifact.clone(), &object)) {
-                    Some(Ok(executable)) => {
+                match cached.map(|object| (self.link(artifact.clone(), &object), object)) {
+                    Some((Ok(executable), object)) => {
                         tracing::debug!(%key, "the object comes from the cache");
-                        executable
+                        (executable, object)
                     }
                     refused => {
-                        if let Some(Err(error)) = refused {
+                        if let Some((Err(error), _)) = refused {
                             tracing::warn!(%key, %error, "a cached object does not link and is rebuilt");
                         }
                         let object = self.llvm.compile(&text, &self.target)?;
@@ -133,12 +146,13 @@ impl Engine {
                         {
                             tracing::warn!(%error, "a kernel is not cached");
                         }
-                        self.link(artifact, &object)?
+                        (self.link(artifact.clone(), &object)?, object)
                     }
                 }
             }
         };
-        Ok(Arc::new(executable))
+        artifact.code = Code::Object(object.into_bytes());
+        Ok((Arc::new(executable), artifact))
     }
 
     fn link(&self, artifact: Artifact, object: &Object) -> Result<Executable, Error> {

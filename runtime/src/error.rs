@@ -12,7 +12,7 @@ use einfall_ir::dtype::DType;
 pub enum Error {
     /// LLVM is missing, or refuses the code.
     #[error(transparent)]
-    #[cfg(feature = "cpu")]
+    #[cfg(feature = "llvm")]
     Llvm(#[from] einfall_llvm::LlvmError),
     /// An array cannot be made.
     #[error(transparent)]
@@ -34,6 +34,22 @@ pub enum Error {
         name: String,
         /// What is wrong.
         reason: String,
+    },
+    /// A cascade compiled ahead of time, on a machine that it was not compiled for.
+    #[error("`{name}` is compiled for {}, and this machine is none of these", levels.join(", "))]
+    Level {
+        /// The cascade.
+        name: String,
+        /// What it is compiled for.
+        levels: Vec<String>,
+    },
+    /// A declared fact that does not hold.
+    #[error("`{name}` requires that {fact}")]
+    Fact {
+        /// The cascade.
+        name: String,
+        /// The fact, as the text has it.
+        fact: String,
     },
     /// A size for a rank that the cascade does not have.
     #[error("there is no rank `{rank}`; the ranks are {}", known.join(", "))]

@@ -9,20 +9,33 @@ use einfall_ir::artifact::Artifact;
 use std::sync::Arc;
 
 /// The calling convention of a CPU kernel (see [`einfall_ir::artifact::Launch`]).
-pub(crate) type KernelFn = unsafe extern "C" fn(slots: *const u64, first: i64, end: i64, scratch: *mut u8);
+pub type KernelFn = unsafe extern "C" fn(slots: *const u64, first: i64, end: i64, scratch: *mut u8);
 
 /// An artifact linked into this process. Sizes are bound by [`Executable::bind`].
 #[derive(Debug)]
 pub struct Executable {
     pub(crate) program: Program,
     pub(crate) functions: Vec<KernelFn>,
-    /// Keeps the functions' memory.
-    _code: einfall_llvm::Code,
+    /// Keeps the functions' memory, where it is not the program's own.
+    #[cfg(feature = "jit")]
+    _code: Option<einfall_llvm::Code>,
     pub(crate) pool: Arc<rayon::ThreadPool>,
 }
 
 impl Executable {
+    /// Of functions that are linked into the program: those of the checked artifact's launches, in order.
+    pub(crate) fn linked(artifact: Artifact, functions: Vec<KernelFn>, pool: Arc<rayon::ThreadPool>) -> Executable {
+        Executable {
+            program: Program::new(artifact),
+            functions,
+            #[cfg(feature = "jit")]
+            _code: None,
+            pool,
+        }
+    }
+
     /// Resolves the kernels of a checked artifact.
+    #[cfg(feature = "jit")]
     pub(crate) fn new(
         artifact: Artifact,
         code: einfall_llvm::Code,
@@ -34,7 +47,7 @@ impl Executable {
             // SAFETY: the loader's caller vouches that the symbol has the convention's signature.
             functions.push(unsafe { std::mem::transmute::<*const std::ffi::c_void, KernelFn>(address) });
         }
-        Ok(Executable { program: Program::new(artifact), functions, _code: code, pool })
+        Ok(Executable { program: Program::new(artifact), functions, _code: Some(code), pool })
     }
 
     /// The cascade's name.

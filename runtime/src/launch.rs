@@ -14,12 +14,19 @@ use einfall_ir::artifact::Slot;
 use einfall_ir::dtype::DType;
 use einfall_ir::tile::{BufferId, BufferKind};
 use rayon::prelude::*;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Below this many operations plus bytes a kernel runs on the calling thread: waking the others takes about as long.
 const INLINE_WORK: u64 = 1 << 17;
 /// Ranges of tasks handed out per thread, for balance.
 const RANGES_PER_THREAD: u64 = 8;
+
+/// Threads to run tasks on.
+pub(crate) fn threads(n: usize) -> Result<Arc<rayon::ThreadPool>, Error> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("einfall-{i}")).build();
+    Ok(Arc::new(pool.map_err(|e| Error::Threads { reason: e.to_string() })?))
+}
 
 /// The arrays of one launch, by name.
 #[derive(Debug, Default)]
@@ -64,6 +71,12 @@ impl<'a> Arguments<'a> {
     /// The scalars given by value, by name.
     pub fn scalars(&self) -> &[(&'a str, f64)] {
         &self.scalars
+    }
+
+    /// Shapes of the arrays, by name.
+    pub(crate) fn shapes(&self) -> Vec<(&'a str, &[u64])> {
+        let inputs = self.inputs.iter().map(|(n, v)| (*n, v.shape()));
+        inputs.chain(self.outputs.iter().map(|(n, v)| (*n, v.as_view().shape()))).collect()
     }
 
     /// Memory for temporaries: at least [`Bound::workspace_bytes`], 64-byte aligned. Without it the launch takes its

@@ -5,24 +5,27 @@
 //! this crate reads no environment variable; a cache is never trusted (see [`cache`]); what a launch computes does
 //! not depend on the number of threads.
 
+#[cfg(feature = "cpu")]
+pub mod aot;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
 mod arguments;
 pub mod array;
-#[cfg(any(feature = "cpu", feature = "cuda"))]
+#[cfg(any(feature = "jit", feature = "cuda"))]
 pub mod cache;
-#[cfg(feature = "cpu")]
+#[cfg(feature = "jit")]
 mod calibrate;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
 mod element;
-#[cfg(feature = "cpu")]
+#[cfg(feature = "jit")]
 mod engine;
 mod error;
 #[cfg(feature = "cpu")]
 mod executable;
 #[cfg(feature = "cpu")]
 mod launch;
+mod level;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
 mod program;
 #[cfg(feature = "cpu")]
@@ -30,14 +33,15 @@ mod scratch;
 
 pub use array::{ArrayError, Element, HostArray, View, ViewMut};
 pub use device::{Cpu, Device, Isa};
-#[cfg(feature = "cpu")]
+#[cfg(feature = "llvm")]
 pub use einfall_llvm as llvm;
-#[cfg(feature = "cpu")]
+#[cfg(feature = "jit")]
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
 #[cfg(feature = "cpu")]
 pub use executable::{Bound, Executable};
 #[cfg(feature = "cpu")]
 pub use launch::Arguments;
+pub use level::Level;
 #[cfg(any(feature = "cpu", feature = "cuda"))]
 pub use program::{ArraySpec, KernelSpec};

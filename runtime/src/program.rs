@@ -392,7 +392,16 @@ mod tests {
             })
             .collect();
         let code = Code::Object(vec![]);
-        Artifact { name: "chain".into(), target: "cpu".into(), ranks: Arena::new(), buffers, code, launches }
+        Artifact {
+            name: "chain".into(),
+            target: "cpu".into(),
+            ranks: Arena::new(),
+            buffers,
+            code,
+            launches,
+            defaults: vec![],
+            facts: vec![],
+        }
     }
 
     #[test]

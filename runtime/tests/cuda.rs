@@ -83,7 +83,16 @@ fn artifact(text: &str) -> Artifact {
         }),
     };
     let code = Code::Ptx { text: text.into(), arch: "sm_80".into() };
-    Artifact { name: "saxpy".into(), target: "gpu".into(), ranks, buffers, code, launches: vec![launch] }
+    Artifact {
+        name: "saxpy".into(),
+        target: "gpu".into(),
+        ranks,
+        buffers,
+        code,
+        launches: vec![launch],
+        defaults: vec![],
+        facts: vec![],
+    }
 }
 
 /// The first device; without one, checks that the reason is one sentence.

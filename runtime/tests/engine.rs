@@ -136,7 +136,16 @@ fn artifact() -> Artifact {
     let slots = vec![Slot::Base(t), Slot::Base(z), Slot::Scalar(s), Slot::Scalar(k), Slot::Extent(n)];
     let scale = launch("scale", slots, vec![t], vec![z]);
     let code = Code::LlvmIr(IR.into());
-    Artifact { name: "pair".into(), target: "cpu".into(), ranks, buffers, code, launches: vec![add, scale] }
+    Artifact {
+        name: "pair".into(),
+        target: "cpu".into(),
+        ranks,
+        buffers,
+        code,
+        launches: vec![add, scale],
+        defaults: vec![],
+        facts: vec![],
+    }
 }
 
 fn engine(threads: usize) -> Engine {

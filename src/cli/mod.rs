@@ -5,6 +5,7 @@
 
 mod bench;
 mod compare;
+mod compile;
 mod csp;
 mod device;
 mod explain;
@@ -50,6 +51,10 @@ enum Command {
     Lower(lower::LowerArgs),
     /// Evaluate after every pass and name the first whose results are wrong
     Bisect(lower::BisectArgs),
+    /// Compile ahead of time: machine code, PTX, a C header, a Rust module
+    Compile(compile::CompileArgs),
+    /// Make a crate that compiles cascades when it is built
+    New(compile::NewArgs),
     /// Run a cascade on arrays from files or at random
     Run(run::RunArgs),
     /// List devices and what they compile with
@@ -127,6 +132,8 @@ pub fn main() -> ExitCode {
         }
         Command::Lower(a) => lower::lower(&a),
         Command::Bisect(a) => lower::bisect(&a),
+        Command::Compile(a) => compile::compile(&a),
+        Command::New(a) => compile::new(&a),
         Command::Run(a) => run::run(&a),
         Command::Devices(a) => device::devices(&a),
         Command::Cache(c) => device::cache(&c),

@@ -86,6 +86,11 @@ impl Object {
         &self.0
     }
 
+    /// The file's bytes.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
     /// Takes bytes for an object, as a cache does.
     ///
     /// # Safety

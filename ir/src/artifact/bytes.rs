@@ -14,6 +14,7 @@ use super::{Artifact, VERSION};
 use crate::arena::{Arena, Id};
 use crate::cascade::{RankId, Size};
 use crate::dtype::DType;
+use crate::ops::{BinaryOp, UnaryOp};
 
 /// What the bytes begin with.
 const MAGIC: &[u8; 8] = b"einfall\0";
@@ -103,18 +104,24 @@ impl<'de, I: Id, T: Deserialize<'de>> Deserialize<'de> for Arena<I, T> {
     }
 }
 
-impl Serialize for DType {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(self.name())
-    }
-}
+/// What has names is written by name, so that a table may grow and be sorted.
+macro_rules! by_name {
+    ($($named:ty: $what:literal),*) => { $(
+        impl Serialize for $named {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(self.name())
+            }
+        }
 
-impl<'de> Deserialize<'de> for DType {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let name = <&str>::deserialize(d)?;
-        DType::from_name(name).ok_or_else(|| D::Error::custom("a data type that is not known"))
-    }
+        impl<'de> Deserialize<'de> for $named {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let name = <&str>::deserialize(d)?;
+                <$named>::from_name(name).ok_or_else(|| D::Error::custom(concat!($what, " that is not known")))
+            }
+        }
+    )* };
 }
+by_name!(DType: "a data type", UnaryOp: "a scalar function", BinaryOp: "a scalar function of two arguments");
 
 /// One step of an extent in postfix order.
 #[derive(serde::Serialize, serde::Deserialize)]

@@ -604,7 +604,16 @@ mod tests {
         };
         let code = Code::Ptx { text: String::new(), arch: "sm_90a".into() };
         let (name, target) = ("f".into(), "gpu".into());
-        Program::new(Artifact { name, target, ranks, buffers, code, launches: vec![launch] })
+        Program::new(Artifact {
+            name,
+            target,
+            ranks,
+            buffers,
+            code,
+            launches: vec![launch],
+            defaults: vec![],
+            facts: vec![],
+        })
     }
 
     fn gpu() -> GpuLaunch {

@@ -47,6 +47,8 @@ pub fn print(plan: &Plan, module: &Module, isa: &Isa, target: &str) -> Result<Ar
         buffers: plan.buffers.clone(),
         code: Code::LlvmIr(head),
         launches,
+        defaults: Vec::new(),
+        facts: Vec::new(),
     })
 }
 

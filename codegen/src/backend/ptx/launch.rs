@@ -39,6 +39,8 @@ pub fn print(plan: &Plan, module: &Module, target: &Target) -> Result<Artifact, 
         buffers: plan.buffers.clone(),
         code: Code::Ptx { text, arch: target.arch.clone() },
         launches,
+        defaults: Vec::new(),
+        facts: Vec::new(),
     })
 }
 

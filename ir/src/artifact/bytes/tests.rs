@@ -51,13 +51,26 @@ fn sample() -> Artifact {
     };
     let launches = vec![launch.clone(), Launch { symbol: "k_0".into(), gpu: Some(gpu), ..launch }];
     let code = Code::Ptx { text: ".version 8.0\n".into(), arch: "sm_90a".into() };
-    Artifact { name: "sample".into(), target: "h100".into(), ranks, buffers, code, launches }
+    let (defaults, facts) = (Vec::new(), Vec::new());
+    let mut artifact =
+        Artifact { name: "sample".into(), target: "h100".into(), ranks, buffers, code, launches, defaults, facts };
+    // Every step of a formula.
+    let text = "cascade of[M, N](scale: f32 = f16(if M < N then 1.5 else -sqrt(N)) / 2) -> (y: f32[M, N]) {
+        require scale > 0
+        y[m,n] = scale
+    }";
+    let c = crate::cascade::parse(text).unwrap_or_else(|d| panic!("{d:?}")).cascades.remove(0);
+    artifact = artifact.with_formulas(&c);
+    assert_eq!((artifact.defaults.len(), artifact.facts.len()), (1, 1));
+    artifact
 }
 
 #[test]
 fn artifacts_survive_their_bytes() {
     let ptx = sample();
-    for code in [ptx.code.clone(), Code::LlvmIr("define void @k()".into()), Code::Object(vec![0, 255, 7])] {
+    let codes =
+        [ptx.code.clone(), Code::LlvmIr("define void @k()".into()), Code::Object(vec![0, 255, 7]), Code::Linked];
+    for code in codes {
         let artifact = Artifact { code, ..ptx.clone() };
         assert_eq!(Artifact::from_bytes(&artifact.to_bytes().unwrap()), Ok(artifact));
     }

@@ -1,0 +1,299 @@
+//! Ahead-of-time compilation: `.ein` files to a Rust module, from a build script.
+//!
+//! ```no_run
+//! // build.rs
+//! use einfall::build::{Kernels, Target};
+//! einfall::build::Kernels::new()
+//!     .file("kernels/softmax.ein")
+//!     .targets(&[Target::named("x86-64-v3"), Target::named("x86-64-v4"), Target::named("sm_80")])
+//!     .emit();
+//! ```
+//!
+//! The program includes the module with [`einfall::include_kernels!`](crate::include_kernels). Machine code goes into a
+//! static library that is linked; nothing is loaded when the program runs. Invariants: (1) this module and
+//! [`Options::from_env`](crate::Options::from_env) alone read the environment, here what cargo sets for build scripts; (2)
+//! the output is a function of the files and the settings; (3) no network and no device is asked.
+
+mod compile;
+mod header;
+mod module;
+
+use std::path::{Path, PathBuf};
+
+use einfall_autotune::table::Table;
+use einfall_ir::cascade::{self, Module};
+use einfall_ir::diag::{Diagnostic, Severity, render};
+use einfall_runtime::Level;
+use einfall_runtime::llvm::{Llvm, LoadOptions};
+
+use crate::lowering::{CompileOptions, Error};
+
+pub use compile::{Piece, Product, Settings, Target, compile};
+pub use header::header;
+pub use module::{file_name, module};
+
+/// Name of the module's file.
+const MODULE: &str = "einfall.rs";
+
+/// A file that is wrong, in lines that say where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One line for each thing that is wrong: `FILE:LINE:COLUMN: CODE: what (what to do)`.
+    pub lines: Vec<String>,
+    /// The same with the text around it, for people.
+    pub rendered: String,
+}
+
+impl Failure {
+    fn plain(what: String) -> Failure {
+        Failure { rendered: what.clone(), lines: vec![what] }
+    }
+
+    /// Diagnostics about a file.
+    fn of(diagnostics: &[Diagnostic], file: &str, text: &str) -> Failure {
+        let line = |d: &Diagnostic| {
+            let before = text.get(..d.primary.0.start as usize).unwrap_or(text);
+            let (row, column) =
+                (before.matches('\n').count() + 1, before.rsplit('\n').next().unwrap_or("").chars().count() + 1);
+            let label = if d.primary.1.is_empty() { String::new() } else { format!(": {}", d.primary.1) };
+            format!("{file}:{row}:{column}: {d}{label}")
+        };
+        Failure { lines: diagnostics.iter().map(line).collect(), rendered: render(diagnostics, file, text) }
+    }
+}
+
+/// Reads a file of cascades; warnings are returned beside them.
+///
+/// # Errors
+/// A file that cannot be read or is wrong.
+pub fn read(path: &Path) -> Result<(String, Module, Vec<String>), Failure> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::plain(format!("{name}: {e}")))?;
+    let (module, diagnostics) = cascade::check(&text);
+    match module {
+        Some(module) => {
+            let warnings = diagnostics.iter().filter(|d| d.severity == Severity::Warning).cloned().collect::<Vec<_>>();
+            Ok((text.clone(), module, Failure::of(&warnings, &name, &text).lines))
+        }
+        None => Err(Failure::of(&diagnostics, &name, &text)),
+    }
+}
+
+/// Compiles every cascade of a file. Extents are fixed in the cascades that have the rank.
+///
+/// # Errors
+/// What is wrong with the file, with its places.
+pub fn compile_file(
+    path: &Path,
+    targets: &[Target],
+    settings: &Settings,
+    llvm: &Llvm,
+) -> Result<Vec<Product>, Failure> {
+    let (text, parsed, _) = read(path)?;
+    let name = path.display().to_string();
+    let one = |c: &cascade::Cascade| {
+        let mut settings = settings.clone();
+        settings.options.statics.retain(|(rank, _)| c.rank(rank).is_some());
+        compile(c, targets, &settings, llvm).map_err(|e| match e {
+            Error::Refused { diagnostics, .. } => Failure::of(&diagnostics, &name, &text),
+            e => Failure::plain(format!("{name}: {e}")),
+        })
+    };
+    let products = parsed.cascades.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+    // What the module would refuse is said with its place.
+    if let Err(wrong) = module(&products) {
+        let diagnostics: Vec<Diagnostic> = wrong.into_iter().map(|(_, d)| d).collect();
+        return Err(Failure::of(&diagnostics, &name, &text));
+    }
+    Ok(products)
+}
+
+/// Writes everything about products into a folder: artifacts, PTX, the Rust module; the objects' paths are returned.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write(products: &[Product], folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let put = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).map_err(|e| Failure::plain(format!("{}: {e}", path.display())))?;
+        Ok::<PathBuf, Failure>(path)
+    };
+    let mut objects = Vec::new();
+    for product in products {
+        for piece in &product.pieces {
+            let name = |extension| file_name(&product.cascade, piece.target, extension);
+            let bytes = piece.artifact.to_bytes().map_err(|e| Failure::plain(e.to_string()))?;
+            put(&name("artifact"), &bytes)?;
+            if let Some(object) = &piece.object {
+                objects.push(put(&name("o"), object)?);
+            }
+            if let einfall_ir::artifact::Code::Ptx { text, .. } = &piece.artifact.code {
+                put(&name("ptx"), text.as_bytes())?;
+            }
+        }
+    }
+    let text = module(products).map_err(|wrong| {
+        let all: Vec<String> = wrong.iter().map(|(name, d)| format!("{name}: {d}")).collect();
+        Failure::plain(all.join("\n"))
+    })?;
+    put(MODULE, text.as_bytes())?;
+    Ok(objects)
+}
+
+/// Puts objects into a static library, with a symbol table that every linker takes.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn archive(objects: &[PathBuf], path: &Path) -> Result<(), Failure> {
+    use ar_archive_writer::{ArchiveKind, DEFAULT_OBJECT_READER, NewArchiveMember, write_archive_to_stream};
+    let fail = |path: &Path, e: std::io::Error| Failure::plain(format!("{}: {e}", path.display()));
+    let mut members = Vec::new();
+    for object in objects {
+        let bytes = std::fs::read(object).map_err(|e| fail(object, e))?;
+        let name = object.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        members.push(NewArchiveMember::new(bytes, &DEFAULT_OBJECT_READER, name));
+    }
+    let kind = if cfg!(target_os = "macos") { ArchiveKind::Darwin } else { ArchiveKind::Gnu };
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    write_archive_to_stream(&mut bytes, &members, kind, false, None).map_err(|e| fail(path, e))?;
+    std::fs::write(path, bytes.into_inner()).map_err(|e| fail(path, e))
+}
+
+/// What a build script compiles. Paths are relative to the package's folder.
+#[derive(Clone, Debug, Default)]
+pub struct Kernels {
+    files: Vec<PathBuf>,
+    targets: Vec<Target>,
+    tables: Vec<PathBuf>,
+    options: CompileOptions,
+    llvm: Option<PathBuf>,
+}
+
+impl Target {
+    /// The target of this name: `x86-64-v3`, `x86-64-v4`, `aarch64`, `sm_80`, `sm_90a`.
+    ///
+    /// # Panics
+    /// For any other name.
+    pub fn named(name: &str) -> Target {
+        let known = || Target::ALL.map(Target::name).join(", ");
+        Target::from_name(name).unwrap_or_else(|| panic!("there is no target `{name}`; there are {}", known()))
+    }
+}
+
+impl Kernels {
+    /// Nothing yet.
+    pub fn new() -> Kernels {
+        Kernels::default()
+    }
+
+    /// Every cascade of this file.
+    pub fn file(mut self, path: impl Into<PathBuf>) -> Kernels {
+        self.files.push(path.into());
+        self
+    }
+
+    /// What code is made for; without any, the processor levels of the program's architecture. Levels of other
+    /// architectures are left out.
+    pub fn targets(mut self, targets: &[Target]) -> Kernels {
+        self.targets.extend(targets);
+        self
+    }
+
+    /// A table of measured mappings (`einfall tune`), whose mappings are taken for plans that it knows.
+    pub fn table(mut self, path: impl Into<PathBuf>) -> Kernels {
+        self.tables.push(path.into());
+        self
+    }
+
+    /// Fixes a rank's extent, in every cascade that has the rank.
+    pub fn fix(mut self, rank: &str, extent: u64) -> Kernels {
+        self.options.statics.push((rank.to_owned(), extent));
+        self
+    }
+
+    /// A size to be fast at; every other size is served all the same.
+    pub fn size(mut self, rank: &str, size: u64) -> Kernels {
+        self.options.sizes.push((rank.to_owned(), size));
+        self
+    }
+
+    /// The LLVM library to compile with; without it the one that ships with rustc, else the system's.
+    pub fn llvm(mut self, path: impl Into<PathBuf>) -> Kernels {
+        self.llvm = Some(path.into());
+        self
+    }
+
+    /// Compiles, writes the module and the library to `OUT_DIR`, and tells cargo what to link and when to run again.
+    /// What is wrong becomes errors of the build, and the process ends.
+    pub fn emit(self) {
+        match self.run() {
+            Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+            Err(failure) => {
+                for file in self.files.iter().chain(&self.tables) {
+                    println!("cargo::rerun-if-changed={}", file.display());
+                }
+                failure.lines.iter().for_each(|line| println!("cargo::error={}", line.replace('\n', " ")));
+                eprintln!("{}", failure.rendered);
+                std::process::exit(1);
+            }
+        }
+    }
+
+    /// The lines for cargo.
+    fn run(&self) -> Result<Vec<String>, Failure> {
+        let var = |name: &str| {
+            std::env::var(name).map_err(|_| Failure::plain(format!("{name} is not set: `emit` is for build scripts")))
+        };
+        let (out, arch, triple) = (PathBuf::from(var("OUT_DIR")?), var("CARGO_CFG_TARGET_ARCH")?, var("TARGET")?);
+        let package = var("CARGO_PKG_NAME")?.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        let mut targets = self.targets.clone();
+        if targets.is_empty() {
+            targets = Level::ALL.map(Target::Cpu).to_vec();
+        }
+        targets.retain(|t| match t {
+            Target::Cpu(level) => level.arch() == arch,
+            Target::Cuda(_) => true,
+        });
+        let mut lines = vec!["cargo::rerun-if-changed=build.rs".to_owned()];
+        let mut tables = Vec::new();
+        for path in &self.tables {
+            lines.push(format!("cargo::rerun-if-changed={}", path.display()));
+            let fail = |e: &dyn std::fmt::Display| Failure::plain(format!("{}: {e}", path.display()));
+            let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+            tables.push(Table::parse(&bytes).map_err(|e| fail(&e))?);
+        }
+        let llvm = Llvm::load(&LoadOptions { path: self.llvm.clone(), ..LoadOptions::default() })
+            .map_err(|e| Failure::plain(e.to_string()))?;
+        let mut products: Vec<Product> = Vec::new();
+        for path in &self.files {
+            lines.push(format!("cargo::rerun-if-changed={}", path.display()));
+            let (_, _, warnings) = read(path)?;
+            lines.extend(warnings.iter().map(|w| format!("cargo::warning={}", w.replace('\n', " "))));
+            let (options, prefix) = (self.options.clone(), format!("einfall_{package}"));
+            let settings = Settings { options, tables: tables.clone(), triple: Some(triple.clone()), prefix };
+            for product in compile_file(path, &targets, &settings, &llvm)? {
+                let name = &product.cascade.name;
+                if products.iter().any(|p| p.cascade.name == *name) {
+                    let what = format!("{}: there is another cascade `{name}`; names must differ", path.display());
+                    return Err(Failure::plain(what));
+                }
+                products.push(product);
+            }
+        }
+        let unused = |rank: &&(String, u64)| products.iter().all(|p| p.cascade.rank(&rank.0).is_none());
+        if let Some((rank, _)) = self.options.statics.iter().find(unused) {
+            return Err(Failure::plain(format!("no cascade has a rank `{rank}` to fix")));
+        }
+        let objects = write(&products, &out)?;
+        if !objects.is_empty() {
+            let library = format!("einfall_{package}");
+            archive(&objects, &out.join(format!("lib{library}.a")))?;
+            lines.push(format!("cargo::rustc-link-search=native={}", out.display()));
+            lines.push(format!("cargo::rustc-link-lib=static={library}"));
+        }
+        Ok(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! What build scripts get: typed functions, places of mistakes, libraries that linkers read.
+
+use super::*;
+use einfall_ir::artifact::{Artifact, Code};
+
+const TEXT: &str = "/// Rows times numbers.\ncascade times[M, N](x: f16[M, N], w: f32[N], s: f32 = 2.0, type: i32[4]) -> (y: f32[M, N]) {
+    require s > 0
+    y[m,n] = s * x[m,n] * w[n] + type[0]
+}";
+
+fn products(text: &str, targets: &[Target]) -> Result<Vec<Product>, Failure> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ein");
+    std::fs::write(&path, text).unwrap();
+    let options = CompileOptions { statics: vec![("N".to_owned(), 8)], ..CompileOptions::default() };
+    let settings = Settings { options, prefix: "einfall_test".to_owned(), ..Settings::default() };
+    compile_file(&path, targets, &settings, &Llvm::load(&LoadOptions::default()).unwrap())
+}
+
+#[test]
+fn types_hold_elements_dimensions_and_fixed_extents() {
+    let products = products(TEXT, &[Target::named("x86-64-v3"), Target::named("aarch64")]).unwrap();
+    let text = module(&products).unwrap();
+    for line in [
+        "/// Rows times numbers.",
+        "    x: impl Into<::einfall::aot::Input<'a, ::einfall::aot::half::f16, (::einfall::aot::Any, ::einfall::aot::Is<8>,)>>,",
+        "    s: Option<f64>,",
+        "    r#type: impl Into<::einfall::aot::Input<'a, i32, (::einfall::aot::Is<4>,)>>,",
+        "pub static TIMES: ::einfall::aot::Kernel = unsafe {",
+    ] {
+        assert!(text.lines().any(|l| l == line), "no line `{line}` in\n{text}");
+    }
+    // Symbols say whose and for what they are, and every artifact reads.
+    for piece in &products[0].pieces {
+        let read = Artifact::from_bytes(&piece.artifact.to_bytes().unwrap()).unwrap();
+        assert_eq!((&read.code, read.facts.len(), read.defaults.len()), (&Code::Linked, 1, 1));
+        let level = piece.target.name().replace('-', "_");
+        let symbol = &read.launches[0].symbol;
+        assert!(symbol.starts_with(&format!("einfall_test_times_{level}")), "{symbol}");
+        let object = piece.object.as_ref().unwrap();
+        assert!(object.windows(symbol.len()).any(|w| w == symbol.as_bytes()), "the object has no `{symbol}`");
+    }
+}
+
+#[test]
+fn mistakes_have_places() {
+    let wrong = products("cascade a[M](x: f32[M]) -> (y: f32[M]) {\n    y[m] = z[m]\n}\n", &[]).unwrap_err();
+    assert!(wrong.lines[0].contains("a.ein:2:12: E0"), "{:?}", wrong.lines);
+    assert!(wrong.rendered.contains("y[m] = z[m]"), "{}", wrong.rendered);
+    let wrong =
+        products("cascade a[M](x: bool[M]) -> (y: f32[M]) {\n    y[m] = f32(x[m])\n}\n", &[Target::named("x86-64-v3")]);
+    let wrong = wrong.unwrap_err();
+    assert!(
+        wrong.lines[0].contains("a.ein:1:14: E0902") && wrong.lines[0].contains("`x` is bool"),
+        "{:?}",
+        wrong.lines
+    );
+    let missing = compile_file(
+        Path::new("no/such.ein"),
+        &[],
+        &Settings::default(),
+        &Llvm::load(&LoadOptions::default()).unwrap(),
+    );
+    assert!(missing.unwrap_err().lines[0].starts_with("no/such.ein: "));
+}
+
+#[test]
+fn settings_decide_and_the_machine_does_not() {
+    let all = [Target::named("x86-64-v3"), Target::named("sm_80")];
+    let [one, two] = [(), ()].map(|()| products(TEXT.replace("f16", "f32").as_str(), &all).unwrap());
+    for (a, b) in one[0].pieces.iter().zip(&two[0].pieces) {
+        assert_eq!((&a.artifact, &a.object), (&b.artifact, &b.object));
+    }
+    assert!(
+        Target::from_name("sm_10").is_none() && Target::ALL.iter().all(|t| Target::from_name(t.name()) == Some(*t))
+    );
+}

@@ -1,0 +1,268 @@
+//! From a cascade to kernels, without any device: what engines and ahead-of-time compilation share.
+//!
+//! Invariant: nothing here loads or runs code.
+
+use einfall_autotune::table::{Table, fingerprint};
+use einfall_autotune::tune;
+use einfall_codegen::backend::ptx;
+use einfall_codegen::lower::gpu::split_streams::merge_name;
+use einfall_codegen::pipeline::{self, Context, Program, Stop};
+use einfall_codegen::tables;
+use einfall_ir::artifact::Artifact;
+use einfall_ir::cascade::Cascade;
+use einfall_ir::cascade::bind::BindError;
+use einfall_ir::diag::{Diagnostic, Span};
+use einfall_ir::kernel::atoms;
+use einfall_ir::mapping::{self, KernelMapping, Mapping};
+use einfall_ir::target::DataSheet;
+use einfall_ir::tile::Plan;
+
+/// Why a cascade is not compiled, bound or launched.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something has no lowering, or the mapping does not fit: places in the cascade's source and what to do.
+    Refused {
+        /// The pass that refuses.
+        pass: &'static str,
+        /// What it says.
+        diagnostics: Vec<Diagnostic>,
+    },
+    /// A fault of the compiler itself.
+    Internal(String),
+    /// Sizes or facts that do not fit.
+    Bind(BindError),
+    /// A size given for a rank that is not there, or twice with different values.
+    Size(String),
+    /// A table of mappings that cannot be read, with its source.
+    Table(String),
+    /// LLVM, arrays, threads.
+    Runtime(einfall_runtime::Error),
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::Refused { pass, diagnostics } => {
+                write!(f, "{pass}:")?;
+                diagnostics.iter().try_for_each(|d| write!(f, " {d}"))
+            }
+            Error::Internal(what) => write!(f, "a fault of the compiler: {what}"),
+            Error::Bind(e) => e.fmt(f),
+            Error::Size(what) | Error::Table(what) => f.write_str(what),
+            Error::Runtime(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Runtime(e) => Some(e),
+            Error::Refused { .. } | Error::Internal(_) | Error::Bind(_) | Error::Size(_) | Error::Table(_) => None,
+        }
+    }
+}
+
+impl From<einfall_runtime::Error> for Error {
+    fn from(e: einfall_runtime::Error) -> Error {
+        Error::Runtime(e)
+    }
+}
+
+impl From<BindError> for Error {
+    fn from(e: BindError) -> Error {
+        Error::Bind(e)
+    }
+}
+
+impl From<Stop> for Error {
+    fn from(stop: Stop) -> Error {
+        match stop {
+            Stop::Refused { pass, diagnostics } => Error::Refused { pass, diagnostics },
+            other => Error::Internal(other.to_string()),
+        }
+    }
+}
+
+/// What a compilation may be told besides the cascade.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CompileOptions {
+    /// Extents fixed at compile time, by rank name; others stay symbolic.
+    pub statics: Vec<(String, u64)>,
+    /// The mapping; none: a table's for the nearest class of sizes, else the model's.
+    pub mapping: Option<Mapping>,
+    /// Sizes to be fast at, by rank name; the code serves every size all the same. Fixed extents count without being
+    /// given; ranks that a cascade lacks are passed over.
+    pub sizes: Vec<(String, u64)>,
+}
+
+impl CompileOptions {
+    /// The mapping for a plan: the one given, else `table`'s for the sizes, else what `model` chooses.
+    pub(crate) fn choose(&self, plan: &Plan, table: &Table, model: impl FnOnce(Option<&[u64]>) -> Mapping) -> Mapping {
+        if let Some(mapping) = &self.mapping {
+            return mapping.clone();
+        }
+        let given = |name: &str| self.sizes.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        let known = plan.ranks.iter().map(|(_, r)| (r.name.clone(), r.fixed.or_else(|| given(&r.name))));
+        let known: Vec<(String, Option<u64>)> = known.collect();
+        let sizes: Vec<(String, u64)> = known.iter().filter_map(|(n, v)| Some((n.clone(), (*v)?))).collect();
+        let whole: Option<Vec<u64>> = known.iter().map(|(_, v)| *v).collect();
+        let chosen = model(whole.as_deref());
+        let measured = table.lookup(&fingerprint(plan), &sizes).and_then(|e| {
+            let mapping = e.read().ok()?;
+            fits(&mapping, plan).is_ok().then_some(mapping)
+        });
+        match measured {
+            None => chosen,
+            Some(mapping) => tune::beside(mapping, chosen),
+        }
+    }
+}
+
+/// Whether a mapping is for a plan: every name it uses exists there, or in a kernel that one of its splits makes.
+///
+/// # Errors
+/// What does not fit, in one line.
+pub fn fits(mapping: &Mapping, plan: &Plan) -> Result<(), String> {
+    let split = |m: &&KernelMapping| m.split.is_some();
+    let merges: Vec<String> = mapping.kernels.iter().filter(split).map(|m| merge_name(&m.kernel)).collect();
+    // Staging tiles of stores are the lowering's, which names them after their arrays.
+    let staging: Vec<String> = plan.buffers.iter().map(|(_, b)| format!("{}_out", b.name)).collect();
+    let mut own: Vec<KernelMapping> = mapping.kernels.iter().filter(|m| !merges.contains(&m.kernel)).cloned().collect();
+    for m in &mut own {
+        let tile = |name: &str| {
+            let kernel = plan.kernels.iter().find(|k| k.name == m.kernel);
+            kernel.is_some_and(|k| k.tiles.iter().any(|(_, t)| t.name == name))
+        };
+        let kept = m.tiles.iter().filter(|t| tile(&t.tile) || !staging.contains(&t.tile)).cloned().collect();
+        m.tiles = kept;
+    }
+    let own = Mapping { kernels: own, ..mapping.clone() };
+    mapping::verify::verify(&own, plan).map_err(|list| {
+        let line = |d: &Diagnostic| match &d.help {
+            Some(help) => format!("{} ({help})", d.message),
+            None => d.message.clone(),
+        };
+        list.iter().map(line).collect::<Vec<_>>().join("; ")
+    })
+}
+
+/// A cascade with some extents fixed.
+///
+/// # Errors
+/// [`Error::Size`] for a rank that is not there or is fixed otherwise.
+pub fn with_statics(cascade: &Cascade, statics: &[(String, u64)]) -> Result<Cascade, Error> {
+    let mut cascade = cascade.clone();
+    for (name, extent) in statics {
+        let Some(rank) = cascade.rank(name) else {
+            let ranks: Vec<&str> = cascade.ranks.iter().map(|(_, r)| r.name.as_str()).collect();
+            return Err(Error::Size(format!("there is no rank `{name}`; the ranks are {}", ranks.join(", "))));
+        };
+        let fixed = &mut cascade.ranks[rank].fixed;
+        match *fixed {
+            Some(n) if n != *extent => {
+                return Err(Error::Size(format!("rank `{name}` is {n} in the text, not {extent}")));
+            }
+            Some(_) | None => *fixed = Some(*extent),
+        }
+    }
+    Ok(cascade)
+}
+
+/// The plan of a cascade, before any mapping.
+///
+/// # Errors
+/// [`Error::Refused`] where something has no lowering.
+pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
+    plan_for(cascade, &Context::default())
+}
+
+/// The plan of a cascade for a device whose contraction instructions the context names.
+///
+/// # Errors
+/// [`Error::Refused`] where something has no lowering.
+pub fn plan_for(cascade: &Cascade, context: &Context) -> Result<Plan, Error> {
+    let mut program = Program::Cascade(cascade.clone());
+    for pass in tables::TO_TILE {
+        program =
+            (pass.step)(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
+    }
+    match program {
+        Program::Tile(plan) => Ok(plan),
+        Program::Cascade(_) | Program::Kernel(_) => Err(Error::Internal("no plan was made".to_owned())),
+    }
+}
+
+/// Runs the passes of a device on a plan: the plan as mapped, and its kernels.
+pub(crate) fn lower(
+    passes: &[pipeline::Pass],
+    plan: &Plan,
+    context: &Context,
+) -> Result<(Plan, einfall_ir::kernel::Module), Error> {
+    let mut program = Program::Tile(plan.clone());
+    let mut mapped = plan.clone();
+    for pass in passes {
+        program =
+            (pass.step)(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
+        if let Program::Tile(plan) = &program {
+            mapped = plan.clone();
+        }
+    }
+    match program {
+        Program::Kernel(module) => Ok((mapped, module)),
+        Program::Cascade(_) | Program::Tile(_) => Err(Error::Internal("no kernels were made".to_owned())),
+    }
+}
+
+/// Runs a table of passes with records, for `--stop-after`, traces and bisection.
+///
+/// # Errors
+/// See [`Stop`]; the records up to there come along.
+#[allow(clippy::result_large_err)]
+pub fn trace(
+    passes: &[pipeline::Pass],
+    program: Program,
+    context: &Context,
+    stop_after: Option<&str>,
+) -> Result<Vec<pipeline::Record>, (Vec<pipeline::Record>, Stop)> {
+    pipeline::run(passes, tables::FORMS, program, context, stop_after)
+}
+
+/// The plan of a cascade for a GPU, before any mapping: operands of contractions are of types its instructions take.
+///
+/// # Errors
+/// [`Error::Refused`] where something has no lowering.
+pub fn gpu_plan(cascade: &Cascade) -> Result<Plan, Error> {
+    plan_for(cascade, &Context { atoms: atoms::all().collect(), ..Context::default() })
+}
+
+/// Why a kernel of the plan has no mapping on a device: the constraints that cannot hold together, and the smallest
+/// change that makes one fit. None where every kernel has one. `sizes`: one value per rank of the plan.
+pub fn unmapped(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option<Diagnostic> {
+    let obstacle = einfall_autotune::model_gpu::obstacle(plan, sheet, sizes)?;
+    let why = Diagnostic::error("G0102", Span::default(), obstacle.to_string());
+    Some(why.help(obstacle.change.unwrap_or_else(|| {
+        "the model has no structure for it: give a mapping (--mapping), or rewrite it with supported constructs"
+            .to_owned()
+    })))
+}
+
+/// The PTX of a plan by a mapping, with how to launch it. Needs no device and no LLVM.
+///
+/// # Errors
+/// [`Error::Refused`] where the mapping does not fit or something has no PTX.
+pub fn compile_ptx(plan: &Plan, mapping: &Mapping, target: &ptx::Target) -> Result<Artifact, Error> {
+    let context = Context { mapping: Some(mapping.clone()), atoms: atoms::all().collect(), ..Context::default() };
+    let (mapped, module) = lower(tables::GPU, plan, &context)?;
+    ptx::print(&mapped, &module, target)
+        .map_err(|e| Error::Refused { pass: "print-ptx", diagnostics: vec![e.diagnostic()] })
+}
+
+/// What the printer for processors refuses.
+pub(crate) fn unprintable(e: impl std::fmt::Display) -> Error {
+    Error::Refused {
+        pass: "print-llvm",
+        diagnostics: vec![Diagnostic::error("E0901", Default::default(), e.to_string())],
+    }
+}

@@ -35,7 +35,8 @@ impl Emit<'_> {
                 Ty::S32 | Ty::S64 if !v.ty.is_float() => {
                     return Val { ty, ..Val::int(v.lo) };
                 }
-                Ty::S32 | Ty::S64 => return Val { ty, ..Val::int(k as i64) },
+                Ty::S32 => return Val::int(i64::from(k as i32)),
+                Ty::S64 => return Val { ty, ..Val::int(k as i64) },
                 Ty::B16 => {}
             }
         }

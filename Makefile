@@ -5,7 +5,7 @@ CARGO ?= cargo
 MODEL ?= target/model
 PTXAS ?= target/ptxas
 
-.PHONY: run test lint model llvm ptxas benchmarks
+.PHONY: run test test-aot lint model llvm ptxas benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -19,6 +19,10 @@ test: llvm model ptxas
 		$(CARGO) test --workspace --lib --bins --tests; \
 	fi
 	$(CARGO) test --workspace --doc
+
+# Crates compiled ahead of time, built as a user would: minutes, and not among `make test` yet.
+test-aot: llvm
+	$(CARGO) test --features aot-tests --test aot
 
 lint:
 	$(CARGO) fmt --all --check

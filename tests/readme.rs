@@ -46,7 +46,7 @@ fn commands_of_the_readme_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let first = blocks(&readme, "ein").into_iter().next().expect("a first cascade");
     std::fs::write(folder.path().join("first.ein"), first).expect("first.ein");
-    for name in ["kernels", "tests/plans", "tests/mappings"] {
+    for name in ["kernels", "tests/plans", "tests/mappings", "docs/results", "tables"] {
         copy(&root.join(name), &folder.path().join(name));
     }
     let commands: Vec<String> =

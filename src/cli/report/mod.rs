@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::source::unreadable;
+use super::text::write_whole;
 pub use measured::without_splits;
 
 /// Arguments of `report`.
@@ -100,7 +101,9 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     let measured = args.table.iter().map(|p| measured::of_table(p)).collect::<Result<Vec<_>, _>>()?;
     let tuned = args.tuned.iter().map(|p| measured::of_records(p)).collect::<Result<Vec<_>, _>>()?;
     let text = page::page(&tables, &measured, &tuned, &story::library()?);
-    std::fs::write(out, text).map_err(|e| Failure::Machine(format!("{}: {e}", out.display())))
+    write_whole(out, text.as_bytes())?;
+    println!("{}: {} bytes", out.display(), text.len());
+    Ok(())
 }
 
 /// The JSON objects of a file, one a line; other lines are left alone.

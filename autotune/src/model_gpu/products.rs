@@ -88,7 +88,7 @@ fn entry(f: &Facts<'_>, kernel: &Kernel, sheet: &DataSheet, extent: impl Fn(Axis
     };
     let contiguous = f.contiguous.iter().filter(|(a, _)| cuts(a)).max_by_key(|(a, (dims, _))| (*dims, **a));
     let grid = |a: &AxisId| kernel.axes[*a].kind == AxisKind::Grid && cuts(a);
-    let lead = contiguous.map(|(a, _)| *a).or(kernel.axes.ids().filter(grid).last());
+    let lead = contiguous.map(|(a, _)| *a).or(kernel.axes.ids().rfind(grid));
     // Coordinates of a step or a block along every axis but the leading one.
     let block = |a: AxisId| match (own(a), kernel.axes[a].kind) {
         (Some(n), _) => n,

@@ -12,7 +12,7 @@ const TEXT: &str = "cascade of[M, N](
 ) -> (y: f32[M, N]) {
     require scale > 0
     require M <= N, k % 2 == 0
-    require a < b + 1 || abs(half) > 0.1
+    require a < b + 1 or abs(half) > 0.1
     y[m,n] = a * scale * half * b * k
 }";
 

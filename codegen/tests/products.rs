@@ -130,7 +130,8 @@ fn printed_sums_of_products_agree() {
                 let most = want.data.iter().fold(0f64, |m, x| m.max(x.abs()));
                 // Results are bf16 or f32; the states are f32.
                 let allowed = 1.5 * DType::BF16.unit_roundoff() * most;
-                let wrong = got.iter().zip(&want.data).enumerate().find(|(_, (x, y))| !((*x - *y).abs() <= allowed));
+                let off = |x: &f64, y: &f64| (x - y).is_nan() || (x - y).abs() > allowed;
+                let wrong = got.iter().zip(&want.data).enumerate().find(|(_, (x, y))| off(x, y));
                 assert!(wrong.is_none(), "{name} at {ranks:?}: {wrong:?}");
             }
         }

@@ -38,9 +38,13 @@ fn values_are_those_of_the_cascade() {
     for (m, n) in [(1, 1), (4, 9), (9, 4), (16, 17), (100, 3), (2, 2)] {
         for a in [None, Some(-0.5), Some(2.0)] {
             let sizes = vec![("M".to_owned(), m), ("N".to_owned(), n)];
-            let bindings = bind(&c, &Given { sizes, ..Given::default() }).unwrap();
             let scalars: Vec<_> = a.iter().map(|v| (c.params[0], *v)).collect();
             let given: Vec<_> = a.iter().map(|v| (BufferId::new(0), *v)).collect();
+            let Ok(bindings) = bind(&c, &Given { sizes, ..Given::default() }) else {
+                assert!(artifact.broken_fact(&[m, n], &given).unwrap().is_some(), "{m} {n} {a:?}");
+                broken += 1;
+                continue;
+            };
             for (i, p) in c.params.iter().enumerate().skip(1) {
                 let default = c.tensors[*p].default.unwrap();
                 let (of, formula) = &artifact.defaults[i - 1];

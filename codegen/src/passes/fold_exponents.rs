@@ -19,7 +19,10 @@
 //! max(c·r) = c·max(r). The guards against an empty maximum move from elements to rows: with `x_top` finite, an element
 //! that is −∞ gives exp2(−∞) = 0 by itself, and one that is not has made `x_new` finite. And exp(a − b) is
 //! exp2(a·log₂e − b·log₂e). What a row shares becomes a tile of its own. Source: FlashAttention-2 (arXiv 2307.08691)
-//! §3.1 for the exponent's form. Invariant: results agree wherever the plan's were finite.
+//! §3.1 for the exponent's form. Rounding `x_exp` scales all exponentials of a row alike, by |x·log₂e| units of roundoff:
+//! quotients of sums do not see it, a logarithm that x is added to absorbs it. Where a step of the stream reads x beside
+//! the exponentials (the entropy's exp(S − x)·(S − x)), the two would disagree: there p = exp2((r − x_top)·(c·log2 e)),
+//! an instruction more. Invariant: results agree wherever the plan's were finite.
 
 use std::f64::consts::LOG2_E;
 
@@ -51,6 +54,8 @@ struct Anchor {
     new: TileId,
     mask: Option<ExprId>,
     score: ExprId,
+    /// Whether the stream reads the maximum beside exponentials against it.
+    read_beside: bool,
 }
 
 /// What one anchor's rewriting knows.
@@ -63,9 +68,11 @@ struct Fold {
     scale: Option<(ExprId, TileId, ExprId)>,
     /// What exponents are multiplied by.
     base: ExprId,
-    /// Rows: the new maximum times the base, and exp2 of the old against the new.
+    /// Rows: the new maximum, finite; it times the base; and exp2 of the old against the new.
+    top: TileId,
     exponent: TileId,
     repair: TileId,
+    read_beside: bool,
 }
 
 fn is_tile(k: &Kernel, e: ExprId, t: TileId) -> bool {
@@ -127,7 +134,14 @@ fn anchors(k: &Kernel) -> Vec<Anchor> {
                 _ => (None, *value),
             };
             if read_as_exponent(k, &s.body, new) {
-                found.push(Anchor { stream, old, new, mask, score });
+                let read_beside = s.body.iter().enumerate().any(|(i, node)| match node {
+                    Node::Op(op) if ![first, at, end].contains(&i) => {
+                        op.roots().into_iter().any(|root| reads_beside(k, root, old, new))
+                    }
+                    Node::Op(_) => false,
+                    Node::Stream(_) => true,
+                });
+                found.push(Anchor { stream, old, new, mask, score, read_beside });
             }
         }
     }
@@ -143,6 +157,26 @@ fn read_as_exponent(k: &Kernel, body: &[Node], anchor: TileId) -> bool {
             k.walk(root, &mut |id, _| found |= exponent(k, id).is_some_and(|(_, b)| is_tile(k, b, anchor)));
         }
     }
+    found
+}
+
+/// Whether either maximum is read other than in `exp(_ - new)` and comparisons with −∞.
+fn reads_beside(k: &Kernel, e: ExprId, old: TileId, new: TileId) -> bool {
+    let maximum = |e: ExprId| is_tile(k, e, old) || is_tile(k, e, new);
+    if maximum(e) {
+        return true;
+    }
+    if let Some((x, _)) = exponent(k, e).filter(|(_, b)| is_tile(k, *b, new)) {
+        return !is_tile(k, x, old) && reads_beside(k, x, old, new);
+    }
+    if let Expr::Binary(BinaryOp::Eq | BinaryOp::Ne, x, y) = k.exprs[e]
+        && maximum(x)
+        && is_bottom(k, y)
+    {
+        return false;
+    }
+    let mut found = false;
+    k.exprs[e].for_each_operand(|x| found |= reads_beside(k, x, old, new));
     found
 }
 
@@ -200,7 +234,7 @@ fn split_scale(plan: &Plan, k: &mut Kernel, e: ExprId, row: &Tile) -> Option<(Ex
 }
 
 fn fold(plan: &Plan, k: &mut Kernel, a: &Anchor) {
-    let Anchor { stream, old, new, mask, score } = *a;
+    let Anchor { stream, old, new, mask, score, read_beside } = *a;
     let row = Tile { dtype: einfall_ir::dtype::DType::F32, ..k.tiles[new].clone() };
     let scale = take_scale(plan, k, a, &row);
     let log2e = k.exprs.push(Expr::Float(LOG2_E));
@@ -212,7 +246,7 @@ fn fold(plan: &Plan, k: &mut Kernel, a: &Anchor) {
     let top = new_tile(k, &format!("{name}_top"), &row);
     let exponent = new_tile(k, &format!("{name}_exp"), &row);
     let repair = new_tile(k, &format!("{name}_fix"), &row);
-    let f = Fold { old, new, mask, score, scale, base, exponent, repair };
+    let f = Fold { old, new, mask, score, scale, base, top, exponent, repair, read_beside };
     let mut body = std::mem::take(&mut k.body);
     for node in &mut body {
         f.node(k, node);
@@ -228,14 +262,15 @@ fn fold(plan: &Plan, k: &mut Kernel, a: &Anchor) {
     let moved = push(Expr::Binary(BinaryOp::Sub, y, t));
     let moved = push(Expr::Binary(BinaryOp::Mul, moved, base));
     let moved = push(Expr::Unary(UnaryOp::Exp2, moved));
-    let rows = [(top, finite), (exponent, scaled), (repair, moved)];
+    let mut rows = vec![(top, finite), (exponent, scaled), (repair, moved)];
+    rows.retain(|(out, _)| *out != exponent || !read_beside);
     if let Node::Stream(s) = &mut body[stream] {
         if let Some((_, unread, _)) = f.scale.filter(|(.., bare)| *bare != score) {
             s.body.retain(|n| !matches!(n, Node::Op(Op::Map { out, .. }) if *out == unread));
         }
         let at = s.body.iter().position(|n| matches!(n, Node::Op(Op::Reduce { out, .. }) if out[..] == [new]));
         let at = at.expect("the anchor is still there") + 1;
-        s.body.splice(at..at, rows.map(|(out, value)| Node::Op(Op::Map { out, value })));
+        s.body.splice(at..at, rows.into_iter().map(|(out, value)| Node::Op(Op::Map { out, value })));
     }
     k.body = body;
     let score = f.scale.map_or(score, |(_, _, bare)| bare);
@@ -406,10 +441,21 @@ impl Fold {
             (Expr::Tile(t), Some((_, s, bare))) if *t == s => (bare, self.base),
             _ => (self.expr(k, x, inside), k.exprs.push(Expr::Float(LOG2_E))),
         };
-        let scaled = k.exprs.push(Expr::Binary(BinaryOp::Mul, x, by));
-        let row = k.exprs.push(Expr::Tile(self.exponent));
-        let power = k.exprs.push(Expr::Binary(BinaryOp::Sub, scaled, row));
-        k.exprs.push(Expr::Unary(UnaryOp::Exp2, power))
+        let mut push = |e| k.exprs.push(e);
+        let power = if self.read_beside {
+            let top = push(Expr::Tile(self.top));
+            let top = match self.scale {
+                Some((c, ..)) if by != self.base => push(Expr::Binary(BinaryOp::Mul, c, top)),
+                _ => top,
+            };
+            let below = push(Expr::Binary(BinaryOp::Sub, x, top));
+            push(Expr::Binary(BinaryOp::Mul, below, by))
+        } else {
+            let scaled = push(Expr::Binary(BinaryOp::Mul, x, by));
+            let row = push(Expr::Tile(self.exponent));
+            push(Expr::Binary(BinaryOp::Sub, scaled, row))
+        };
+        push(Expr::Unary(UnaryOp::Exp2, power))
     }
 
     /// The rewritten `b` of `if x == -inf then 0.0 else b`, where `b` is `exp(x - new)` or a product with it, and `x`

@@ -41,7 +41,8 @@ pub fn execute(a: &Artifact, ranks: &[u64], inputs: &[Array]) -> Vec<Vec<f64>> {
     launched(a, ranks, inputs, 1, false)
 }
 
-/// Runs an artifact so many times, with tasks from the first to the last or the other way round; the outputs.
+/// Runs an artifact so many times, with tasks and their warps from the first to the last or the other way round; the
+/// outputs.
 pub fn launched(a: &Artifact, ranks: &[u64], inputs: &[Array], times: usize, backwards: bool) -> Vec<Vec<f64>> {
     let Code::Ptx { text, .. } = &a.code else { panic!("no PTX") };
     let mut given = inputs.iter();
@@ -118,7 +119,9 @@ pub fn launched(a: &Artifact, ranks: &[u64], inputs: &[Array], times: usize, bac
             });
             let maps = maps.collect();
             let threads = u64::from(gpu.threads);
-            Machine::new(&entry, params.clone(), maps, &mut global, first, size as usize, threads).run();
+            let mut machine = Machine::new(&entry, params.clone(), maps, &mut global, first, size as usize, threads);
+            machine.backwards = backwards;
+            machine.run();
         }
     }
     let outs = a.buffers.iter().zip(&places).filter(|((_, b), _)| b.kind == BufferKind::Output);

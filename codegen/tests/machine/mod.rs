@@ -198,6 +198,8 @@ pub struct Machine<'a> {
     pub cluster: (u64, u64),
     pub first_task: u64,
     pub warps: Vec<Warp>,
+    /// Whether the last warp moves first.
+    pub backwards: bool,
 }
 
 impl<'a> Machine<'a> {
@@ -220,15 +222,30 @@ impl<'a> Machine<'a> {
         let shared = vec![vec![0xA5; 240 << 10]; tasks];
         let (mbarriers, barriers) = (HashMap::new(), HashMap::new());
         let said = HashMap::new();
-        Machine { entry, params, maps, global, shared, mbarriers, barriers, said, cluster: (0, 0), first_task, warps }
+        let (cluster, backwards) = ((0, 0), false);
+        Machine {
+            entry,
+            params,
+            maps,
+            global,
+            shared,
+            mbarriers,
+            barriers,
+            said,
+            cluster,
+            first_task,
+            warps,
+            backwards,
+        }
     }
 
     /// Runs until all warps have ended.
     pub fn run(&mut self) {
         loop {
             let mut moved = false;
-            for w in 0..self.warps.len() {
-                moved |= self.advance(w);
+            let n = self.warps.len();
+            for w in 0..n {
+                moved |= self.advance(if self.backwards { n - 1 - w } else { w });
             }
             if self.warps.iter().all(|w| w.status == Status::Done) {
                 return;

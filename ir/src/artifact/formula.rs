@@ -92,43 +92,46 @@ impl Formula {
         given: &[(BufferId, f64)],
         chain: u32,
     ) -> Result<(f64, bool), FormulaError> {
-        let mut stack: Vec<(f64, bool)> = Vec::new();
+        // What has no value makes only what is computed from it fail: a selection drops the side it does not take.
+        let mut stack: Vec<Result<(f64, bool), FormulaError>> = Vec::new();
         for step in &self.0 {
             let mut pop = || stack.pop().ok_or(FormulaError::Malformed);
             let value = match step {
-                Step::Int(i) => (*i as f64, true),
-                Step::Float(x) => (*x, false),
-                Step::Size(size) => (size.eval(extents).map_err(FormulaError::Size)? as f64, true),
+                Step::Int(i) => Ok((*i as f64, true)),
+                Step::Float(x) => Ok((*x, false)),
+                Step::Size(size) => size.eval(extents).map(|n| (n as f64, true)).map_err(FormulaError::Size),
                 Step::Scalar(b) => {
                     let dtype = artifact.buffers[*b].dtype;
                     let default = artifact.defaults.iter().find(|(of, _)| of == b).map(|(_, formula)| formula);
                     let x = match (given.iter().find(|(of, _)| of == b), default) {
-                        (Some((_, x)), _) => *x,
+                        (Some((_, x)), _) => Ok(*x),
                         (None, Some(_)) if chain == MAX_CHAIN => return Err(FormulaError::Malformed),
-                        (None, Some(d)) => dtype.round(d.value(artifact, extents, given, chain + 1)?.0),
-                        (None, None) => return Err(FormulaError::Missing(*b)),
+                        (None, Some(d)) => d.value(artifact, extents, given, chain + 1).map(|(x, _)| dtype.round(x)),
+                        (None, None) => Err(FormulaError::Missing(*b)),
                     };
-                    (x, !dtype.is_float())
+                    x.map(|x| (x, !dtype.is_float()))
                 }
-                Step::Unary(op) => {
-                    let (x, int) = pop()?;
+                Step::Unary(op) => pop()?.map(|(x, int)| {
                     let keeps = matches!(op, UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sign | UnaryOp::Not);
                     (op.eval(x), int && keeps)
-                }
+                }),
                 Step::Binary(op) => {
-                    let ((y, j), (x, i)) = (pop()?, pop()?);
-                    (op.eval(x, y, i && j), (i && j && *op != BinaryOp::Pow) || op.is_predicate())
+                    let (y, x) = (pop()?, pop()?);
+                    x.and_then(|(x, i)| {
+                        let (y, j) = y?;
+                        Ok((op.eval(x, y, i && j), (i && j && *op != BinaryOp::Pow) || op.is_predicate()))
+                    })
                 }
                 Step::Select => {
                     let (other, value, condition) = (pop()?, pop()?, pop()?);
-                    if condition.0 != 0.0 { value } else { other }
+                    condition.and_then(|(holds, _)| if holds != 0.0 { value } else { other })
                 }
-                Step::Cast(d) => (d.round(pop()?.0), !d.is_float()),
+                Step::Cast(d) => pop()?.map(|(x, _)| (d.round(x), !d.is_float())),
             };
             stack.push(value);
         }
-        match stack[..] {
-            [value] => Ok(value),
+        match stack.pop() {
+            Some(value) if stack.is_empty() => value,
             _ => Err(FormulaError::Malformed),
         }
     }

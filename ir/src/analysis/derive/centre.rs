@@ -16,13 +16,18 @@ use super::super::separation;
 use super::super::symbolic::{Atom, AtomId, Mono, PolyId, Rat, Symbols, Var};
 use super::{build, needed_finals, over, top_reductions};
 use crate::arena::Id;
-use crate::cascade::{Cascade, Einsum, Expr, IndexKind, RankId, Reducer, Size, Stmt, Target, TensorId, TensorKind};
+use crate::cascade::{
+    Cascade, Einsum, Expr, ExprId, IndexKind, RankId, Reducer, Size, Stmt, Target, TensorId, TensorKind,
+};
 use crate::diag::Span;
 use crate::dtype::DType;
 use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
 
 /// The most tensors of a cascade that are centred.
 const MAX_CENTRED: usize = 4;
+
+/// Points whose mean is the anchor of sums of third and higher powers.
+const NEAR_POINTS: i64 = 8;
 
 /// A sum over the rank, its index opened.
 struct Opened {
@@ -40,6 +45,15 @@ struct Candidate {
     dims: Vec<Var>,
 }
 
+/// Finals in terms of T' = T − a.
+struct Rewritten {
+    /// Of the sums that changed.
+    filter: Vec<PolyId>,
+    /// The highest power of T' that is summed.
+    degree: Rat,
+    values: Vec<(TensorId, PolyId)>,
+}
+
 /// The cascade with centred tensors in it, and in `x` the values that read them; none where no value gains.
 pub(super) fn centre(c: &Cascade, x: &mut Inlined, rank: RankId) -> Option<Cascade> {
     let finals = needed_finals(c, x, rank);
@@ -55,14 +69,13 @@ pub(super) fn centre(c: &Cascade, x: &mut Inlined, rank: RankId) -> Option<Casca
         let target = out.as_ref().unwrap_or(c);
         let sums = opened(x, &finals, rank, &element);
         let ids = (TensorId::new(target.tensors.len()), TensorId::new(target.tensors.len() + 1));
-        let found = candidates(&mut x.symbols, &sums, &element, &inputs).into_iter().find_map(|k| {
-            let (filter, values) = rewritten(x, &finals, &sums, &k, &element, ids)?;
-            Some((k, filter, values))
-        });
-        let Some((candidate, filter, values)) = found else { break };
+        let found = candidates(&mut x.symbols, &sums, &element, &inputs)
+            .into_iter()
+            .find_map(|k| rewritten(x, &finals, &sums, &k, &element, ids).map(|r| (k, r)));
+        let Some((candidate, made_of)) = found else { break };
         let mut next = target.clone();
-        statements(&mut next, x, &readable, &finals, &candidate, &filter, &element, ids)?;
-        for (t, v) in values {
+        statements(&mut next, x, &readable, &finals, &candidate, &made_of, &element, ids)?;
+        for (t, v) in made_of.values {
             x.tensors.get_mut(&t).expect("a final tensor").value = v;
         }
         out = Some(next);
@@ -184,9 +197,8 @@ fn dims(s: &Symbols, value: PolyId, lead: AtomId, element: &Var) -> Vec<Var> {
     all.iter().filter(|v| *v != element).chain([element]).cloned().collect()
 }
 
-/// The finals in terms of T' = T − a and the filter of the sums that changed; none unless a leaves some final. A final
-/// that a does not leave is rewritten only where a is an offset of it.
-#[allow(clippy::type_complexity)]
+/// The finals in terms of T' = T − a; none unless a leaves some final. A final that a does not leave is rewritten only
+/// where a is an offset of it.
 fn rewritten(
     x: &mut Inlined,
     finals: &[TensorId],
@@ -194,7 +206,7 @@ fn rewritten(
     k: &Candidate,
     element: &Var,
     (anchor, centred): (TensorId, TensorId),
-) -> Option<(Vec<PolyId>, Vec<(TensorId, PolyId)>)> {
+) -> Option<Rewritten> {
     let s = &mut x.symbols;
     let mut read = |t: TensorId, with: bool| {
         let vars: Vec<&Var> = k.dims.iter().filter(|v| with || *v != element).collect();
@@ -212,6 +224,7 @@ fn rewritten(
     let lead = s.scale(lead, &(Rat::ONE / k.coefficient.clone()));
     let mut forms: BTreeMap<AtomId, PolyId> = BTreeMap::new();
     let mut filter: Option<Vec<PolyId>> = None;
+    let mut degree = Rat::ZERO;
     for o in sums {
         let terms = s.poly(o.body).terms.clone();
         let powers = |m: &Mono| m.factors.iter().find(|(b, _)| *b == k.lead).map(|(_, q)| q.clone());
@@ -227,6 +240,7 @@ fn rewritten(
             return None;
         }
         filter = Some(o.filter.clone());
+        degree = terms.keys().filter_map(powers).fold(degree, Rat::max);
         let body = s.rewrite(o.body, &mut |s, b| Some(if b == k.lead { lead } else { s.power_of_atom(b, Rat::ONE) }));
         let mut parts: BTreeMap<Rat, PolyId> = BTreeMap::new();
         for (mut m, c) in s.poly(body).terms.clone() {
@@ -272,11 +286,11 @@ fn rewritten(
             values.push((*t, new));
         }
     }
-    gained.then_some((filter, values))
+    gained.then_some(Rewritten { filter, degree, values })
 }
 
-/// Appends `a[..] = T at the rank's first point` and `T'[..] = T − a`; the first point must be one that is summed and
-/// finite, or a is 0.
+/// Appends `a[..]`, the mean of T at the rank's first points that are summed and finite, or 0 without any, and
+/// `T'[..] = T − a`.
 #[allow(clippy::too_many_arguments)]
 fn statements(
     c: &mut Cascade,
@@ -284,7 +298,7 @@ fn statements(
     readable: &BTreeMap<TensorId, Definition>,
     finals: &[TensorId],
     k: &Candidate,
-    filter: &[PolyId],
+    Rewritten { filter, degree, .. }: &Rewritten,
     element: &Var,
     (anchor, centred): (TensorId, TensorId),
 ) -> Option<()> {
@@ -323,24 +337,51 @@ fn statements(
             scope.indices.insert(v.clone(), i);
             free.push(i);
         }
-        let zero = em.s.integer(0);
-        let first = BTreeMap::from([(element.clone(), zero)]);
         let value = if with {
             let value = em.poly(k.value, &mut scope).ok()?;
             let at = free.iter().filter(|i| **i != scope.indices[element]).map(|i| em.push(Expr::Index(*i))).collect();
             let a = em.push(Expr::Read { tensor: anchor, at });
             em.binary(BinaryOp::Sub, value, a)
         } else {
-            let value = em.s.substitute(k.value, &first);
-            let value = em.poly(value, &mut scope).ok()?;
-            let filter: Vec<PolyId> = filter.iter().map(|p| em.s.substitute(*p, &first)).collect();
-            let (size, infinite) = (em.unary(UnaryOp::Abs, value), em.float(f64::INFINITY));
-            let mut usable = em.binary(BinaryOp::Lt, size, infinite);
-            if let Some(held) = em.conjunction(&filter, &mut scope).ok()? {
-                usable = em.binary(BinaryOp::And, held, usable);
+            let points = if *degree > Rat::from(2) { NEAR_POINTS } else { 1 };
+            let mut near = Vec::new();
+            for point in 0..points {
+                let n = em.s.integer(point);
+                let here = BTreeMap::from([(element.clone(), n)]);
+                let value = em.s.substitute(k.value, &here);
+                let value = em.poly(value, &mut scope).ok()?;
+                let filter: Vec<PolyId> = filter.iter().map(|p| em.s.substitute(*p, &here)).collect();
+                let (size, infinite) = (em.unary(UnaryOp::Abs, value), em.float(f64::INFINITY));
+                let mut usable = em.binary(BinaryOp::Lt, size, infinite);
+                if let Some(held) = em.conjunction(&filter, &mut scope).ok()? {
+                    usable = em.binary(BinaryOp::And, held, usable);
+                }
+                if point > 0 {
+                    let (n, extent) = (em.push(Expr::Int(point)), em.push(Expr::Size(element.extent().clone())));
+                    let exists = em.binary(BinaryOp::Lt, n, extent);
+                    usable = em.binary(BinaryOp::And, exists, usable);
+                }
+                near.push((usable, value));
             }
-            let zero = em.float(0.0);
-            em.push(Expr::Select(usable, value, zero))
+            let mut sum = |of: &dyn Fn(&mut Emitter<'_>, ExprId) -> ExprId| {
+                let mut out = None;
+                for (usable, value) in &near {
+                    let (x, zero) = (of(&mut em, *value), em.float(0.0));
+                    let x = em.push(Expr::Select(*usable, x, zero));
+                    out = Some(out.map_or(x, |sum| em.binary(BinaryOp::Add, sum, x)));
+                }
+                out.expect("one point or more")
+            };
+            let total = sum(&|_, value| value);
+            match points {
+                1 => total,
+                _ => {
+                    let count = sum(&|em, _| em.float(1.0));
+                    let one = em.float(1.0);
+                    let count = em.binary(BinaryOp::Max, count, one);
+                    em.binary(BinaryOp::Div, total, count)
+                }
+            }
         };
         let at = free.iter().map(|i| em.push(Expr::Index(*i))).collect();
         let targets = vec![Target { tensor: if with { centred } else { anchor }, at }];

@@ -668,7 +668,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             .map(|c| (c, at.rel))
             .collect();
         out.push(Stmt::Commit(GroupKind::Wgmma));
-        flow.groups.push(Group { accs: vec![acc], sources: a_frag.into_iter().collect(), releases: freed });
+        flow.groups.push(Group { accs: vec![acc], sources: a_frag.into_iter().collect(), releases: freed, since: 0 });
         // With more than one older group of the same accumulator in flight nothing is gained: their operands are done.
         if flow.groups.len() > 1 && flow.groups.iter().all(|g| g.accs == vec![acc]) {
             let older = flow.groups.len() - 2;

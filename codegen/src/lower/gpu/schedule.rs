@@ -5,7 +5,7 @@
 //! double buffering are numbers in the mapping. wgmma groups in flight are tracked: before a register tile is touched
 //! the newest group that owns it is awaited, with as many groups left pending as came after it, and what that group
 //! read is released then. A group may stay open into the next trip if every trip leaves the same groups open (the
-//! first trip is peeled to get there); otherwise trips end by waiting. Short streams that cannot fill the pipeline take
+//! first trip is peeled to get there, or shares its code with those that need masks: [`shared`]); otherwise trips end by waiting. Short streams that cannot fill the pipeline take
 //! a plain loop. A schedule that would need two copies of a register tile is refused. Invariant: register tiles are only touched when no group owns them, and a stage is released exactly
 //! once, after its last reader. Source: modulo scheduling, Rau 1994; FlashAttention-3 §3 for the overlaps.
 
@@ -24,6 +24,8 @@ use super::split_domains::domain;
 use super::work_loop::RoleWork;
 use super::{Step, refuse};
 
+mod shared;
+
 /// A committed wgmma group that has not been awaited.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Group {
@@ -33,6 +35,8 @@ pub(super) struct Group {
     pub sources: Vec<FragId>,
     /// Channels to release then, each with its iteration relative to the present trip.
     pub releases: Vec<(usize, i64)>,
+    /// The first trip that has it: in earlier ones it was not issued.
+    pub since: i64,
 }
 
 /// What is in flight at a point of a role's code.
@@ -279,10 +283,13 @@ impl Emit<'_, '_> {
         let p = Plan { role, axis, filter, ops, skew, trip, begin, count, full, masked_before, masked_after };
         let late: Vec<usize> = p.ops.iter().copied().filter(|i| self.deferred(*i)).collect();
         late.iter().for_each(|i| self.start(*i, out));
-        let attempts = [(skew, false), (skew.max(1), false), (skew, true)];
-        for (peel, flush) in attempts {
+        let attempts = [None, Some((skew, false)), Some((skew.max(1), false)), Some((skew, true))];
+        for attempt in attempts {
             self.item = Some(item);
-            let made = self.pipeline(&p, peel, flush, &entry)?;
+            let made = match attempt {
+                None => self.shared_trips(&p, &entry)?,
+                Some((peel, flush)) => self.pipeline(&p, peel, flush, &entry)?,
+            };
             self.item = None;
             if let Some((body, bulk)) = made {
                 out.extend(body);
@@ -437,24 +444,7 @@ impl Emit<'_, '_> {
         for ((lo, hi, _), body) in segments.into_iter().zip(bodies) {
             out.push(Stmt::For { var: p.trip, lo, hi, step: 1, unroll: false, body });
         }
-        // What only earlier operations read is given back before the last trips of the later ones.
-        let read_out = self.read_out(p, &flow);
-        self.release_stationary(&read_out, &mut out);
-        for e in 0..p.skew {
-            out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(e)) });
-            self.trip(p, |s| s > e, true, false, &mut flow, &mut out)?;
-            advance(&mut flow);
-            if e + 1 < p.skew || !flow.groups.is_empty() {
-                self.turn_rings(&mut out);
-            }
-        }
-        // After the last trip the counter stands one trip behind what open groups count from.
-        if !flow.groups.is_empty() {
-            out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(p.skew)) });
-            self.settle_all(&mut flow, Some(p.trip), &mut out);
-        }
-        let rest: Vec<usize> = self.released_after(p).into_iter().filter(|c| !read_out.contains(c)).collect();
-        self.release_stationary(&rest, &mut out);
+        self.drain(p, &mut flow, &mut out)?;
         let mut bulk = flow.bulk;
         if peel == 0 {
             return Ok(Some((out, bulk)));
@@ -479,6 +469,30 @@ impl Emit<'_, '_> {
         self.release_stationary(&self.released_after(p), &mut otherwise);
         let cond = Expr::Int(peel).bin(BinaryOp::Le, n);
         Ok(Some((vec![Stmt::If { cond, then: out, otherwise }], bulk)))
+    }
+
+    /// After the steady loop: the last trips of operations that run behind, and what the stream gives back.
+    fn drain(&mut self, p: &Plan, flow: &mut Flow, out: &mut Vec<Stmt>) -> Step<()> {
+        let n = var(p.count);
+        // What only earlier operations read is given back before the last trips of the later ones.
+        let read_out = self.read_out(p, flow);
+        self.release_stationary(&read_out, out);
+        for e in 0..p.skew {
+            out.push(Stmt::Let { var: p.trip, value: add(n.clone(), Expr::Int(e)) });
+            self.trip(p, |s| s > e, true, false, flow, out)?;
+            advance(flow);
+            if e + 1 < p.skew || !flow.groups.is_empty() {
+                self.turn_rings(out);
+            }
+        }
+        // After the last trip the counter stands one trip behind what open groups count from.
+        if !flow.groups.is_empty() {
+            out.push(Stmt::Let { var: p.trip, value: add(n, Expr::Int(p.skew)) });
+            self.settle_all(flow, Some(p.trip), out);
+        }
+        let rest: Vec<usize> = self.released_after(p).into_iter().filter(|c| !read_out.contains(c)).collect();
+        self.release_stationary(&rest, out);
+        Ok(())
     }
 
     /// Channels filled once per block whose last reader is in the stream.
@@ -571,9 +585,17 @@ impl Emit<'_, '_> {
         let pending = (flow.groups.len() - 1 - upto) as u64;
         out.push(Stmt::WaitGroup { kind: GroupKind::Wgmma, pending });
         for g in flow.groups.drain(..=upto) {
+            let mut given = Vec::new();
             for (channel, rel) in g.releases {
                 flow.filled.remove(&(channel, rel));
-                self.release_block(channel, &Iteration { trip, rel }, out);
+                self.release_block(channel, &Iteration { trip, rel }, &mut given);
+            }
+            match trip.filter(|_| g.since > 0 && !given.is_empty()) {
+                None => out.extend(given),
+                Some(trip) => {
+                    let cond = Expr::Int(g.since).bin(BinaryOp::Le, var(trip));
+                    out.push(Stmt::If { cond, then: given, otherwise: Vec::new() });
+                }
             }
         }
     }

@@ -236,9 +236,9 @@ fn planted_faults_in_attention_are_caught() {
     let sound = [
         "WrongStage producer.7.0: wait k_empty(stage2_n_producer) phase 1 - parity2_n_producer",
         "WrongStage producer.7.4: wait v_empty(stage2_n_producer) phase 1 - parity2_n_producer",
-        "WrongStage consumer.10.28.24: arrive k_empty(stage2_n_consumer)",
-        "Missing consumer.10.45: arrive v_empty(stage2_n_consumer)",
-        "WrongStage consumer.10.45: arrive v_empty(stage2_n_consumer)",
+        "WrongStage consumer.10.3.24: arrive k_empty(stage2_n_consumer)",
+        "Missing consumer.10.20: arrive v_empty(stage2_n_consumer)",
+        "WrongStage consumer.10.20: arrive v_empty(stage2_n_consumer)",
         "Missing consumer.14: bar_sync unit_consumer(unit)",
     ];
     all_caught("attention", "attention", &[1, 1, 1, 128, 572, 128, 128], &sound);

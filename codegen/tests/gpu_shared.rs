@@ -7,11 +7,11 @@ use device::{agrees, lowered, survivors, text};
 use einfall_ir::kernel::{Kernel, Stmt, walk};
 use einfall_ir::tile::{self, Plan};
 
-/// Attention with a filter, by the reference mapping without turns.
+/// Attention with a filter, by the reference mapping, whose two consumers take turns, changed.
 fn attention(filter: &str, changes: &[(&str, &str)]) -> (Plan, einfall_ir::kernel::Module) {
     let source = text("plans/attention.tile").replace("n <= m + (N - M)", filter);
     let plan = tile::parse::parse(&source).unwrap();
-    let mut mapping = text("mappings/attention.mapping").replace(" ping_pong", "");
+    let mut mapping = text("mappings/attention.mapping");
     for (from, to) in changes {
         assert!(mapping.contains(from), "{from}");
         mapping = mapping.replace(from, to);
@@ -40,11 +40,17 @@ const SMALL: [(&str, &str); 2] =
 
 #[test]
 fn masked_trips_are_one_piece_of_code() {
-    let ascending = [(" descending", "")];
+    let (ascending, free) = ((" descending", ""), (" ping_pong", ""));
+    let causal = "n <= m + (N - M)";
     let window = "n <= m + (N - M) and m + (N - M) < n + 150";
-    for (filter, changes) in
-        [("n <= m + (N - M)", &[][..]), ("n <= m + (N - M)", &ascending), (window, &SMALL), (window, &[ascending[0]])]
-    {
+    for (filter, changes) in [
+        (causal, &[][..]),
+        (causal, &[free]),
+        (causal, &[ascending]),
+        (causal, &[ascending, free]),
+        (window, &SMALL),
+        (window, &[ascending, free]),
+    ] {
         let (plan, module) = attention(filter, changes);
         assert_eq!(copies(&module.kernels[0]), 2, "{filter} {changes:?}");
         // [B, H, R, M, N, E, F]: one trip, two, several of each kind, tails, rows without keys, no keys.
@@ -58,7 +64,7 @@ fn masked_trips_are_one_piece_of_code() {
 /// and a unit's threads are one to the evaluator.
 #[test]
 fn planted_faults_in_shared_trips_are_caught() {
-    let (plan, module) = attention("n <= m + (N - M)", &[SMALL[0], SMALL[1], (" descending", "")]);
+    let (plan, module) = attention("n <= m + (N - M)", &[SMALL[0], SMALL[1], (" descending", ""), (" ping_pong", "")]);
     let (planted, missed) = survivors(&plan, &module, &[&[1, 1, 1, 128, 572, 64, 16], &[1, 1, 1, 128, 100, 64, 16]]);
     assert!(planted > 30, "{planted}");
     let sound = [

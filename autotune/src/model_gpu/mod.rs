@@ -32,6 +32,7 @@ pub use cost::Cost;
 use facts::Facts;
 pub use facts::Unsupported;
 pub use obstacle::{Obstacle, obstacle};
+use rayon::prelude::*;
 pub use sample::sample;
 use search::search;
 use space::Space;
@@ -105,26 +106,21 @@ const INNER_CLASSES: [u64; 3] = [64, 128, 256];
 /// to be fast at; inner axes are mapped for just these (or smaller) extents. Without sizes, kernels with inner axes get
 /// variants for head widths up to 64, 128 and 256. Never fails: a kernel outside the model gets blocks alone ([`products`]).
 pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping {
-    let mut kernels = Vec::new();
-    for kernel in &plan.kernels {
+    let best = |facts: Facts<'_>| mapped(facts, sheet, 1).ok().and_then(|c| c.into_iter().next()).map(|c| c.0);
+    let entries = |kernel: &Kernel| -> Vec<KernelMapping> {
         if !contracts(kernel) {
-            kernels.extend(elementwise::variants(kernel, plan, sheet, sizes));
-            continue;
+            return elementwise::variants(kernel, plan, sheet, sizes);
         }
-        let best = |facts: Facts<'_>| mapped(facts, sheet, 1).ok().and_then(|c| c.into_iter().next());
-        let before = kernels.len();
-        match Facts::new(plan, kernel, sizes) {
+        let found: Vec<KernelMapping> = match Facts::new(plan, kernel, sizes) {
             Ok(facts) if facts.open() => {
-                let classes = INNER_CLASSES.iter().filter_map(|n| best(facts.clone().with_inner(|_| Some(*n))));
-                kernels.extend(classes.map(|c| c.0));
+                INNER_CLASSES.par_iter().filter_map(|n| best(facts.clone().with_inner(|_| Some(*n)))).collect()
             }
-            Ok(facts) => kernels.extend(best(facts).map(|c| c.0)),
-            Err(_) => {}
-        }
-        if kernels.len() == before {
-            kernels.extend(fallback(kernel, plan, sheet, sizes));
-        }
-    }
+            Ok(facts) => best(facts).into_iter().collect(),
+            Err(_) => Vec::new(),
+        };
+        if found.is_empty() { fallback(kernel, plan, sheet, sizes) } else { found }
+    };
+    let kernels = plan.kernels.par_iter().flat_map_iter(entries).collect();
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 

@@ -5,9 +5,10 @@
 //! double buffering are numbers in the mapping. wgmma groups in flight are tracked: before a register tile is touched
 //! the newest group that owns it is awaited, with as many groups left pending as came after it, and what that group
 //! read is released then. A group may stay open into the next trip if every trip leaves the same groups open (the
-//! first trip is peeled to get there, or shares its code with those that need masks: [`shared`]); otherwise trips end by waiting. Short streams that cannot fill the pipeline take
-//! a plain loop. A schedule that would need two copies of a register tile is refused. Invariant: register tiles are only touched when no group owns them, and a stage is released exactly
-//! once, after its last reader. Source: modulo scheduling, Rau 1994; FlashAttention-3 §3 for the overlaps.
+//! first trip is peeled to get there, or shares its code with those that need masks: [`shared`]); otherwise trips end by
+//! waiting. Short streams that cannot fill the pipeline take a plain loop. A schedule that would need two copies of a
+//! register tile is refused. Invariant: register tiles are only touched when no group owns them, and a stage is released
+//! exactly once, after its last reader. Source: modulo scheduling, Rau 1994; FlashAttention-3 §3 for the overlaps.
 
 use std::collections::BTreeSet;
 
@@ -379,15 +380,7 @@ impl Emit<'_, '_> {
         let mut flow = entry.clone();
         let mut out = Vec::new();
         let n = var(p.count);
-        let ping_pong = self.ping_pong(p.role);
-        if let Some(bar) = ping_pong {
-            // The first unit's turn is given by the last.
-            let last = Expr::Int(self.f.roles[p.role].units as i64 - 1);
-            let cond = Expr::Unit.bin(BinaryOp::Eq, last);
-            let cond = cond.bin(BinaryOp::And, Expr::Int(peel).bin(BinaryOp::Lt, n.clone()));
-            let then = vec![Stmt::NamedArrive { barrier: bar, stage: Expr::Int(0) }];
-            out.push(Stmt::If { cond, then, otherwise: Vec::new() });
-        }
+        self.first_turn(p, peel, &mut out);
         for t in 0..peel {
             out.push(Stmt::Let { var: p.trip, value: Expr::Int(t) });
             self.trip(p, |s| s <= t, true, false, &mut flow, &mut out)?;
@@ -526,44 +519,70 @@ impl Emit<'_, '_> {
         flow: &mut Flow,
         out: &mut Vec<Stmt>,
     ) -> Step<()> {
-        let f = self.f;
         // What earlier trips copied for this one is awaited at once.
         let running: Vec<usize> = p.ops.iter().copied().filter(|i| takes(self.skews[*i])).collect();
         let stages = running.iter().flat_map(|i| self.stages_read(*i, -self.skews[*i]));
         let known = |s: &(usize, i64)| flow.copies.groups.iter().any(|g| g.contains(s));
         let due: Vec<(usize, i64)> = stages.filter(known).collect();
         self.await_copies(&due, flow, out)?;
-        let turn = self.ping_pong(p.role).filter(|_| steady);
-        let contracts: Vec<usize> =
-            p.ops.iter().copied().filter(|i| matches!(f.ops[*i].op, Op::Contract { .. })).collect();
         for &i in &p.ops {
             let skew = self.skews[i];
             if !takes(skew) {
                 continue;
             }
-            if let Some(bar) = turn
-                && contracts.first() == Some(&i)
-            {
-                // The unit whose turn it is may need the only stage of a ring, which must not wait for this unit's turn.
-                let at = Iteration { trip: Some(p.trip), rel: 0 };
-                let alone = |g: &Group| g.releases.iter().any(|r| f.channels[r.0].stages < 2);
-                self.settle_where(flow, &at, out, alone);
-                out.push(Stmt::NamedSync { barrier: bar, stage: Expr::Unit });
+            if steady {
+                self.take_turn(p, i, flow, out);
             }
             self.one(p, i, -skew, checked, flow, out)?;
-            if let Some(bar) = turn
-                && contracts.last() == Some(&i)
-            {
-                let units = Expr::Int(f.roles[p.role].units as i64);
-                let next = add(Expr::Unit, Expr::Int(1)).bin(BinaryOp::Mod, units.clone());
-                // Nobody waits for the turn after the last unit's last trip.
-                let more = add(var(p.trip), Expr::Int(1)).bin(BinaryOp::Lt, var(p.count));
-                let cond = add(Expr::Unit, Expr::Int(1)).bin(BinaryOp::Lt, units).bin(BinaryOp::Or, more);
-                let then = vec![Stmt::NamedArrive { barrier: bar, stage: next }];
-                out.push(Stmt::If { cond, then, otherwise: Vec::new() });
+            if steady {
+                self.give_turn(p, i, out);
             }
         }
         Ok(())
+    }
+
+    /// The barrier by which units take turns, if operation `i` is the stream's first contraction in slot order, or its
+    /// last one.
+    fn turns_at(&mut self, p: &Plan, i: usize, last: bool) -> Option<einfall_ir::kernel::BarrierId> {
+        let bar = self.ping_pong(p.role)?;
+        let mut contracts = p.ops.iter().filter(|i| matches!(self.f.ops[**i].op, Op::Contract { .. }));
+        let at = if last { contracts.next_back() } else { contracts.next() };
+        (at == Some(&i)).then_some(bar)
+    }
+
+    /// Before the trip's first contraction: the unit's turn.
+    fn take_turn(&mut self, p: &Plan, i: usize, flow: &mut Flow, out: &mut Vec<Stmt>) {
+        let Some(barrier) = self.turns_at(p, i, false) else { return };
+        // The unit whose turn it is may need the only stage of a ring, which must not wait for this unit's turn.
+        let at = Iteration { trip: Some(p.trip), rel: 0 };
+        let f = self.f;
+        let alone = |g: &Group| g.releases.iter().any(|r| f.channels[r.0].stages < 2);
+        self.settle_where(flow, &at, out, alone);
+        out.push(Stmt::NamedSync { barrier, stage: Expr::Unit });
+    }
+
+    /// After the trip's last contraction: the next unit's turn.
+    fn give_turn(&mut self, p: &Plan, i: usize, out: &mut Vec<Stmt>) {
+        let Some(barrier) = self.turns_at(p, i, true) else { return };
+        let units = Expr::Int(self.f.roles[p.role].units as i64);
+        let next = add(Expr::Unit, Expr::Int(1)).bin(BinaryOp::Mod, units.clone());
+        // Nobody waits for the turn after the last unit's last trip.
+        let more = add(var(p.trip), Expr::Int(1)).bin(BinaryOp::Lt, var(p.count));
+        let cond = add(Expr::Unit, Expr::Int(1)).bin(BinaryOp::Lt, units).bin(BinaryOp::Or, more);
+        out.push(Stmt::If { cond, then: vec![Stmt::NamedArrive { barrier, stage: next }], otherwise: Vec::new() });
+    }
+
+    /// The first unit's turn in trip `first` is given by the last unit.
+    fn first_turn(&mut self, p: &Plan, first: i64, out: &mut Vec<Stmt>) {
+        let Some(barrier) = self.ping_pong(p.role) else { return };
+        let last = Expr::Int(self.f.roles[p.role].units as i64 - 1);
+        let cond = Expr::Unit.bin(BinaryOp::Eq, last);
+        let cond = cond.bin(BinaryOp::And, Expr::Int(first).bin(BinaryOp::Lt, var(p.count)));
+        out.push(Stmt::If {
+            cond,
+            then: vec![Stmt::NamedArrive { barrier, stage: Expr::Int(0) }],
+            otherwise: Vec::new(),
+        });
     }
 
     fn one(&mut self, p: &Plan, i: usize, rel: i64, checked: bool, flow: &mut Flow, out: &mut Vec<Stmt>) -> Step<()> {

@@ -12,6 +12,7 @@
 //! runs behind is left out of the first trip by a condition, so that the first trip, the masked ones before the full ones
 //! and those after are the same code; the driver's assembler takes as much less time. In the conditional part older
 //! groups are awaited, on both ways, so that what is under way afterwards is the same but for the conditional groups.
+//! Units that take turns do so from the first trip on.
 //! Invariant: the loop without masks is what it is without this; where its trips do not begin with the same work in
 //! flight, the stream keeps its peeled trip.
 
@@ -32,7 +33,9 @@ impl Emit<'_, '_> {
         let Some((from, to)) = p.full.filter(|_| p.skew == 1 && (p.masked_before || p.masked_after)) else {
             return Ok(None);
         };
-        if by_threads || self.ping_pong(p.role).is_some() {
+        // A turn begins with the work of every trip.
+        let first = p.ops.iter().find(|i| self.turns_at(p, **i, false).is_some());
+        if by_threads || first.is_some_and(|i| self.skews[*i] > 0) {
             return Ok(None);
         }
         let mut steady = entry.clone();
@@ -61,6 +64,7 @@ impl Emit<'_, '_> {
         let begin = if p.masked_before { min(max(var(from), first.clone()), n.clone()) } else { first };
         let each = |lo, hi, body| Stmt::For { var: p.trip, lo, hi, step: 1, unroll: false, body };
         let mut out = Vec::new();
+        self.first_turn(p, 0, &mut out);
         if p.masked_after {
             out.push(Stmt::Let { var: from, value: begin });
             out.push(Stmt::Let { var: to, value: max(min(var(to), n.clone()), var(from)) });
@@ -95,13 +99,17 @@ impl Emit<'_, '_> {
             rest = others;
             if skew == 0 {
                 for i in run {
+                    self.take_turn(p, *i, flow, out);
                     self.one(p, *i, 0, true, flow, out)?;
+                    self.give_turn(p, *i, out);
                 }
                 continue;
             }
             let (mut inside, mut then, mut otherwise) = (flow.clone(), Vec::new(), Vec::new());
             for i in run {
                 self.one(p, *i, -skew, true, &mut inside, &mut then)?;
+                self.give_turn(p, *i, &mut then);
+                self.give_turn(p, *i, &mut otherwise);
             }
             let older = &flow.groups;
             let left = |k: &usize| inside.groups.len() >= *k && inside.groups[..*k] == older[older.len() - *k..];

@@ -12,7 +12,7 @@
 //! runs behind is left out of the first trip by a condition, so that the first trip, the masked ones before the full ones
 //! and those after are the same code; the driver's assembler takes as much less time. In the conditional part older
 //! groups are awaited, on both ways, so that what is under way afterwards is the same but for the conditional groups.
-//! Units that take turns do so from the first trip on.
+//! Units take no turns in the first trip.
 //! Invariant: the loop without masks is what it is without this; where its trips do not begin with the same work in
 //! flight, the stream keeps its peeled trip.
 
@@ -33,9 +33,13 @@ impl Emit<'_, '_> {
         let Some((from, to)) = p.full.filter(|_| p.skew == 1 && (p.masked_before || p.masked_after)) else {
             return Ok(None);
         };
-        // A turn begins with the work of every trip.
-        let first = p.ops.iter().find(|i| self.turns_at(p, **i, false).is_some());
-        if by_threads || first.is_some_and(|i| self.skews[*i] > 0) {
+        // A turn begins with the work of every trip and ends with what runs behind.
+        let (mut begin, mut end) = (None, None);
+        for i in &p.ops {
+            begin = begin.or(self.turns_at(p, *i, false).map(|_| self.skews[*i]));
+            end = end.or(self.turns_at(p, *i, true).map(|_| self.skews[*i]));
+        }
+        if by_threads || begin.is_some_and(|s| s > 0) || end == Some(0) {
             return Ok(None);
         }
         let mut steady = entry.clone();
@@ -64,7 +68,7 @@ impl Emit<'_, '_> {
         let begin = if p.masked_before { min(max(var(from), first.clone()), n.clone()) } else { first };
         let each = |lo, hi, body| Stmt::For { var: p.trip, lo, hi, step: 1, unroll: false, body };
         let mut out = Vec::new();
-        self.first_turn(p, 0, &mut out);
+        self.first_turn(p, p.skew, &mut out);
         if p.masked_after {
             out.push(Stmt::Let { var: from, value: begin });
             out.push(Stmt::Let { var: to, value: max(min(var(to), n.clone()), var(from)) });
@@ -99,9 +103,14 @@ impl Emit<'_, '_> {
             rest = others;
             if skew == 0 {
                 for i in run {
-                    self.take_turn(p, *i, flow, out);
+                    let mut turn = Vec::new();
+                    self.take_turn(p, *i, flow, &mut turn);
+                    if let Some(sync) = turn.pop() {
+                        out.extend(turn);
+                        let cond = Expr::Int(p.skew).bin(BinaryOp::Le, var(p.trip));
+                        out.push(Stmt::If { cond, then: vec![sync], otherwise: Vec::new() });
+                    }
                     self.one(p, *i, 0, true, flow, out)?;
-                    self.give_turn(p, *i, out);
                 }
                 continue;
             }
@@ -109,7 +118,6 @@ impl Emit<'_, '_> {
             for i in run {
                 self.one(p, *i, -skew, true, &mut inside, &mut then)?;
                 self.give_turn(p, *i, &mut then);
-                self.give_turn(p, *i, &mut otherwise);
             }
             let older = &flow.groups;
             let left = |k: &usize| inside.groups.len() >= *k && inside.groups[..*k] == older[older.len() - *k..];

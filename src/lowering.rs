@@ -186,7 +186,7 @@ pub fn plan_for(cascade: &Cascade, context: &Context) -> Result<Plan, Error> {
     let mut program = Program::Cascade(cascade.clone());
     for pass in tables::TO_TILE {
         program =
-            (pass.step)(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
+            pass.apply(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
     }
     match program {
         Program::Tile(plan) => Ok(plan),
@@ -204,7 +204,7 @@ pub(crate) fn lower(
     let mut mapped = plan.clone();
     for pass in passes {
         program =
-            (pass.step)(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
+            pass.apply(program, context).map_err(|diagnostics| Error::Refused { pass: pass.name, diagnostics })?;
         if let Program::Tile(plan) = &program {
             mapped = plan.clone();
         }

@@ -158,3 +158,31 @@ fn explain_fills_in_what_a_target_adds() {
         }
     }
 }
+
+/// A reader that has gone ends a command quietly.
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let done = Command::new(env!("CARGO_BIN_EXE_einfall")).arg("passes").stdout(writer).output().expect("it starts");
+    assert_eq!((done.status.code(), done.stderr), (Some(0), Vec::new()));
+}
+
+/// `-v` says what is compiled and where it comes from, `-vv` every pass, and without either nothing is said.
+#[test]
+fn verbosity_is_heeded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("cache")).expect("a folder");
+    std::fs::write(folder.path().join("ok.ein"), GOOD).expect("a file");
+    let said = |flags: &[&str]| {
+        let args = [&["run", "ok.ein", "--random", "1", "--size", "M=2,N=3"], flags].concat();
+        let (code, _, said) = einfall(folder.path(), &args);
+        assert_eq!(code, 0, "{said}");
+        said
+    };
+    let fresh = said(&["-vv"]);
+    assert!(fresh.contains("form-kernels") && fresh.contains("LLVM is loaded"), "{fresh}");
+    let cached = said(&["-v"]);
+    assert!(cached.contains("the compiled plan comes from the cache") && !cached.contains("form-kernels"), "{cached}");
+    assert_eq!(said(&[]), "");
+}

@@ -86,6 +86,19 @@ pub struct Pass {
     pub why: &'static str,
 }
 
+impl Pass {
+    /// Runs it, and tells the log how long it took.
+    ///
+    /// # Errors
+    /// What it refuses.
+    pub fn apply(&self, program: Program, context: &Context) -> Result<Program, Vec<Diagnostic>> {
+        let start = Instant::now();
+        let made = (self.step)(program, context);
+        tracing::debug!(pass = self.name, time = ?start.elapsed(), refuses = made.is_err(), "pass");
+        made
+    }
+}
+
 /// How programs print and are verified: one function per task, so that the runner needs no level of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Forms {
@@ -194,7 +207,7 @@ pub fn run(
             return Err((records, Stop::Level { pass: pass.name, found }));
         }
         let start = Instant::now();
-        present = match (pass.step)(present, context) {
+        present = match pass.apply(present, context) {
             Ok(p) => p,
             Err(diagnostics) => return Err((records, Stop::Refused { pass: pass.name, diagnostics })),
         };
@@ -202,7 +215,6 @@ pub fn run(
         let after = (forms.print)(&present);
         let unchanged = after == text;
         text = after;
-        tracing::debug!(pass = pass.name, ?time, unchanged, "pass");
         let faults = (forms.verify)(&present);
         if !faults.is_empty() {
             return Err((records, Stop::Invalid { pass: pass.name, faults, text }));

@@ -3,6 +3,15 @@
 //! Exit codes: 0 done; 1 the text, the data or a comparison is wrong; 2 the command line is wrong; 3 this machine
 //! lacks something (a file, LLVM, a device).
 
+// In place of the standard ones, which panic when the reader of a pipe has gone (`einfall passes | head -1`).
+macro_rules! print {
+    ($($arg:tt)*) => { $crate::cli::write_out(format_args!($($arg)*)) };
+}
+macro_rules! println {
+    () => { print!("\n") };
+    ($($arg:tt)*) => { print!("{}\n", format_args!($($arg)*)) };
+}
+
 mod bench;
 mod compare;
 mod compile;
@@ -19,6 +28,7 @@ mod text;
 mod traffic;
 mod tune;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -119,9 +129,33 @@ pub fn engine_failure(source: &source::Source, e: einfall::Error) -> Failure {
     }
 }
 
+/// Writes to standard output; without a reader the process ends quietly, as there is nobody left to work for.
+fn write_out(text: std::fmt::Arguments<'_>) {
+    if let Err(e) = std::io::stdout().lock().write_fmt(text) {
+        if e.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        eprintln!("error: standard output cannot be written: {e}");
+        std::process::exit(3);
+    }
+}
+
+/// Warnings, and with `-v` what is compiled and cached, with `-vv` every pass, on standard error.
+fn log(verbose: u8) {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let level = |from| if verbose >= from { LevelFilter::DEBUG } else { LevelFilter::WARN };
+    let targets = [("einfall", level(1)), ("einfall_runtime", level(1)), ("einfall_codegen", level(2))];
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
+    let shown = Targets::new().with_default(LevelFilter::WARN).with_targets(targets);
+    tracing_subscriber::registry().with(shown).with(lines).init();
+}
+
 /// Parses the command line, runs it, and renders what went wrong.
 pub fn main() -> ExitCode {
     let args = Args::parse();
+    log(args.verbose);
     let done = match args.command {
         Command::Check(a) => text::check(&a),
         Command::Fmt(a) => text::fmt(&a),

@@ -1,6 +1,7 @@
 //! Passes, lowering and backends of Einfall.
 
 pub mod backend;
+mod identity;
 pub mod lower;
 pub mod passes;
 pub mod pipeline;

@@ -1,7 +1,9 @@
 //! form-kernels against the cascade evaluator: every library cascade's plan computes what the cascade does, for
 //! every choice of blocks.
 
-use einfall_codegen::pipeline::{Context, Level, Program};
+use einfall_autotune::{model_cpu, model_gpu};
+use einfall_codegen::backend::llvm::Isa;
+use einfall_codegen::pipeline::{self, Context, Level, Program, Record, Stop};
 use einfall_codegen::tables;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
@@ -9,6 +11,7 @@ use einfall_ir::cascade::{Cascade, eval, parse};
 use einfall_ir::diag::Diagnostic;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::atoms;
+use einfall_ir::target::DataSheet;
 use einfall_ir::tile;
 
 /// The plan as it is formed.
@@ -122,6 +125,75 @@ fn library_plans_compute_their_cascades() {
     let want: [(&str, &str); 0] = [];
     let refused: Vec<(&str, &str)> = refused.iter().map(|(f, w)| (f.as_str(), w.as_str())).collect();
     assert_eq!(refused, want);
+}
+
+/// The last program of a pipeline, whose every pass left one that verifies; none where it is refused, an expected answer.
+fn verified(name: &str, made: Result<Vec<Record>, (Vec<Record>, Stop)>) -> Option<Program> {
+    match made {
+        Ok(records) => records.into_iter().next_back().map(|r| r.program),
+        Err((_, Stop::Refused { .. })) => None,
+        Err((_, stop)) => panic!("{name}: {stop}"),
+    }
+}
+
+/// Down to the kernels of a processor and of an H100, every pass leaves what its level's verifier takes.
+#[test]
+fn every_pass_on_the_library_leaves_what_verifies() {
+    let (mut on_cpu, mut on_gpu) = (0, 0);
+    for (file, text) in einfall_kernels::SOURCES {
+        for c in parse(text).unwrap_or_else(|d| panic!("{file}: {d:?}")).cascades {
+            for gpu in [false, true] {
+                let atoms = if gpu { atoms::all().collect() } else { Vec::new() };
+                let context = Context { atoms, isa: Some(Isa::AVX2), ..Context::default() };
+                let program = Program::Cascade(c.clone());
+                let made = pipeline::run(tables::TO_TILE, tables::FORMS, program, &context, None);
+                let Some(Program::Tile(plan)) = verified(file, made) else { panic!("{file} is refused") };
+                let mapping = match gpu {
+                    true => model_gpu::choose(&plan, &DataSheet::h100(), None),
+                    false => model_cpu::choose(&plan, &DataSheet::cpu()),
+                };
+                let context = Context { mapping: Some(mapping), ..context };
+                let (passes, lowered) = if gpu { (tables::GPU, &mut on_gpu) } else { (tables::CPU, &mut on_cpu) };
+                let made = pipeline::run(passes, tables::FORMS, Program::Tile(plan), &context, None);
+                *lowered += u32::from(verified(file, made).is_some());
+            }
+        }
+    }
+    // Packed storage is left to the reference on processors, more than that on GPUs.
+    assert!(on_cpu > 60 && on_gpu > 40, "{on_cpu} on processors, {on_gpu} on GPUs");
+}
+
+/// What a filter leaves out of a reduction of integers is an integer: values that no float holds come out, and a
+/// reduction over nothing is the largest or least of the type it is stored in.
+#[test]
+fn integers_are_reduced_as_integers() {
+    let text = "cascade least[B, W](x: i32[B, W], y: i64[B, W], z: i8[B, W]) -> (
+            low: i32[B], high: i64[B], byte: i8[B], twice: i32[B], some: bool[B], double: f32[B], so_far: i32[B, W]
+        ) {
+            low[b]    = min(w) 16777217 * x[b,w]  where w < b
+            high[b]   = max(w) 16777217 * y[b,w]  where w < b
+            byte[b]   = max(w) z[b,w]  where w < b
+            twice[b]  = 2 * (sum(w) x[b,w])  where w < b
+            some[b]   = any(w) (x[b,w] == 1)  where w < b
+            double[b] = 2.0 * (max(w) x[b,w])  where w < b
+            T[b,w]    = 16777217 * x[b,w]  where w < b
+            so_far[b,w] = cummax(w) T[b,w]
+        }";
+    let c = parse(text).unwrap_or_else(|d| panic!("{d:?}")).cascades.remove(0);
+    let made = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(c.clone()), &Context::default(), None);
+    let Some(Program::Tile(p)) = verified("least", made) else { panic!("it is refused") };
+    for k in &p.kernels {
+        k.for_each_op(&mut |op, _| {
+            let tile::Op::Reduce { out, value, .. } = op else { return };
+            let float = |e| matches!(k.exprs[e], tile::Expr::Float(_));
+            let mixed = matches!(k.exprs[*value], tile::Expr::Select(_, _, e) if float(e));
+            assert!(k.tiles[out[0]].dtype.is_float() || !mixed, "{p}");
+        });
+    }
+    let mut rng = Rng(5);
+    for _ in 0..8 {
+        check("least", &c, &p, &mut rng);
+    }
 }
 
 /// The encoder of the MiniLM example: one kernel for attention, and one for each other matrix product and each

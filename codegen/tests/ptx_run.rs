@@ -8,9 +8,13 @@ use einfall_codegen::backend::ptx::{Target, print};
 use einfall_codegen::lower::gpu;
 use einfall_ir::array::Array;
 use einfall_ir::artifact::{Artifact, Code};
+use einfall_ir::cascade::bind::{Given, bind, check_facts};
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::Module;
+use einfall_ir::kernel::eval::Schedule;
+use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, BufferKind, Plan};
+use einfall_ir::tolerance::inputs::{Variant, random};
 use machine::launch::{execute, launched};
 
 fn mapped(plan: &Plan, mapping: &str) -> Module {
@@ -301,4 +305,95 @@ fn decode_in_parts_agrees() {
     // [B, H, R, N, E, F]: a tail and a part without keys; no keys.
     agrees(&split, &module, &[1, 2, 4, 700, 128, 128], 4.0);
     agrees(&split, &module, &[1, 1, 3, 0, 64, 64], 4.0);
+}
+
+/// A library cascade by the model's mapping, at these extents of its ranks: integers exactly, floats to their roundings.
+fn library_agrees(name: &str, sizes: &[&[u64]], variants: &[Variant]) {
+    let source = einfall_kernels::source(name).unwrap_or_else(|| panic!("no cascade {name}"));
+    let c = einfall_ir::cascade::parse(source).unwrap().cascades.remove(0);
+    let plan = device::formed_cascade(c.clone());
+    let mapping = einfall_autotune::model_gpu::choose(&plan, &DataSheet::h100(), None);
+    let split = gpu::split_streams::run(&plan, &mapping, 132).unwrap();
+    let module = gpu::lower(&split, &mapping).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    let artifact = printed(&split, &module);
+    for (seed, sizes) in sizes.iter().enumerate() {
+        let free = c.ranks.iter().filter(|(_, r)| r.fixed.is_none()).map(|(_, r)| r.name.clone());
+        let b = bind(&c, &Given { sizes: free.zip(sizes.iter().copied()).collect(), ..Given::default() }).unwrap();
+        check_facts(&c, &b, &[]).unwrap();
+        for &variant in variants {
+            let given = random(&c, &b, seed as u64, variant).unwrap();
+            let want = tile::eval::run(&plan, &b.extents, &given, &tile::eval::Options::default()).unwrap();
+            let outputs = |(_, x): &(_, &tile::Buffer)| x.kind == BufferKind::Output;
+            let compare = |how: &str, got: Vec<Vec<f64>>, roundings: f64| {
+                for (((_, x), got), want) in plan.buffers.iter().filter(outputs).zip(&got).zip(&want) {
+                    let roundings = if x.dtype.is_float() { roundings } else { 0.0 };
+                    let right = |(g, w): (&f64, &f64)| g == w || (g - w).abs() <= roundings * (1.0 + w.abs());
+                    if let Some(i) = got.iter().zip(&want.data).position(|x| !right(x)) {
+                        let (at, g, w) = (want.coordinates(i), got[i], want.data[i]);
+                        panic!("{name} at {sizes:?}, {variant:?}, {how}: {}{at:?} is {g}, not {w}\n{split}", x.name);
+                    }
+                }
+            };
+            let roundings = 4.0 * DType::BF16.unit_roundoff();
+            compare("PTX", execute(&artifact, &b.extents, &given), roundings);
+            if seed >= 2 {
+                continue;
+            }
+            compare("PTX backwards", launched(&artifact, &b.extents, &given, 1, true), roundings);
+            for schedule in Schedule::ALL {
+                let all = device::evaluated(&split, &module, &b.extents, &given, schedule)
+                    .unwrap_or_else(|e| panic!("{name} at {sizes:?}, {schedule:?}: {e}"));
+                let written = split.buffers.iter().zip(all).filter(|(x, _)| outputs(x)).map(|(_, g)| g);
+                let got = written.inspect(|g| assert!(g.defined.iter().all(|d| *d), "{name}: {schedule:?}"));
+                compare("evaluated", got.map(|g| g.data).collect(), 1e-9);
+            }
+        }
+    }
+}
+
+/// Least positions among integers, carried over blocks: a selection of k, one after another.
+#[test]
+fn selections_agree() {
+    let variants = [Variant::Normal, Variant::Ties];
+    library_agrees("topk", &[&[1, 5], &[3, 131], &[7, 300]], &variants);
+    library_agrees("router", &[&[5, 3, 8], &[67, 37, 72]], &variants);
+}
+
+/// Running counts and offsets of groups, joined stores of integers and gathers through them; any integers as input.
+#[test]
+fn a_counting_sort_agrees() {
+    let variants = [Variant::Normal, Variant::Hostile];
+    library_agrees("moe_permute", &[&[1, 1], &[37, 5], &[300, 67], &[700, 3]], &variants);
+}
+
+/// A running maximum of offsets, and segments counted from it.
+#[test]
+fn ragged_attention_agrees() {
+    let sizes: [&[u64]; 3] = [&[1, 9, 11, 1, 8, 8], &[2, 37, 67, 3, 64, 72], &[2, 130, 140, 5, 64, 64]];
+    library_agrees("varlen_attention", &sizes, &[Variant::Small, Variant::Ties]);
+}
+
+/// Integers near the ends of their types against positions, and conversions that saturate.
+#[test]
+fn extreme_integers_agree() {
+    let plan = device::formed_text(
+        "cascade ends[M, N](x: i32[M], w: i64[M], f: f32[M]) -> (below: i32[M,N], narrow: i32[M], wide: i64[M]) {
+            below[m,n] = if x[m] < n then 1 else 0
+            narrow[m]  = i32(w[m])
+            wide[m]    = i64(f[m])
+        }",
+        &[],
+    );
+    let mapping = einfall_autotune::model_gpu::choose(&plan, &DataSheet::h100(), None);
+    let artifact = printed(&plan, &gpu::lower(&plan, &mapping).unwrap_or_else(|e| panic!("{e:?}")));
+    let (least, most) = (f64::from(i32::MIN), f64::from(i32::MAX));
+    let x = [least, least + 1.0, -1.0, 0.0, 1.0, 5.0, most - 1.0, most];
+    let w = [-1e12, 1e12, most + 1.0, least - 1.0, 7.0, -7.0, most, least];
+    let f = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30, -1e30, 3.7, -3.7, 0.0];
+    let given =
+        [(DType::I32, x), (DType::I64, w), (DType::F32, f)].map(|(t, v)| Array::from_fn(t, &[8], |i| t.round(v[i])));
+    let want = tile::eval::run(&plan, &[8, 9], &given, &tile::eval::Options::default()).unwrap();
+    for (got, want) in execute(&artifact, &[8, 9], &given).iter().zip(&want) {
+        assert_eq!(*got, want.data);
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! Invariant: printers, parsers, verifiers, evaluators and backends read these tables and nothing else.
 
+use crate::dtype::DType;
+
 /// A scalar function of one argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -305,6 +307,17 @@ impl ReduceOp {
         }
     }
 
+    /// The value of an empty reduction of elements of `dtype`: infinities saturate in integers.
+    pub fn identity_of(self, dtype: DType) -> f64 {
+        if dtype.is_float() { self.identity() } else { dtype.round(self.identity()) }
+    }
+
+    /// Whether `x`, as an element of `dtype`, is the value of an empty reduction.
+    pub fn is_identity(self, x: f64, dtype: DType) -> bool {
+        let x = if dtype.is_float() { x } else { dtype.round(x) };
+        !self.selects_argument() && x == self.identity_of(dtype)
+    }
+
     /// Whether the result is the position of an element, not a value.
     pub fn selects_argument(self) -> bool {
         matches!(self, ReduceOp::ArgMin | ReduceOp::ArgMax)
@@ -395,5 +408,9 @@ mod tests {
                 assert_eq!(o.combine(o.identity(), x), x, "{o:?}");
             }
         }
+        let most = f64::from(i32::MAX);
+        assert_eq!(ReduceOp::Min.identity_of(DType::I32), most);
+        assert!(ReduceOp::Min.is_identity(most, DType::I32) && !ReduceOp::Min.is_identity(most, DType::I64));
+        assert!(ReduceOp::Max.is_identity(f64::NEG_INFINITY, DType::I8) && !ReduceOp::Max.is_identity(0.0, DType::I8));
     }
 }

@@ -139,6 +139,7 @@ fn kernel(k: &Kernel, l2: u64) -> KernelMapping {
         let grid: Vec<AxisId> = k.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid).map(|(id, _)| id).collect();
         for (id, axis) in k.axes.iter() {
             match axis.kind {
+                AxisKind::Stream if space::sequential(k, id) => {}
                 AxisKind::Stream => set(id, ELEMENTS),
                 AxisKind::Grid if Some(id) == last => set(id, if grid.len() == 1 { ELEMENTS / 4 } else { ELEMENTS }),
                 // One row of a streamed reduction is work enough; several rows share what they broadcast.

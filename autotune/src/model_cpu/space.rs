@@ -164,7 +164,7 @@ impl<'a> Space<'a> {
 }
 
 /// Whether a stream walks the axis one by one.
-fn sequential(kernel: &Kernel, axis: AxisId) -> bool {
+pub(super) fn sequential(kernel: &Kernel, axis: AxisId) -> bool {
     fn visit(nodes: &[einfall_ir::tile::Node], axis: AxisId) -> bool {
         nodes.iter().any(|n| match n {
             einfall_ir::tile::Node::Stream(s) => (s.axis == axis && s.sequential) || visit(&s.body, axis),

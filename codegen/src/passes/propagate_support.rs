@@ -10,10 +10,12 @@
 use std::collections::HashMap;
 
 use einfall_ir::cascade::{Cascade, Einsum, Expr, ExprId, IndexId, Reducer, Stmt, TensorId, TensorKind};
+use einfall_ir::dtype::DType;
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::Unsupported;
 use super::rewrite::{mentions, substitute};
+use crate::identity::{identity, is_identity, value_type};
 
 /// A tensor's support: a predicate over its left-hand side's indices.
 struct Support {
@@ -21,6 +23,17 @@ struct Support {
     dims: Vec<IndexId>,
     /// True on the support.
     holds: ExprId,
+}
+
+/// The statement around an expression.
+#[derive(Clone, Copy)]
+struct Around<'a> {
+    conjuncts: &'a [ExprId],
+    supports: &'a HashMap<TensorId, Support>,
+    /// The statement's value.
+    value: Option<ExprId>,
+    /// What the expression's value becomes a part of: an element of the result, or a coordinate.
+    into: DType,
 }
 
 /// Makes every support explicit.
@@ -53,7 +66,8 @@ fn guard(c: &mut Cascade, e: &mut Einsum, supports: &mut HashMap<TensorId, Suppo
     // A condition over operands that do not exist does not hold.
     for condition in &mut conjuncts {
         let mut present = Vec::new();
-        let own = guard_expr(c, *condition, &[], &mut [], supports, &mut present)?;
+        let around = Around { conjuncts: &[], supports, value: None, into: DType::Bool };
+        let own = guard_expr(c, *condition, around, &mut [], &mut present)?;
         if !present.is_empty() {
             present.push(own);
             *condition = conjunction(c, present).expect("the condition itself");
@@ -61,7 +75,9 @@ fn guard(c: &mut Cascade, e: &mut Einsum, supports: &mut HashMap<TensorId, Suppo
     }
     let mut used = vec![false; conjuncts.len()];
     let mut outer = Vec::new();
-    e.value = guard_expr(c, e.value, &conjuncts, &mut used, supports, &mut outer)?;
+    let into = c.tensors[e.targets[0].tensor].dtype;
+    let around = Around { conjuncts: &conjuncts, supports, value: Some(e.value), into };
+    e.value = guard_expr(c, e.value, around, &mut used, &mut outer)?;
     let free: Vec<ExprId> = conjuncts.iter().zip(&used).filter(|(_, u)| !**u).map(|(e, _)| *e).collect();
     outer.extend(free);
     let Some(holds) = conjunction(c, outer) else { return Ok(()) };
@@ -106,19 +122,20 @@ fn written_in_place(c: &Cascade, e: &Einsum) -> bool {
 fn guard_expr(
     c: &mut Cascade,
     id: ExprId,
-    conjuncts: &[ExprId],
+    around: Around<'_>,
     used: &mut [bool],
-    supports: &HashMap<TensorId, Support>,
     outer: &mut Vec<ExprId>,
 ) -> Result<ExprId, Unsupported> {
     let span = c.spans[einfall_ir::arena::Id::index(id)];
     let expr = c.exprs[id].clone();
-    let mut go = |c: &mut Cascade, e, outer: &mut Vec<ExprId>| guard_expr(c, e, conjuncts, used, supports, outer);
+    let mut go = |c: &mut Cascade, e, outer: &mut Vec<ExprId>| guard_expr(c, e, around, used, outer);
     let new = match expr {
         Expr::Int(_) | Expr::Float(_) | Expr::Size(_) | Expr::Index(_) | Expr::Segment { .. } => return Ok(id),
         Expr::Read { tensor, at } => {
+            let coordinate = Around { into: DType::I64, ..around };
+            let mut go = |c: &mut Cascade, e, outer: &mut Vec<ExprId>| guard_expr(c, e, coordinate, used, outer);
             let at = at.into_iter().map(|a| go(c, a, outer)).collect::<Result<Vec<_>, _>>()?;
-            if let Some(s) = supports.get(&tensor) {
+            if let Some(s) = around.supports.get(&tensor) {
                 let map: HashMap<IndexId, ExprId> = s.dims.iter().copied().zip(at.iter().copied()).collect();
                 let holds = substitute(c, s.holds, &map);
                 outer.push(holds);
@@ -147,29 +164,38 @@ fn guard_expr(
         },
         Expr::Scan { op, over, body } => {
             let mut inside = Vec::new();
-            let body = go(c, body, &mut inside)?;
-            let body = select_or_identity(c, op, inside, body, span)?;
+            let inner = go(c, body, &mut inside)?;
+            let dtype = reduced_type(c, around, id, body);
+            let body = select_or_identity(c, op, dtype, inside, inner, span)?;
             Expr::Scan { op, over, body }
         }
         Expr::Reduce { op, over, body } => {
             let mut inside = Vec::new();
-            let body = go(c, body, &mut inside)?;
-            for (k, &conjunct) in conjuncts.iter().enumerate() {
+            let inner = go(c, body, &mut inside)?;
+            for (k, &conjunct) in around.conjuncts.iter().enumerate() {
                 if over.iter().any(|&i| mentions(c, conjunct, i)) {
                     used[k] = true;
                     inside.push(conjunct);
                 }
             }
-            let body = select_or_identity(c, op, inside, body, span)?;
+            let dtype = reduced_type(c, around, id, body);
+            let body = select_or_identity(c, op, dtype, inside, inner, span)?;
             Expr::Reduce { op, over, body }
         }
     };
     Ok(c.push_expr(new, span))
 }
 
+/// The type of the elements that reduction `id` joins: the statement's if it is the statement's value, otherwise that of
+/// its body. What becomes a part of a float may be infinite.
+fn reduced_type(c: &Cascade, around: Around<'_>, id: ExprId, body: ExprId) -> DType {
+    if around.value == Some(id) || around.into.is_float() { around.into } else { value_type(c, body) }
+}
+
 fn select_or_identity(
     c: &mut Cascade,
     op: Reducer,
+    dtype: DType,
     inside: Vec<ExprId>,
     body: ExprId,
     span: einfall_ir::diag::Span,
@@ -180,7 +206,10 @@ fn select_or_identity(
         c.push_expr(Expr::Select(holds, value, identity), span)
     };
     match op {
-        Reducer::Op(op) if !op.selects_argument() => Ok(guarded(c, body, op.identity())),
+        Reducer::Op(op) if !op.selects_argument() => {
+            let identity = identity(c, op, dtype, span);
+            Ok(c.push_expr(Expr::Select(holds, body, identity), span))
+        }
         Reducer::User(m) => {
             let identity = c.monoids[m].identity.clone();
             let Expr::Tuple(items) = c.exprs[body].clone() else { return Ok(guarded(c, body, identity[0])) };
@@ -193,13 +222,10 @@ fn select_or_identity(
     }
 }
 
-/// The condition of a body `if cond then value else identity`.
-pub(crate) fn guard_of(c: &Cascade, body: ExprId, op: ReduceOp) -> Option<ExprId> {
+/// The condition of a body `if cond then value else identity` of a reduction of elements of `dtype`.
+pub(crate) fn guard_of(c: &Cascade, body: ExprId, op: ReduceOp, dtype: DType) -> Option<ExprId> {
     match c.exprs[body] {
-        Expr::Select(cond, _, other) => match c.exprs[other] {
-            Expr::Float(v) if v == op.identity() => Some(cond),
-            _ => None,
-        },
+        Expr::Select(cond, _, other) if is_identity(c, other, op, dtype) => Some(cond),
         _ => None,
     }
 }

@@ -154,6 +154,17 @@ fn execute(
     Ok(b)
 }
 
+/// What the kernels a launch would run leave, under a schedule.
+pub fn evaluated(
+    plan: &Plan,
+    module: &Module,
+    ranks: &[u64],
+    inputs: &[Array],
+    schedule: Schedule,
+) -> Result<Vec<GlobalBuffer>, KernelError> {
+    execute(plan, &launched(module), ranks, inputs, &Options { schedule, ..Options::default() })
+}
+
 /// Whether two values agree to what float64 sums in another order may differ.
 pub fn near(x: f64, y: f64) -> bool {
     (x - y).abs() <= 1e-9 * (1.0 + y.abs()) || x == y

@@ -183,6 +183,16 @@ impl Machine<'_> {
                     self.set(w, &i.args[0], l, old);
                 }
             }
+            // What is joined in memory, lane after lane; it has no result.
+            "red" => {
+                let ty = op[op.len() - 1];
+                for &l in active {
+                    let (address, x) = (at(self, 0, l), at(self, 1, l));
+                    let old = Machine::read(self.global, address, width(ty));
+                    let new = scalar(&[op[op.len() - 2], signed(ty)], &[old, x], &i.text);
+                    Machine::write(self.global, address, width(ty), new);
+                }
+            }
             "bar" => {
                 let id = at(self, 0, first);
                 let threads = i.args.get(1).map_or_else(
@@ -397,6 +407,11 @@ impl Machine<'_> {
     }
 }
 
+/// The type whose sums have the bits of this one's.
+fn signed(ty: &str) -> &str {
+    if ty == "u64" { "s64" } else { ty }
+}
+
 /// Integer, float and predicate arithmetic.
 fn scalar(op: &[&str], a: &[u64], text: &str) -> u64 {
     let ty = op[op.len() - 1];
@@ -408,6 +423,9 @@ fn scalar(op: &[&str], a: &[u64], text: &str) -> u64 {
         ("add", "s32") => w(s(0).wrapping_add(s(1))),
         ("sub", "s32") => w(s(0).wrapping_sub(s(1))),
         ("add", "s64") => a[0].wrapping_add(a[1]),
+        ("sub", "s64") => a[0].wrapping_sub(a[1]),
+        ("min", "s64") => (a[0] as i64).min(a[1] as i64) as u64,
+        ("max", "s64") => (a[0] as i64).max(a[1] as i64) as u64,
         ("mul", "s32") => w(s(0).wrapping_mul(s(1))),
         ("mul", "u32") => (u64::from(u(0)) * u64::from(u(1))) >> 32,
         ("mul", "s64") => a[0].wrapping_mul(a[1]),
@@ -435,6 +453,9 @@ fn scalar(op: &[&str], a: &[u64], text: &str) -> u64 {
         ("mul", "f64") => (d(a[0]) * d(a[1])).to_bits(),
         ("sub", "f64") => (d(a[0]) - d(a[1])).to_bits(),
         ("fma", "f64") => d(a[0]).mul_add(d(a[1]), d(a[2])).to_bits(),
+        ("add", "f64") => (d(a[0]) + d(a[1])).to_bits(),
+        ("min", "f64") => d(a[0]).min(d(a[1])).to_bits(),
+        ("max", "f64") => d(a[0]).max(d(a[1])).to_bits(),
         ("neg", "f32") => bits(-f(a[0])),
         ("abs", "f32") => bits(f(a[0]).abs()),
         ("copysign", "f32") => bits(f(a[1]).copysign(f(a[0]))),
@@ -485,6 +506,15 @@ fn compare(how: &str, ty: &str, a: &[u64]) -> bool {
     }
 }
 
+/// Conversions to or from 64 bits give the least integer for NaN, others 0.
+fn truncated(x: f64) -> i64 {
+    if x.is_nan() { i64::MIN } else { x as i64 }
+}
+
+fn saturated(x: i64) -> u64 {
+    u64::from(x.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as u32)
+}
+
 fn convert(op: &[&str], a: &[u64], text: &str) -> u64 {
     let n = op.len();
     match (op[n - 2], op[n - 1]) {
@@ -500,7 +530,13 @@ fn convert(op: &[&str], a: &[u64], text: &str) -> u64 {
         ("f32", "f64") => bits(d(a[0]) as f32),
         ("f64", "f32") => f64::from(f(a[0])).to_bits(),
         ("f64", "f64") => d(a[0]).round_ties_even().to_bits(),
-        ("s64", "f64") => d(a[0]) as i64 as u64,
+        ("s64", "f64") => truncated(d(a[0])) as u64,
+        ("s64", "f32") => truncated(f64::from(f(a[0]))) as u64,
+        ("s32", "f64") => saturated(truncated(d(a[0]))),
+        ("f64", "s32") => f64::from(a[0] as u32 as i32).to_bits(),
+        ("f64", "s64") => (a[0] as i64 as f64).to_bits(),
+        ("f32", "s64") => bits(a[0] as i64 as f32),
+        ("s32", "s64") if op[1] == "sat" => saturated(a[0] as i64),
         ("f32", "s32") => bits(a[0] as u32 as i32 as f32),
         ("s32", "f32") => f(a[0]) as i32 as u32 as u64,
         ("s64", "s32") => a[0] as u32 as i32 as i64 as u64,

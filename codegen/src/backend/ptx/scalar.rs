@@ -1,14 +1,14 @@
 //! Arithmetic on values: constants folded, ranges kept, the cheapest instruction that is right for the range.
 //!
-//! Invariant: integer division and remainder are those of the IR (floor, and 0 for a divisor of 0); min and max of
-//! floats keep NaN; comparisons with NaN are false but `!=`. Products and sums may be contracted to fma by ptxas.
+//! Invariant: integer division and remainder are those of the IR (floor, and 0 for a divisor of 0); narrower integers
+//! saturate, NaN is 0 there; min and max of floats keep NaN; comparisons with NaN are false but `!=`. Products and sums may be contracted to fma by ptxas.
 
 use einfall_ir::dtype::DType;
 use einfall_ir::ops::BinaryOp;
 
 use super::Res;
 use super::emit::Emit;
-use super::text::{Ty, Val};
+use super::text::{I32, Ty, Val};
 
 /// The class that holds values of a type in expressions.
 pub(super) fn class(dtype: DType) -> Ty {
@@ -32,9 +32,8 @@ impl Emit<'_> {
                 Ty::F32 => return Val::f32(k),
                 Ty::F64 => return Val::f64(k),
                 Ty::Pred => return Val::pred(k != 0.0),
-                Ty::S32 | Ty::S64 if !v.ty.is_float() => {
-                    return Val { ty, ..Val::int(v.lo) };
-                }
+                Ty::S32 if !v.ty.is_float() => return Val::int(v.lo.clamp(I32.0, I32.1)),
+                Ty::S64 if !v.ty.is_float() => return Val { ty, ..Val::int(v.lo) },
                 Ty::S32 => return Val::int(i64::from(k as i32)),
                 Ty::S64 => return Val { ty, ..Val::int(k as i64) },
                 Ty::B16 => {}
@@ -52,15 +51,20 @@ impl Emit<'_> {
             (Ty::F32, Ty::Pred) => t.def(ty, "setp.neu.f32", &[s, "0f00000000"]),
             (Ty::F64, Ty::Pred) => t.def(ty, "setp.neu.f64", &[s, "0d0000000000000000"]),
             (Ty::S32, Ty::S64) => t.def(ty, "cvt.s64.s32", &[s]),
-            (Ty::S64, Ty::S32) => t.def(ty, "cvt.u32.u64", &[s]),
+            (Ty::S64, Ty::S32) if I32.0 <= v.lo && v.hi <= I32.1 => t.def(ty, "cvt.u32.u64", &[s]),
+            (Ty::S64, Ty::S32) => t.def(ty, "cvt.sat.s32.s64", &[s]),
             (Ty::S32, Ty::F32) => t.def(ty, "cvt.rn.f32.s32", &[s]),
             (Ty::S32, Ty::F64) => t.def(ty, "cvt.rn.f64.s32", &[s]),
             (Ty::S64, Ty::F32) => t.def(ty, "cvt.rn.f32.s64", &[s]),
             (Ty::S64, Ty::F64) => t.def(ty, "cvt.rn.f64.s64", &[s]),
             (Ty::F32, Ty::S32) => t.def(ty, "cvt.rzi.s32.f32", &[s]),
-            (Ty::F32, Ty::S64) => t.def(ty, "cvt.rzi.s64.f32", &[s]),
-            (Ty::F64, Ty::S32) => t.def(ty, "cvt.rzi.s32.f64", &[s]),
-            (Ty::F64, Ty::S64) => t.def(ty, "cvt.rzi.s64.f64", &[s]),
+            // These give the least integer for NaN, which is 0 here.
+            (Ty::F32, Ty::S64) | (Ty::F64, Ty::S32 | Ty::S64) => {
+                let (f, w) = (if v.ty == Ty::F32 { "f32" } else { "f64" }, if ty == Ty::S32 { "32" } else { "64" });
+                let x = t.def(ty, &format!("cvt.rzi.s{w}.{f}"), &[s]);
+                let nan = t.def(Ty::Pred, &format!("setp.nan.{f}"), &[s, s]);
+                t.def(ty, &format!("selp.b{w}"), &["0", &x, &nan])
+            }
             (Ty::F32, Ty::F64) => t.def(ty, "cvt.f64.f32", &[s]),
             (Ty::F64, Ty::F32) => t.def(ty, "cvt.rn.f32.f64", &[s]),
             (Ty::B16, _) | (_, Ty::B16) => unreachable!("16-bit registers are no expression's class"),
@@ -72,7 +76,11 @@ impl Emit<'_> {
                 unreachable!("the classes differ")
             }
         };
-        if ty == Ty::S64 { Val { lo: v.lo, hi: v.hi, ..Val::reg(ty, d) } } else { Val::reg(ty, d) }
+        match ty {
+            Ty::S64 if !v.ty.is_float() => Val { lo: v.lo, hi: v.hi, ..Val::reg(ty, d) },
+            Ty::S32 if v.ty == Ty::S64 => Val::ranged(d, v.lo, v.hi),
+            Ty::Pred | Ty::B16 | Ty::S32 | Ty::S64 | Ty::F32 | Ty::F64 => Val::reg(ty, d),
+        }
     }
 
     /// `v` with its pending constant added.
@@ -176,7 +184,10 @@ impl Emit<'_> {
     fn compare(&mut self, op: BinaryOp, a: &Val, b: &Val) -> Val {
         use BinaryOp::*;
         let ty = Self::join(a, b);
-        let apart = a.ty == Ty::S32 && b.ty == Ty::S32 && (a.off != 0 || b.off != 0);
+        // A difference with what may be any integer (positions lie within ±2³¹) may not fit one: order would be lost.
+        let any = |v: &Val| v.lo.min(v.lo - v.off) <= I32.0;
+        let fits = matches!(op, Eq | Ne) || a.int_const().is_some() || b.int_const().is_some() || !any(a) && !any(b);
+        let apart = a.ty == Ty::S32 && b.ty == Ty::S32 && (a.off != 0 || b.off != 0) && fits;
         let (a, b) = match (apart, a.int_const(), b.int_const()) {
             // The registers' difference against the constants': one register serves all elements.
             (true, None, None) => {

@@ -59,7 +59,8 @@ pub(super) struct Val {
     pub(super) off: i64,
 }
 
-const I32: (i64, i64) = (i32::MIN as i64, i32::MAX as i64);
+/// Values of 32 bits.
+pub(super) const I32: (i64, i64) = (i32::MIN as i64, i32::MAX as i64);
 
 impl Val {
     pub(super) fn reg(ty: Ty, s: String) -> Val {

@@ -11,6 +11,7 @@ use einfall_ir::arena::Id;
 use einfall_ir::cascade::{
     Cascade, Einsum, Expr, ExprId, IndexId, Output, OutputSource, Rank, RankId, Size, Stmt, TensorId, TensorKind,
 };
+use einfall_ir::dtype::DType;
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, Kernel, Op, TileId};
 
@@ -18,6 +19,7 @@ use super::emit::{Emitter, PlanTypes};
 use super::group::{Classes, Program, Role, Schedule};
 use super::program::{Contraction, Kind, Node, plain_access, reductions_of_dims};
 use super::stream::{common_guard, emit_group, emit_statement};
+use crate::identity::identity;
 use crate::passes::Unsupported;
 use crate::passes::fix_extents::replace_ranks;
 use crate::passes::propagate_support::guard_of;
@@ -90,7 +92,7 @@ fn sub_cascade(program: &Program<'_>, s: &Schedule, stream: IndexId) -> (Cascade
 fn with_filter(c: &mut Cascade, node: &Node) -> Einsum {
     let mut e = node.einsum.clone();
     if let Kind::Reduce { op, body, .. } = &node.kind
-        && let Some(cond) = guard_of(c, *body, *op)
+        && let Some(cond) = guard_of(c, *body, *op, c.tensors[node.target()].dtype)
         && let Expr::Select(_, value, _) = c.exprs[*body]
         && let Expr::Reduce { op, over, .. } = c.exprs[e.value].clone()
     {
@@ -224,11 +226,12 @@ fn emit_form(
         emit_statement(&mut em, n, false, true, types)?;
     }
     step(&mut em, c, d, axis, index, types)?;
-    let carried: Vec<(ExprId, ReduceOp)> = d
+    let carried: Vec<(ExprId, ReduceOp, DType)> = d
         .anchors
         .iter()
-        .map(|a| (a.contribution, ReduceOp::Max))
-        .chain(d.accumulators.iter().map(|a| (a.contribution, a.op)))
+        .map(|a| (a.contribution, ReduceOp::Max, a.state))
+        .chain(d.accumulators.iter().map(|a| (a.contribution, a.op, a.state)))
+        .map(|(body, op, state)| (body, op, c.tensors[state].dtype))
         .collect();
     let filter = common_guard(&mut em, c, &carried)?;
     em.close(false, false, filter);
@@ -245,18 +248,18 @@ fn emit_form(
 fn guarded(d: &Derivation) -> Derivation {
     let mut d = d.clone();
     let c = &mut d.cascade;
-    let mut guard = |contribution: &mut ExprId, filter: Option<ExprId>, identity: f64| {
+    let mut guard = |contribution: &mut ExprId, filter: Option<ExprId>, op: ReduceOp, state: TensorId| {
         if let Some(cond) = filter {
             let span = c.spans[cond.index()];
-            let other = c.push_expr(Expr::Float(identity), span);
+            let other = identity(c, op, c.tensors[state].dtype, span);
             *contribution = c.push_expr(Expr::Select(cond, *contribution, other), span);
         }
     };
     for a in &mut d.anchors {
-        guard(&mut a.contribution, a.filter.take(), ReduceOp::Max.identity());
+        guard(&mut a.contribution, a.filter.take(), ReduceOp::Max, a.state);
     }
     for a in &mut d.accumulators {
-        guard(&mut a.contribution, a.filter.take(), a.op.identity());
+        guard(&mut a.contribution, a.filter.take(), a.op, a.state);
     }
     d
 }

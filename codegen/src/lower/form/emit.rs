@@ -10,6 +10,7 @@ use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, Kernel, Op, Stream, Tile, TileId};
 
 use super::program::{Contraction, Kind, Node};
+use crate::identity::tile_constant;
 use crate::passes::Unsupported;
 
 /// A list of nodes being filled: the body of the kernel, or of a stream.
@@ -170,6 +171,23 @@ impl<'a> Emitter<'a> {
     /// Opens a stream over `axis`.
     pub fn open(&mut self, axis: AxisId) {
         self.frames.push(Frame { axis: Some(axis), nodes: Vec::new(), local: Vec::new() });
+    }
+
+    /// Whether an expression reads what the innermost frame computes.
+    pub fn is_computed_here(&self, e: tile::ExprId) -> bool {
+        fn outs(nodes: &[tile::Node], written: &mut HashSet<TileId>) {
+            nodes.iter().for_each(|n| match n {
+                tile::Node::Op(op) => written.extend(op.outs()),
+                tile::Node::Stream(s) => outs(&s.body, written),
+            });
+        }
+        let mut written = HashSet::new();
+        outs(&self.frames.last().expect("a frame").nodes, &mut written);
+        let mut found = false;
+        self.kernel.walk(e, &mut |_, e| {
+            found |= matches!(e, tile::Expr::Tile(t) | tile::Expr::TileAt { tile: t, .. } if written.contains(t));
+        });
+        found
     }
 
     /// Closes the innermost stream. Values computed inside do not outlive it, carried tiles excepted.
@@ -347,10 +365,9 @@ impl<'a> Emitter<'a> {
         indices.iter().map(|&i| self.known_axis(i)).collect()
     }
 
-    /// A constant as an element of type `dtype`; integers saturate where the text form can write them.
+    /// A constant as an element of type `dtype`; integers saturate.
     pub fn constant(&mut self, value: f64, dtype: DType) -> tile::ExprId {
-        let integer = (value as i64).max(-i64::MAX);
-        self.expr(if dtype.is_float() { tile::Expr::Float(value) } else { tile::Expr::Int(integer) })
+        self.expr(tile_constant(value, dtype))
     }
 
     /// Fills `tile` with a constant in the innermost frame.
@@ -373,14 +390,6 @@ impl<'a> Emitter<'a> {
         let split = if op == ReduceOp::Sum { Contraction::of(self.c, body, free, over) } else { None };
         let Some(split) = split else {
             let mut value = self.convert(body)?;
-            // An integer's identity is an integer: as a float it would make the other values floats.
-            if let tile::Expr::Select(cond, x, other) = self.kernel.exprs[value]
-                && let tile::Expr::Float(identity) = self.kernel.exprs[other]
-                && self.kernel.tiles[out[0]].dtype.is_int()
-            {
-                let other = self.constant(identity, self.kernel.tiles[out[0]].dtype);
-                value = self.expr(tile::Expr::Select(cond, x, other));
-            }
             if let Some(t) = self.held.iter().find(|((e, _), _)| *e == value).map(|(_, t)| *t) {
                 value = self.expr(tile::Expr::Tile(t));
             }

@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use einfall_ir::cascade::{Cascade, Einsum, Expr, ExprId, IndexId, MonoidId, Reducer, TensorId};
+use einfall_ir::dtype::DType;
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
+use crate::identity::is_identity;
 use crate::passes::Unsupported;
 
 /// What a statement does.
@@ -135,7 +137,7 @@ pub(super) struct Contraction {
 impl Contraction {
     /// Splits `body`, whose result has indices `free`, so that at least one operand has a free index the other lacks, and both have a reduced one.
     pub fn of(c: &Cascade, body: ExprId, free: &[IndexId], over: &[IndexId]) -> Option<Contraction> {
-        let zero = |e: ExprId| matches!(c.exprs[e], Expr::Float(z) if z == 0.0);
+        let zero = |e: ExprId| is_identity(c, e, ReduceOp::Sum, DType::F64);
         let (mut product, mut guards) = (body, Vec::new());
         while let Expr::Select(cond, yes, no) = c.exprs[product] {
             let (value, truth) = match (zero(yes), zero(no)) {

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use einfall_ir::cascade::{Cascade, ExprId, TensorId};
+use einfall_ir::dtype::DType;
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{self, AxisKind, BufferId, Kernel};
 
@@ -143,10 +144,10 @@ impl Group<'_> {
                 em.reduce(&carried_tiles[&p], op, (&node.einsum.free, &over), body, true, self.types)?;
             }
         }
-        let bodies: Vec<(ExprId, ReduceOp)> = carried
+        let bodies: Vec<(ExprId, ReduceOp, DType)> = carried
             .iter()
             .filter_map(|&p| match self.node(p).kind {
-                Kind::Reduce { op, body, .. } => Some((body, op)),
+                Kind::Reduce { op, body, .. } => Some((body, op, c.tensors[self.node(p).target()].dtype)),
                 Kind::Map | Kind::Scan { .. } | Kind::Fold { .. } => None,
             })
             .collect();
@@ -204,18 +205,19 @@ pub(super) fn emit_statement(
     Ok(())
 }
 
-/// The predicate without which none of these reduction bodies contributes anything.
+/// The predicate without which none of these reduction bodies contributes anything, of what is known before a step.
 pub(super) fn common_guard(
     em: &mut Emitter<'_>,
     c: &Cascade,
-    bodies: &[(ExprId, ReduceOp)],
+    bodies: &[(ExprId, ReduceOp, DType)],
 ) -> Result<Option<tile::ExprId>, Unsupported> {
     let mut common: Option<Vec<tile::ExprId>> = None;
-    for &(body, op) in bodies {
-        let Some(cond) = guard_of(c, body, op) else { return Ok(None) };
+    for &(body, op, dtype) in bodies {
+        let Some(cond) = guard_of(c, body, op, dtype) else { return Ok(None) };
         let mut parts = Vec::new();
         split_conjuncts(c, cond, &mut parts);
         let parts: Vec<_> = parts.into_iter().map(|e| em.convert(e)).collect::<Result<_, _>>()?;
+        let parts: Vec<_> = parts.into_iter().filter(|e| !em.is_computed_here(*e)).collect();
         common = Some(match common {
             None => parts,
             Some(old) => old.into_iter().filter(|e| parts.contains(e)).collect(),

@@ -21,6 +21,7 @@ use super::exprs::{Place, add, size, sub, var};
 use super::schedule::{Flow, Group, Iteration};
 use super::split_domains::conjuncts;
 use super::{Step, left_out, refuse};
+use crate::identity::kernel_constant;
 use thread_copies::BLOCK;
 
 mod accesses;
@@ -210,7 +211,7 @@ impl<'f, 'a> Emit<'f, 'a> {
     }
 
     /// All threads of the unit meet.
-    fn unit_sync(&mut self, role: usize, out: &mut Vec<Stmt>) {
+    pub(super) fn unit_sync(&mut self, role: usize, out: &mut Vec<Stmt>) {
         let barrier = match self.syncs.get(&role) {
             Some(b) => *b,
             None => {
@@ -509,7 +510,11 @@ impl<'f, 'a> Emit<'f, 'a> {
             }
             if let Some(d) = frame.dims.iter().position(|x| *x == own) {
                 let inside = add(f.origin(own, place), Expr::Coord(d)).bin(BinaryOp::Lt, f.extent(own));
-                v = Expr::Select(Box::new(inside), Box::new(v), Box::new(Expr::Float(0.0)));
+                v = Expr::Select(
+                    Box::new(inside),
+                    Box::new(v),
+                    Box::new(kernel_constant(0.0, f.kernel.tiles[t].dtype)),
+                );
             }
         }
         Ok(v)

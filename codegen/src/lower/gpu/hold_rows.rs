@@ -27,8 +27,14 @@ pub(super) fn run(kernel: &Kernel, m: &KernelMapping) -> Step<Kernel> {
     if whole.is_empty() {
         return Ok(k);
     }
+    // Steps that follow one another stay as they are.
+    let steps = kernel.body.iter().filter_map(|n| match n {
+        Node::Stream(s) if s.sequential || s.reverse => Some(s.axis),
+        Node::Stream(_) | Node::Op(_) => None,
+    });
+    let steps: Vec<AxisId> = steps.collect();
     let mut names: BTreeMap<AxisId, AxisId> = BTreeMap::new();
-    for (id, a) in kernel.axes.iter().filter(|(_, a)| a.kind != AxisKind::Grid) {
+    for (id, a) in kernel.axes.iter().filter(|(id, a)| a.kind != AxisKind::Grid && !steps.contains(id)) {
         let mapped = m.axis(&a.name);
         let joins = |w: &AxisId| {
             let (first, own) = (&kernel.axes[*w], *w == id);
@@ -52,7 +58,7 @@ pub(super) fn run(kernel: &Kernel, m: &KernelMapping) -> Step<Kernel> {
     let mut body = Vec::new();
     for node in std::mem::take(&mut k.body) {
         match node {
-            Node::Stream(s) if whole.contains(&s.axis) => {
+            Node::Stream(s) if whole.contains(&s.axis) || names.contains_key(&s.axis) => {
                 if s.sequential || s.reverse {
                     let message = format!("the steps of {} follow one another", kernel.axes[s.axis].name);
                     return refuse("whole blocks", message, "leave out `whole` on this axis");

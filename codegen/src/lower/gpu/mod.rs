@@ -13,7 +13,6 @@ use einfall_ir::analysis::resources::{self, Limits};
 use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::kernel;
 use einfall_ir::mapping::{KernelMapping, Mapping, MergeSite};
-use einfall_ir::ops::ReduceOp;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, Plan};
 
@@ -72,11 +71,10 @@ pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagn
 
 /// One kernel by one entry of its mapping; none if its extents never fit.
 fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) -> Step<Option<kernel::Kernel>> {
-    integers(k)?;
     let whole = k;
     let blocks_alone = m.tiles.is_empty() && m.ops.is_empty();
     let products = if blocks_alone { reduce_products::run(k) } else { k.clone() };
-    let mut k = walk_inner::run(plan, &hold_rows::run(&products, m)?, m);
+    let mut k = walk_inner::run(plan, &hold_rows::run(&products, m)?, m)?;
     if m.ops.iter().all(|o| o.atom.is_none()) {
         k = share_reads::run(plan, &k);
     }
@@ -87,31 +85,6 @@ fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) ->
         .and_then(insert_channels::run)
         .and_then(emit::run)?;
     Ok(Some(kernel::Kernel { assumes, ..lowered }))
-}
-
-/// Running reductions and extrema of integers are refused: on a card they gave wrong results (top-k's places, offsets of
-/// groups), which the evaluator does not show.
-fn integers(k: &tile::Kernel) -> Step<()> {
-    let mut found = None;
-    k.for_each_op(&mut |op, _| {
-        let whole = |t: &tile::TileId| !k.tiles[*t].dtype.is_float();
-        match op {
-            tile::Op::Scan { .. } if op.outs().iter().any(whole) => found = Some("a running reduction"),
-            tile::Op::Reduce { op: ReduceOp::Min | ReduceOp::Max, out, .. } if out.iter().any(whole) => {
-                found = Some("a minimum or maximum");
-            }
-            tile::Op::Scan { .. }
-            | tile::Op::Reduce { .. }
-            | tile::Op::Load { .. }
-            | tile::Op::Store { .. }
-            | tile::Op::Map { .. }
-            | tile::Op::Contract { .. } => {}
-        }
-    });
-    match found {
-        Some(what) => refuse("integers", format!("kernel {} has {what} of integers", k.name), "run it on the CPU"),
-        None => Ok(()),
-    }
 }
 
 /// Whether the parts of `kernel` merge where the last of them arrives.

@@ -15,9 +15,9 @@ use std::collections::BTreeSet;
 use einfall_ir::arena::Id;
 use einfall_ir::kernel::{Expr, FragId, GroupKind, Stmt, VarId};
 use einfall_ir::ops::BinaryOp;
-use einfall_ir::tile::{AxisId, AxisKind, ExprId, Op, Space};
+use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, ExprId, Op, Space};
 
-use super::apply_mapping::Item;
+use super::apply_mapping::{Facts, Item};
 use super::emit::thread_copies::{BLOCK, Copies, later};
 use super::emit::{Emit, Ring};
 use super::exprs::{Place, add, max, min, sub, var};
@@ -172,7 +172,21 @@ impl Emit<'_, '_> {
     fn block(&mut self, role: usize, flow: &mut Flow, out: &mut Vec<Stmt>) -> Step<()> {
         let f = self.f;
         let mut body = Vec::new();
+        let mut stored: Vec<BufferId> = Vec::new();
         for (item, part) in f.items.iter().enumerate() {
+            let all = match part {
+                Item::Op(i) => *i..*i + 1,
+                Item::Stream { ops, .. } => ops.clone(),
+            };
+            let own: Vec<usize> = all.filter(|i| f.ops[*i].role == role).collect();
+            if own.iter().any(|i| stored.iter().any(|b| needs_stored(f, *i, *b))) {
+                self.meet_in_memory(role, &mut body);
+                stored.clear();
+            }
+            stored.extend(own.iter().filter_map(|i| match f.ops[*i].op {
+                Op::Store { buffer, .. } => Some(*buffer),
+                Op::Load { .. } | Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } => None,
+            }));
             match part {
                 Item::Op(i) if f.ops[*i].role == role => {
                     let place = Place { role, block: None, checked: true };
@@ -192,6 +206,18 @@ impl Emit<'_, '_> {
         self.end_copies(flow, &mut body);
         out.extend(self.present(role, body)?);
         Ok(())
+    }
+
+    /// Threads meet before they read or join what others have stored in an array: a unit's, where units have parts of the
+    /// grid of their own, otherwise the role's.
+    fn meet_in_memory(&mut self, role: usize, out: &mut Vec<Stmt>) {
+        let f = self.f;
+        let apart = |a| f.kernel.axes[a].kind == AxisKind::Grid && f.cut(a, role);
+        if f.kernel.axes.ids().any(apart) {
+            self.unit_sync(role, out);
+        } else {
+            self.role_sync(role, out);
+        }
     }
 
     /// The body for units whose part of the grid exists: where each unit has one coordinate of a grid axis, the last
@@ -638,6 +664,21 @@ impl Emit<'_, '_> {
             self.settle(flow, last, at.trip, out);
         }
     }
+}
+
+/// Whether operation `i`, or the filter of its stream, needs what array `b` holds.
+fn needs_stored(f: &Facts<'_>, i: usize, b: BufferId) -> bool {
+    let op = f.ops[i].op;
+    let mut found = matches!(op, Op::Load { buffer, .. } | Op::Store { buffer, join: Some(_), .. } if *buffer == b);
+    let filter = match &f.items[f.ops[i].item] {
+        Item::Stream { filter, .. } => *filter,
+        Item::Op(_) => None,
+    };
+    for root in op.roots().into_iter().chain(filter) {
+        let reads = |e: &tile::Expr| matches!(e, tile::Expr::Read { buffer, .. } if *buffer == b);
+        f.kernel.walk(root, &mut |_, e| found |= reads(e));
+    }
+    found
 }
 
 /// The next trip begins: what was this trip's is the one before's.

@@ -27,6 +27,7 @@ use einfall_ir::tile::{
 };
 
 use super::{Step, refuse};
+use crate::identity::tile_constant;
 use crate::passes::rewrite_tiles::{new_tile, rewrite, roots_of, tidy};
 
 /// The plan with every stream that `mapping` splits cut, for a device of `multiprocessors`.
@@ -306,11 +307,9 @@ fn restrict(plan: &Plan, k: &mut Kernel, place: usize, by_part: AxisId, cut: &Cu
         roots_of(op, &mut |e| moved(k, e));
         let (value, other) = match op {
             Op::Reduce { out, op, value, over, .. } if over.contains(&axis) => {
-                let none = op.identity();
-                let integer = k.tiles[out[0]].dtype.is_int();
-                (value, if integer { Expr::Int(none as i64) } else { Expr::Float(none) })
+                (value, tile_constant(op.identity(), k.tiles[out[0]].dtype))
             }
-            Op::Map { out, value } if masked.contains(out) => (value, Expr::Float(0.0)),
+            Op::Map { out, value } if masked.contains(out) => (value, tile_constant(0.0, k.tiles[*out].dtype)),
             Op::Reduce { .. }
             | Op::Map { .. }
             | Op::Load { .. }

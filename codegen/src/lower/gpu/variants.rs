@@ -27,12 +27,12 @@ pub(super) fn assumptions(
     let held = lowered.axes.iter().filter(|(_, a)| a.kind == AxisKind::Inner);
     let whole = k.axes.iter().filter(|(_, a)| m.axis(&a.name).is_some_and(|x| x.whole));
     for (_, a) in whole.chain(held) {
-        let Some(x) = m.axis(&a.name) else { continue };
+        let Some(block) = m.axis(&a.name).map(|x| x.block).or(a.block) else { continue };
         match fixed(&a.extent, &plan.ranks) {
-            Some(n) if n > x.block => return None,
+            Some(n) if n > block => return None,
             Some(_) => {}
             None => {
-                let assumption = Assumption::AtMost(size_of(plan, &a.extent), x.block);
+                let assumption = Assumption::AtMost(size_of(plan, &a.extent), block);
                 if !out.contains(&assumption) {
                     out.push(assumption);
                 }

@@ -21,6 +21,7 @@ use super::super::schedule::Iteration;
 use super::super::split_domains::at_least_zero;
 use super::super::{Step, refuse};
 use super::{Emit, Frame, implied, is_walked};
+use crate::identity::{is_identity_in, kernel_constant};
 
 impl Emit<'_, '_> {
     /// The fragment of an operation's source over its frame.
@@ -64,7 +65,7 @@ impl Emit<'_, '_> {
     fn guarded(
         &self,
         mut value: ExprId,
-        op: ReduceOp,
+        (op, dtype): (ReduceOp, DType),
         over: &[AxisId],
         frame: &Frame,
         place: &Place,
@@ -73,12 +74,7 @@ impl Emit<'_, '_> {
         let global = |b: tile::BufferId| self.global(b);
         let mut guards = Vec::new();
         while let tile::Expr::Select(cond, inside, outside) = f.kernel.exprs[value] {
-            let nothing = match f.kernel.exprs[outside] {
-                tile::Expr::Int(n) => n as f64 == op.identity(),
-                tile::Expr::Float(x) => x == op.identity(),
-                _ => false,
-            };
-            if !nothing || op.selects_argument() {
+            if !is_identity_in(f.kernel, outside, op, dtype) {
                 break;
             }
             if place.checked || !implied(f, self.filter, cond) {
@@ -101,8 +97,9 @@ impl Emit<'_, '_> {
         };
         let frame = self.frame(i)?;
         let whole = *value;
-        let (value, guards) = self.guarded(whole, *op, over, &frame, place);
-        let src = self.source(i, value, f.kernel.tiles[outs[0]].dtype, &frame, place, at, out)?;
+        let dtype = f.kernel.tiles[outs[0]].dtype;
+        let (value, guards) = self.guarded(whole, (*op, dtype), over, &frame, place);
+        let src = self.source(i, value, dtype, &frame, place, at, out)?;
         let left_out = |a: &AxisId| is_walked(place, *a) && self.absorbs(i, whole, *a, self.filter, op.identity());
         let limited: Vec<AxisId> = over.iter().copied().filter(|a| op.selects_argument() || !left_out(a)).collect();
         let mut bounds = self.limits(&limited, &frame, place);
@@ -172,13 +169,14 @@ impl Emit<'_, '_> {
     /// The parts of a reduction before its stream.
     pub(in super::super) fn start(&mut self, i: usize, out: &mut Vec<Stmt>) {
         let Op::Reduce { op, .. } = self.f.ops[i].op else { return };
+        let dtypes: Vec<DType> = self.f.ops[i].op.outs().iter().map(|t| self.f.kernel.tiles[*t].dtype).collect();
         let parts = self.parts(i);
         let first = match op {
-            ReduceOp::ArgMin => Expr::Float(f64::INFINITY),
-            ReduceOp::ArgMax => Expr::Float(f64::NEG_INFINITY),
-            op => Expr::Float(op.identity()),
+            ReduceOp::ArgMin => f64::INFINITY,
+            ReduceOp::ArgMax => f64::NEG_INFINITY,
+            op => op.identity(),
         };
-        let values = [first, Expr::Int(-1)];
+        let values = [first, -1.0].into_iter().zip(dtypes).map(|(x, dtype)| kernel_constant(x, dtype));
         out.extend(parts.into_iter().zip(values).map(|(out, value)| Stmt::Map { out, value }));
     }
 
@@ -302,7 +300,7 @@ impl Emit<'_, '_> {
     }
 
     /// All units of the role meet.
-    pub(super) fn role_sync(&mut self, role: usize, out: &mut Vec<Stmt>) {
+    pub(in super::super) fn role_sync(&mut self, role: usize, out: &mut Vec<Stmt>) {
         let m = &self.f.roles[role];
         if self.f.roles.len() == 1 {
             out.push(Stmt::TaskSync);

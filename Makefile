@@ -22,6 +22,7 @@ test: llvm model ptxas
 
 # Crates compiled ahead of time, built as a user would: minutes, and not among `make test` yet.
 test-aot: llvm
+	$(CARGO) fetch --locked --manifest-path examples/aot/Cargo.toml
 	$(CARGO) test --features aot-tests --test aot
 
 lint:

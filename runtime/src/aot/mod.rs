@@ -48,6 +48,7 @@ pub struct Ptx {
 pub struct Kernel {
     name: &'static str,
     linked: &'static [Linked],
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     ptx: &'static [Ptx],
     loaded: OnceLock<Arc<Executable>>,
     /// The sizes of the last launch: most callers keep to one.

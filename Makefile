@@ -1,11 +1,12 @@
 # Set-up and the main jobs. Needed: a Rust toolchain (it ships the LLVM that kernels are compiled with) and, once, for
-# the example model's weights and NVIDIA's assembler, python3 with pip.
+# the example model's weights and NVIDIA's assembler, python3 with pip; for tests of WebGPU, which
+# `cargo nextest run --features wgpu --test wgpu` runs, a Vulkan driver.
 
 CARGO ?= cargo
 MODEL ?= target/model
 PTXAS ?= target/ptxas
 
-.PHONY: run test test-aot lint model llvm ptxas benchmarks
+.PHONY: run test test-aot lint model llvm ptxas vulkan benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -42,6 +43,13 @@ model:
 ptxas:
 	@[ -x $(PTXAS)/nvidia/cu13/bin/ptxas ] || python3 -m pip install --quiet --no-deps --target $(PTXAS) \
 		nvidia-cuda-nvcc==13.5.37 nvidia-cuda-nvdisasm==13.5.37 nvidia-cuda-cuobjdump==13.5.37
+
+# Mesa's lavapipe, which runs shaders on the processor; tests of WebGPU (feature `wgpu`) are skipped, and say so, without it.
+vulkan:
+	@ls /usr/share/vulkan/icd.d/lvp_icd*.json >/dev/null 2>&1 \
+		|| { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq \
+			&& apt-get install -y -qq --no-install-recommends mesa-vulkan-drivers libvulkan1 >/dev/null; } \
+		|| echo "no lavapipe (apt install mesa-vulkan-drivers): tests of WebGPU will be skipped" >&2
 
 # rustc's LLVM or the system's.
 llvm:

@@ -37,6 +37,8 @@ mod lowering;
 mod options;
 #[cfg(feature = "cpu")]
 mod plans;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 #[cfg(feature = "compiler")]
 pub use einfall_autotune as autotune;

@@ -70,6 +70,7 @@ fn messages_are_those_of_the_snapshot() {
         "run bad.ein --random 1 --size M=1",
         "run nibbles.ein --random 1 --size M=1",
         "run ok.ein --random 1 --size M=2,N=2 --device toaster",
+        "run ok.ein --random 1 --size M=2,N=2 --device wgpu",
         "run ok.ein --random x --size M=2,N=2",
         "bench --device cpu --family none",
         "selftest --device toaster",

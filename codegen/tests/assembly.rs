@@ -87,7 +87,7 @@ fn pairs(arch: &str) -> &'static [(&'static str, &'static str)] {
 fn text(a: &Artifact) -> &str {
     match &a.code {
         Code::Ptx { text, .. } => text,
-        Code::LlvmIr(_) | Code::Object(_) | Code::Linked => panic!("a GPU artifact has PTX"),
+        Code::LlvmIr(_) | Code::Object(_) | Code::Linked | Code::Wgsl { .. } => panic!("a GPU artifact has PTX"),
     }
 }
 

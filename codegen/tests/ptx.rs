@@ -17,7 +17,7 @@ use einfall_ir::tile::Plan;
 fn ptx(artifact: &Artifact) -> &str {
     match &artifact.code {
         Code::Ptx { text, .. } => text,
-        Code::LlvmIr(_) | Code::Object(_) | Code::Linked => panic!("a GPU artifact has PTX"),
+        Code::LlvmIr(_) | Code::Object(_) | Code::Linked | Code::Wgsl { .. } => panic!("a GPU artifact has PTX"),
     }
 }
 

@@ -17,7 +17,7 @@ pub use bytes::BytesError;
 pub use formula::{Fact, Formula, FormulaError};
 
 /// Version of the calling conventions, of this contract and of its form in bytes; part of every cache key.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// A plan compiled for one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +82,13 @@ impl Artifact {
         if !formulas.into_iter().all(|f| f.is_inside(self)) || !self.defaults.iter().all(|(b, _)| inside(*b)) {
             return Err("a default or fact reads what is not there".to_owned());
         }
+        if let Code::Wgsl { modules } = &self.code {
+            let arrays = |l: &Launch| l.slots.iter().filter(|s| matches!(s, Slot::Base(_))).count();
+            let fits = |(m, l): (&WgslModule, &Launch)| m.written.len() == arrays(l) && l.gpu.is_some();
+            if modules.len() != self.launches.len() || !modules.iter().zip(&self.launches).all(fits) {
+                return Err("its WGSL modules are not those of its launches".to_owned());
+            }
+        }
         let mut known = true;
         sizes.into_iter().for_each(|s| s.for_each_rank(&mut |r| known &= r.index() < self.ranks.len()));
         if known { Ok(()) } else { Err("a size names a rank that is not there".to_owned()) }
@@ -114,6 +121,22 @@ pub enum Code {
         /// The target it names.
         arch: String,
     },
+    /// WGSL, one module for each of the artifact's launches, in their order.
+    Wgsl {
+        /// The modules.
+        modules: Vec<WgslModule>,
+    },
+}
+
+/// The module of one kernel, whose entry is the launch's symbol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WgslModule {
+    /// Its text.
+    pub text: String,
+    /// Of every array, in the order of bindings, whether the kernel writes it.
+    pub written: Vec<bool>,
+    /// Consecutive invocations that its subgroup operations take for one subgroup; 1: it has none.
+    pub subgroup: u64,
 }
 
 /// One kernel launch.

@@ -35,6 +35,23 @@ pub struct DataSheet {
     /// What only GPUs have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
+    /// What only adapters of WebGPU have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webgpu: Option<WebGpu>,
+}
+
+/// What an adapter of WebGPU allows beside what [`Gpu`] says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebGpu {
+    /// Invocations with consecutive numbers, from multiples of this on, that are in one subgroup; 1: none are known to be.
+    pub subgroup: u64,
+    /// Whether the built-in `exp2` keeps 2 ulps.
+    pub exact_exp2: bool,
+    /// Storage buffers of a kernel.
+    pub storage_buffers: u64,
+    /// Bytes of one binding.
+    pub binding_bytes: u64,
 }
 
 /// What a GPU allows a task and a multiprocessor, and how fast it is.
@@ -81,7 +98,7 @@ pub struct Gpu {
 pub const TASK_SHARED_BYTES: u64 = 1024;
 
 /// The built-in sheets' texts.
-const TEXTS: [&str; 10] = [
+const TEXTS: [&str; 16] = [
     include_str!("../data/h100.toml"),
     include_str!("../data/h200.toml"),
     include_str!("../data/a100.toml"),
@@ -92,6 +109,12 @@ const TEXTS: [&str; 10] = [
     include_str!("../data/x86-64-v3.toml"),
     include_str!("../data/x86-64-v4.toml"),
     include_str!("../data/aarch64.toml"),
+    include_str!("../data/webgpu.toml"),
+    include_str!("../data/webgpu-nvidia.toml"),
+    include_str!("../data/webgpu-amd.toml"),
+    include_str!("../data/webgpu-intel.toml"),
+    include_str!("../data/webgpu-apple.toml"),
+    include_str!("../data/lavapipe.toml"),
 ];
 
 /// Rates as a table in text, in order of names.

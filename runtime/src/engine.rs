@@ -126,6 +126,10 @@ impl Engine {
                 let reason = format!("its code is PTX for {arch}; this engine runs kernels on the processor");
                 return Err(Error::Artifact { name: artifact.name, reason });
             }
+            Code::Wgsl { .. } => {
+                let reason = "its code is WGSL; this engine runs kernels on the processor".to_owned();
+                return Err(Error::Artifact { name: artifact.name, reason });
+            }
             Code::LlvmIr(text) => {
                 let key = self.key(&text);
                 let cached = self.cache.as_ref().and_then(|cache| cache.get(&key));

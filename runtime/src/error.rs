@@ -21,6 +21,10 @@ pub enum Error {
     #[error(transparent)]
     #[cfg(feature = "cuda")]
     Cuda(#[from] crate::cuda::CudaError),
+    /// An adapter of WebGPU, or what is asked of it.
+    #[error(transparent)]
+    #[cfg(feature = "wgpu")]
+    Wgpu(#[from] crate::wgpu::WgpuError),
     /// The threads cannot be started.
     #[error("worker threads cannot be started: {reason}")]
     Threads {

@@ -7,7 +7,7 @@
 
 #[cfg(feature = "cpu")]
 pub mod aot;
-#[cfg(any(feature = "cpu", feature = "cuda"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 mod arguments;
 pub mod array;
 #[cfg(any(feature = "jit", feature = "cuda"))]
@@ -26,10 +26,14 @@ mod executable;
 #[cfg(feature = "cpu")]
 mod launch;
 mod level;
-#[cfg(any(feature = "cpu", feature = "cuda"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 mod program;
 #[cfg(feature = "cpu")]
 mod scratch;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod variants;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 pub use array::{ArrayError, Element, HostArray, View, ViewMut};
 pub use device::{Cpu, Device, Isa};
@@ -43,5 +47,5 @@ pub use executable::{Bound, Executable};
 #[cfg(feature = "cpu")]
 pub use launch::Arguments;
 pub use level::Level;
-#[cfg(any(feature = "cpu", feature = "cuda"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 pub use program::{ArraySpec, KernelSpec};

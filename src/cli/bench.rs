@@ -17,7 +17,7 @@ use super::run::DeviceArg;
 #[derive(clap::Args)]
 pub struct BenchArgs {
     /// The device
-    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    #[arg(long, default_value = "cpu")]
     device: DeviceArg,
     /// The family: gemm, attn_fwd, norm or rnn_fwd, and decode on a GPU; all by default
     #[arg(long)]
@@ -49,15 +49,15 @@ pub struct BenchArgs {
 }
 
 /// One case: a library file, its sizes, and the name the peers' script gives it.
-struct Case {
-    family: &'static str,
-    name: String,
-    file: &'static str,
-    sizes: Vec<(&'static str, u64)>,
-    dtype: DType,
+pub struct Case {
+    pub family: &'static str,
+    pub name: String,
+    pub file: &'static str,
+    pub sizes: Vec<(&'static str, u64)>,
+    pub dtype: DType,
 }
 
-fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     let mut list = Vec::new();
     for dtype in [DType::F32, DType::BF16] {
         for (m, n, k) in [(512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (16, 4096, 4096), (1, 4096, 4096)] {
@@ -99,7 +99,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// The cascade with its bf16 tensors declared as `dtype`.
-fn retyped(mut c: Cascade, dtype: DType) -> Cascade {
+pub fn retyped(mut c: Cascade, dtype: DType) -> Cascade {
     let set = |d: &mut DType| {
         if *d == DType::BF16 {
             *d = dtype;
@@ -118,6 +118,10 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.device == DeviceArg::Cuda {
         return super::gpu::bench::bench(args);
     }
+    #[cfg(feature = "wgpu")]
+    if let DeviceArg::Wgpu(name) = &args.device {
+        return super::wgpu::bench(args, name.as_deref());
+    }
     let list: Vec<Case> =
         cases().into_iter().filter(|c| args.family.as_deref().is_none_or(|f| f == c.family)).collect();
     if list.is_empty() {
@@ -130,35 +134,43 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         let module = parse(text).map_err(|d| Failure::Wrong(format!("{}: {d:?}", case.file)))?;
         let c = retyped(module.cascades.into_iter().next_back().expect("a cascade"), case.dtype);
         let row = time(&engine, &c, case, &sheet, Duration::from_millis(args.budget_ms))?;
-        if args.jsonl {
-            println!("{}", serde_json::to_string(&row).map_err(Failure::wrong)?);
-        } else {
-            let rate = format!("{:.1} GFLOP/s, {:.1} GB/s", row.tflops * 1e3, row.gbps);
-            let roof = 100.0 * row.roofline_fraction;
-            println!(
-                "{:9} {:36} {:9.3} ms  {rate}  {roof:.0}% of the roofline  {} kernels",
-                row.family, row.case, row.ms, row.kernels
-            );
-        }
+        row.print(args.jsonl)?;
     }
     Ok(())
 }
 
 /// One line of output, with the peers' field names.
 #[derive(serde::Serialize)]
-struct Row {
-    family: String,
-    case: String,
-    peer: String,
-    device: String,
-    ms: f64,
-    tflops: f64,
-    gbps: f64,
-    build_s: f64,
-    kernels: usize,
-    atoms: Vec<String>,
-    threads: usize,
-    roofline_fraction: f64,
+pub struct Row {
+    pub family: String,
+    pub case: String,
+    pub peer: String,
+    pub device: String,
+    pub ms: f64,
+    pub tflops: f64,
+    pub gbps: f64,
+    pub build_s: f64,
+    pub kernels: usize,
+    pub atoms: Vec<String>,
+    pub threads: usize,
+    pub roofline_fraction: f64,
+}
+
+impl Row {
+    /// Prints it, as JSON or for people.
+    pub fn print(&self, jsonl: bool) -> Result<(), Failure> {
+        if jsonl {
+            println!("{}", serde_json::to_string(self).map_err(Failure::wrong)?);
+            return Ok(());
+        }
+        let rate = format!("{:.1} GFLOP/s, {:.1} GB/s", self.tflops * 1e3, self.gbps);
+        let roof = 100.0 * self.roofline_fraction;
+        println!(
+            "{:9} {:36} {:9.3} ms  {rate}  {roof:.0}% of the roofline  {} kernels",
+            self.family, self.case, self.ms, self.kernels
+        );
+        Ok(())
+    }
 }
 
 fn time(engine: &Engine, c: &Cascade, case: &Case, sheet: &DataSheet, budget: Duration) -> Result<Row, Failure> {

@@ -120,6 +120,8 @@ pub fn devices(args: &DevicesArgs) -> Result<(), Failure> {
         }
         Err(e) => println!("  no kernels are compiled for it: {e}"),
     }
+    #[cfg(feature = "wgpu")]
+    super::wgpu::devices();
     let gpus = match gpus() {
         Ok(gpus) => gpus,
         Err(e) => {
@@ -182,7 +184,7 @@ pub fn cache(command: &CacheCommand) -> Result<(), Failure> {
 #[derive(clap::Args)]
 pub struct SelftestArgs {
     /// The device
-    #[arg(long, value_enum, default_value_t = super::run::DeviceArg::Cpu)]
+    #[arg(long, default_value = "cpu")]
     device: super::run::DeviceArg,
     /// Only cascades whose file's name contains this
     #[arg(long)]
@@ -223,6 +225,10 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
     }
     if args.device == super::run::DeviceArg::Cuda {
         return super::gpu::selftest::selftest(args);
+    }
+    #[cfg(feature = "wgpu")]
+    if let super::run::DeviceArg::Wgpu(name) = &args.device {
+        return super::wgpu::selftest(args, name.as_deref());
     }
     let engine = Engine::new(&options()?).map_err(Failure::machine)?;
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);

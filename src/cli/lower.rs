@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use einfall::{Engine, Options, trace, with_statics};
-use einfall_codegen::backend::{llvm::Isa, ptx};
+use einfall_codegen::backend::{llvm::Isa, ptx, wgsl};
 use einfall_codegen::pipeline::{self, Context, Program, Record, Stop, Verdict};
 use einfall_codegen::tables;
 use einfall_ir::array::Array;
 use einfall_ir::artifact::Code;
 use einfall_ir::cascade::bind::Given;
 use einfall_ir::cascade::{Cascade, eval};
-use einfall_ir::kernel::atoms;
+use einfall_ir::kernel::{Module, atoms};
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
-use einfall_ir::tile;
+use einfall_ir::tile::{self, Plan};
 use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_ir::tolerance::{Expected, expect};
 
@@ -94,24 +94,49 @@ pub enum Emit {
     Ptx,
     /// PTX for sm_80, which every GPU since has
     PtxSm80,
+    /// WGSL for the adapter of --target, or for any
+    Wgsl,
+}
+
+/// The last plan and the kernels made of it.
+fn made<'a>(given: &'a Program, records: &'a [Record]) -> Result<(&'a Plan, &'a Module), Failure> {
+    let plan = records.iter().rev().map(|r| &r.program).chain([given]).find_map(|p| match p {
+        Program::Tile(plan) => Some(plan),
+        Program::Cascade(_) | Program::Kernel(_) => None,
+    });
+    match (plan, records.last().map(|r| &r.program)) {
+        (Some(plan), Some(Program::Kernel(module))) => Ok((plan, module)),
+        _ => Err(Failure::Wrong("no kernels were made".to_owned())),
+    }
+}
+
+/// Prints the WGSL modules of the kernels, one after another.
+fn emit_wgsl(source: &Source, given: &Program, records: &[Record], lowering: &Lowering) -> Result<(), Failure> {
+    let target = match lowering {
+        Lowering::Gpu(sheet) => wgsl::Target::of(sheet).unwrap_or_else(wgsl::Target::generic),
+        Lowering::Cpu => return Err(Failure::Usage("--emit wgsl needs --target webgpu".to_owned())),
+    };
+    let (plan, module) = made(given, records)?;
+    let artifact = wgsl::print(plan, module, &target).map_err(|e| Failure::Wrong(source.render(&[e.diagnostic()])))?;
+    if let Code::Wgsl { modules } = artifact.code {
+        modules.iter().for_each(|m| println!("{}", m.text));
+    }
+    Ok(())
 }
 
 /// Prints the code of the kernels that the last pass made.
 fn emit(source: &Source, given: &Program, records: &[Record], emit: Emit, lowering: &Lowering) -> Result<(), Failure> {
+    if emit == Emit::Wgsl {
+        return emit_wgsl(source, given, records, lowering);
+    }
     let target = match emit {
         Emit::Ptx => match lowering {
             Lowering::Gpu(sheet) => ptx::Target::of(sheet).unwrap_or_else(ptx::Target::sm_90a),
             Lowering::Cpu => return Err(Failure::Usage("--emit ptx needs --target gpu".to_owned())),
         },
-        Emit::PtxSm80 => ptx::Target::sm_80(),
+        Emit::PtxSm80 | Emit::Wgsl => ptx::Target::sm_80(),
     };
-    let plan = records.iter().rev().map(|r| &r.program).chain([given]).find_map(|p| match p {
-        Program::Tile(plan) => Some(plan),
-        Program::Cascade(_) | Program::Kernel(_) => None,
-    });
-    let (Some(plan), Some(Program::Kernel(module))) = (plan, records.last().map(|r| &r.program)) else {
-        return Err(Failure::Wrong("no kernels were made".to_owned()));
-    };
+    let (plan, module) = made(given, records)?;
     let artifact = ptx::print(plan, module, &target).map_err(|e| Failure::Wrong(source.render(&[e.diagnostic()])))?;
     if let Code::Ptx { text, .. } = artifact.code {
         print!("{text}");
@@ -149,6 +174,7 @@ fn records(
 ) -> Result<(Vec<Record>, Option<Mapping>), Failure> {
     let (lower, atoms) = match target {
         Lowering::Cpu => (tables::CPU, Vec::new()),
+        Lowering::Gpu(sheet) if sheet.webgpu.is_some() => (tables::GPU, atoms::multiply_adds().collect()),
         Lowering::Gpu(_) => (tables::GPU, atoms::all().collect()),
     };
     let to_tile = Context { atoms, ..Context::default() };
@@ -188,6 +214,7 @@ fn records(
     let context = Context { mapping: mapping.clone(), isa: Some(isa(&cpu)), ..to_tile };
     let made = trace(lower, Program::Tile(plan), &context, second).map_err(|(_, mut stop)| {
         if let (Stop::Refused { diagnostics, .. }, Some(plan), Lowering::Gpu(sheet)) = (&mut stop, &model, target)
+            && sheet.webgpu.is_none()
             && let Ok(sizes) = plan_sizes(plan, given)
             && let Some(why) = einfall::cuda::unmapped(plan, sheet, sizes.as_deref())
         {

@@ -27,12 +27,16 @@ mod tables;
 mod text;
 mod traffic;
 mod tune;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use einfall_runtime::cuda::CudaError;
+#[cfg(feature = "wgpu")]
+use einfall_runtime::wgpu::WgpuError;
 
 /// Kernels for sequence models, derived from cascades of Einsums.
 #[derive(Parser)]
@@ -122,6 +126,10 @@ pub fn engine_failure(source: &source::Source, e: einfall::Error) -> Failure {
             einfall_runtime::Error::Llvm(_) | einfall_runtime::Error::Threads { .. } => Failure::machine(e),
             einfall_runtime::Error::Cuda(
                 CudaError::NoDriver | CudaError::OldDriver { .. } | CudaError::NoDevice { .. },
+            ) => Failure::machine(e),
+            #[cfg(feature = "wgpu")]
+            einfall_runtime::Error::Wgpu(
+                WgpuError::NoAdapter { .. } | WgpuError::Ambiguous { .. } | WgpuError::NoDevice { .. },
             ) => Failure::machine(e),
             e => Failure::wrong(e),
         },

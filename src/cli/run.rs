@@ -17,14 +17,41 @@ use super::source::{Pairs, Source, sizes};
 use super::{Failure, compare, engine_failure};
 
 /// Where a command runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceArg {
-    /// This machine's processor, through LLVM
+    /// This machine's processor, through LLVM.
     Cpu,
-    /// The first NVIDIA GPU
+    /// The first NVIDIA GPU.
     Cuda,
-    /// The float64 evaluator: every construct, slowly
+    /// An adapter of WebGPU by a part of its name; none: the only one, or the only one that is no processor.
+    #[cfg(feature = "wgpu")]
+    Wgpu(Option<String>),
+    /// The float64 evaluator: every construct, slowly.
     Reference,
+}
+
+impl std::str::FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceArg, String> {
+        match (text, text.split_once(':')) {
+            ("cpu", _) => Ok(DeviceArg::Cpu),
+            ("cuda", _) => Ok(DeviceArg::Cuda),
+            ("reference", _) => Ok(DeviceArg::Reference),
+            #[cfg(feature = "wgpu")]
+            ("wgpu", _) => Ok(DeviceArg::Wgpu(None)),
+            #[cfg(feature = "wgpu")]
+            (_, Some(("wgpu", name))) if !name.is_empty() => Ok(DeviceArg::Wgpu(Some(name.to_owned()))),
+            #[cfg(not(feature = "wgpu"))]
+            ("wgpu", _) | (_, Some(("wgpu", _))) => {
+                Err("this build has no WebGPU; build einfall with `--features wgpu`".to_owned())
+            }
+            _ if cfg!(feature = "wgpu") => {
+                Err("devices are cpu, cuda, wgpu, wgpu:NAME (a part of an adapter's name) and reference".to_owned())
+            }
+            _ => Err("devices are cpu, cuda and reference".to_owned()),
+        }
+    }
 }
 
 /// Arguments of `run`.
@@ -68,8 +95,9 @@ pub struct RunArgs {
     /// Print what the time from the text to the first result went into
     #[arg(long)]
     timings: bool,
-    /// Where to run
-    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    /// Where to run: cpu; cuda; reference, the float64 evaluator; in builds with the feature `wgpu` also wgpu or wgpu:NAME
+    /// (a part of an adapter's name)
+    #[arg(long, default_value = "cpu")]
     device: DeviceArg,
 }
 
@@ -140,8 +168,21 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let values = fill_defaults(&c, &b, &values).map_err(|e| source.bind_failure(&e))?;
 
     laps.end(None);
-    let outputs = match args.device {
+    let outputs = match &args.device {
         DeviceArg::Reference => reference(&c, &b, &values)?,
+        #[cfg(feature = "wgpu")]
+        DeviceArg::Wgpu(name) => {
+            let engine = super::wgpu::engine(name.as_deref())?;
+            let fail = |e| engine_failure(&source, e);
+            let mapping = args.mapping.as_deref().map(super::lower::read_mapping).transpose()?;
+            let options = CompileOptions { statics, mapping, ..CompileOptions::default() };
+            let kernel = engine.compile_with(&cascade, &options).map_err(fail)?;
+            let named: Vec<(&str, u64)> =
+                c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+            let names = c.params.iter().map(|p| c.tensors[*p].name.as_str());
+            let inputs: Vec<(&str, &Array)> = names.zip(&values).collect();
+            kernel.bind(&named).and_then(|bound| bound.run_values(&inputs)).map_err(fail)?
+        }
         DeviceArg::Cuda => {
             let engine = super::gpu::engine()?;
             let fail = |e| engine_failure(&source, e);
@@ -215,6 +256,10 @@ fn run_plan(args: &RunArgs) -> Result<(), Failure> {
     let case = plans::case(&plan, &ranks, seed, Variant::Normal, check).map_err(Failure::Wrong)?;
     match args.device {
         DeviceArg::Cpu => Err(Failure::Usage("a plan runs with --device cuda, or on the reference device".to_owned())),
+        #[cfg(feature = "wgpu")]
+        DeviceArg::Wgpu(_) => {
+            Err(Failure::Usage("a plan runs with --device cuda, or on the reference device".to_owned()))
+        }
         DeviceArg::Reference => {
             case.expected.iter().for_each(|e| println!("{}: {}{:?}", e.name, e.dtype, e.dims));
             Ok(())

@@ -56,8 +56,8 @@ pub fn traffic(args: &TrafficArgs) -> Result<(), Failure> {
         print!("{}", join(folder)?);
         return Ok(());
     }
-    let Some(sheet) = DataSheet::named(&args.target).filter(|s| s.gpu.is_some()) else {
-        let gpus = DataSheet::all().into_iter().filter(|s| s.gpu.is_some()).map(|s| s.name);
+    let Some(sheet) = DataSheet::named(&args.target).filter(|s| s.gpu.is_some() && s.webgpu.is_none()) else {
+        let gpus = DataSheet::all().into_iter().filter(|s| s.gpu.is_some() && s.webgpu.is_none()).map(|s| s.name);
         let names = gpus.collect::<Vec<_>>().join(", ");
         return Err(Failure::Usage(format!("there is no GPU `{}`; there are {names}", args.target)));
     };

@@ -3,8 +3,9 @@
 //! A kernel's [`facts`] lead to its [`structure`]s (cuts, orientations, places of tiles, roles, schedules); each
 //! structure has an integer CSP ([`space`]) over blocks, units, clusters, instructions, stages, swizzles, register
 //! budgets and orders; [`cost`] prices assignments and [`mod@search`] finds the cheapest; [`mod@write`] turns assignments into
-//! mappings and back. Kernels without contractions go to [`elementwise`], contractions without an instruction to
-//! [`products`]. Invariant: nothing asks for a kernel's name;
+//! mappings and back. Kernels without contractions go to [`elementwise`], those of devices without instructions for
+//! tiles to [`multiply_add`], other contractions without an instruction to [`products`]. Invariant: nothing asks for a
+//! kernel's name;
 //! what is returned for a kernel that the model has a structure for satisfies every constraint of its CSP.
 
 use std::ops::ControlFlow;
@@ -19,6 +20,7 @@ pub mod cost;
 pub mod elementwise;
 pub mod facts;
 pub mod live;
+pub mod multiply_add;
 pub mod obstacle;
 pub mod products;
 pub mod sample;
@@ -110,6 +112,9 @@ pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping 
     let entries = |kernel: &Kernel| -> Vec<KernelMapping> {
         if !contracts(kernel) {
             return elementwise::variants(kernel, plan, sheet, sizes);
+        }
+        if let Some(all) = multiply_add::variants(kernel, plan, sheet) {
+            return all;
         }
         let found: Vec<KernelMapping> = match Facts::new(plan, kernel, sizes) {
             Ok(facts) if facts.open() => {

@@ -2,3 +2,4 @@
 
 pub mod llvm;
 pub mod ptx;
+pub mod wgsl;

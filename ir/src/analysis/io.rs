@@ -421,6 +421,7 @@ mod tests {
             levels: vec![l("dram", 1 << 60), l("fast", bytes)],
             peak: Vec::new(),
             gpu: None,
+            webgpu: None,
         }
     }
 

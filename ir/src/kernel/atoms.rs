@@ -39,6 +39,17 @@ pub struct Atom {
     pub mn_major: bool,
 }
 
+impl Atom {
+    /// Whether every thread has all of the operands that its part of the accumulator takes: the atom is then
+    /// multiply-adds of what each thread holds.
+    pub fn threads_alone(&self) -> bool {
+        let (Some(a), Some(b)) = (&self.a_dist, &self.b_dist) else { return false };
+        a.project(&[0]).serves(&self.acc_dist, &[0])
+            && b.project(&[1]).serves(&self.acc_dist, &[1])
+            && [(a, 1), (b, 0)].iter().all(|(d, k)| d.threads.iter().all(|g| g.dim != *k || g.stride == 0))
+    }
+}
+
 fn digit(extent: u64, dim: usize, stride: u64) -> DistDigit {
     DistDigit { extent, dim, stride }
 }
@@ -130,7 +141,50 @@ fn mma(operand: DType) -> Option<Atom> {
     })
 }
 
-/// Every atom.
+/// `fma.mMnNk4.f32`: no instruction, but multiply-adds of what each thread of 4 by 8 holds, M/4 rows by N/8 columns. Rows
+/// and columns go by fours, so that a thread reads its operands in vectors: `a` along k, `b` along n.
+fn multiply_add(m: u64, n: u64) -> Option<Atom> {
+    let sizes = |x: u64, threads: u64| x.is_multiple_of(threads) && [1, 2, 4, 8].contains(&(x / threads));
+    if !sizes(m, 4) || !sizes(n, 8) {
+        return None;
+    }
+    let (rows, columns, k) = (m / 4, n / 8, 4);
+    // Neighbours that one thread has, and the steps between its groups of them.
+    let part = |count: u64, threads: u64, dim| {
+        let per = count.min(4);
+        [digit(per, dim, 1), digit(count / per, dim, per * threads)]
+    };
+    let thread = |count: u64, dim| digit(if dim == 0 { 4 } else { 8 }, dim, count.min(4));
+    let (own_rows, own_columns) = (part(rows, 4, 0), part(columns, 8, 1));
+    let of = |list: [DistDigit; 2], more: &[DistDigit]| more.iter().copied().chain(list).collect::<Vec<_>>();
+    Some(Atom {
+        name: AtomName(format!("fma.m{m}n{n}k{k}.f32")),
+        shape: [m, n, k],
+        operand: DType::F32,
+        acc: DType::F32,
+        acc_mantissa: 23,
+        asynchronous: false,
+        scope: Scope::Warp,
+        a_dist: Some(dist(&[m, k], vec![digit(8, 0, 0), thread(rows, 0)], of(own_rows, &[digit(k, 1, 1)]))),
+        b_dist: Some(dist(
+            &[k, n],
+            vec![thread(columns, 1), digit(4, 0, 0)],
+            own_columns.into_iter().chain([digit(k, 0, 1)]).collect(),
+        )),
+        acc_dist: dist(&[m, n], vec![thread(columns, 1), thread(rows, 0)], of(own_rows, &own_columns)),
+        a_memory: false,
+        b_memory: false,
+        mn_major: false,
+    })
+}
+
+/// Atoms that are multiply-adds of what each thread holds: for devices without instructions for tiles.
+pub fn multiply_adds() -> impl Iterator<Item = Atom> {
+    const ROWS: [u64; 4] = [4, 8, 16, 32];
+    ROWS.into_iter().flat_map(|m| ROWS.into_iter().filter_map(move |n| multiply_add(m, 2 * n)))
+}
+
+/// Every instruction.
 pub fn all() -> impl Iterator<Item = Atom> {
     let types = [DType::BF16, DType::F16, DType::Tf32, DType::F8E4M3, DType::F8E5M2];
     let wgmmas = types.into_iter().flat_map(|t| (8..=256).step_by(8).filter_map(move |n| wgmma(t, n)));
@@ -150,6 +204,10 @@ pub fn find(name: &AtomName) -> Option<Atom> {
             if rows == "m32" { wgmma_half(operand, n)? } else { wgmma(operand, n)? }
         }
         "mma" => mma(operand)?,
+        "fma" => {
+            let (m, rest) = shape.strip_prefix('m')?.split_once('n')?;
+            multiply_add(m.parse().ok()?, rest.split_once('k')?.0.parse().ok()?)?
+        }
         _ => return None,
     };
     (atom.name == *name).then_some(atom)
@@ -288,6 +346,13 @@ mod tests {
             n += 1;
         }
         assert_eq!(n, 2 * 5 * 32 + 2);
+        for atom in multiply_adds() {
+            assert_eq!(find(&atom.name).as_ref(), Some(&atom));
+            assert!(atom.threads_alone(), "{}", atom.name.0);
+            let (a, b) = (atom.a_dist.as_ref().unwrap(), atom.b_dist.as_ref().unwrap());
+            assert!(a.covers() && b.covers() && atom.acc_dist.covers(), "{}", atom.name.0);
+        }
+        assert!(all().all(|a| !a.threads_alone()));
         for bad in ["wgmma.m64n12k16.bf16", "wgmma.m64n264k16.bf16", "wgmma.m64n64k8.bf16", "mma.m16n8k16.f32", "x"] {
             assert_eq!(find(&AtomName(bad.to_string())), None, "{bad}");
         }

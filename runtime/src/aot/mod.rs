@@ -99,7 +99,7 @@ impl Kernel {
         let reason = match &artifact.code {
             Code::Linked if artifact.launches.len() == linked.functions.len() => None,
             Code::Linked => Some("it has another number of kernels than functions"),
-            Code::LlvmIr(_) | Code::Object(_) | Code::Ptx { .. } => Some("its code is not linked"),
+            Code::LlvmIr(_) | Code::Object(_) | Code::Ptx { .. } | Code::Wgsl { .. } => Some("its code is not linked"),
         };
         if let Some(reason) = reason {
             return Err(Error::Artifact { name: self.name.to_owned(), reason: reason.to_owned() });

@@ -12,6 +12,7 @@ use crate::arguments::{Named, Place, places};
 use crate::array::{HostArray, View};
 use crate::error::Error;
 use crate::program::{ArraySpec, KernelSpec, Program, Sizes};
+use crate::variants;
 use cudarc::driver::sys;
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::{Condition, GpuLaunch, Launch, Slot, TensorMap};
@@ -266,7 +267,7 @@ fn check_sizes(program: &Program, sizes: &Sizes) -> Result<(), CudaError> {
         }
     }
     for (launch, step) in program.artifact.launches.iter().zip(&sizes.steps) {
-        let fits = |c: &Condition| holds(c, program, sizes, |_| true);
+        let fits = |c: &Condition| variants::holds(c, program, sizes, |_| true);
         if !launch.gpu.as_ref().is_none_or(|g| g.assumes.iter().all(fits)) {
             continue;
         }
@@ -288,52 +289,12 @@ fn check_sizes(program: &Program, sizes: &Sizes) -> Result<(), CudaError> {
     Ok(())
 }
 
-/// Whether an assumption holds at these sizes; `aligned` judges arrays.
-fn holds(condition: &Condition, program: &Program, sizes: &Sizes, aligned: impl Fn(&Condition) -> bool) -> bool {
-    debug_assert_eq!(program.artifact.buffers.len(), sizes.shapes.len());
-    match condition {
-        Condition::AtMost(size, n) => size.eval(&sizes.extents).is_ok_and(|v| v <= *n),
-        Condition::Multiple(size, n) => size.eval(&sizes.extents).is_ok_and(|v| v.is_multiple_of(*n)),
-        Condition::Aligned(..) => aligned(condition),
-    }
-}
-
 /// The launches to make, in order: of the variants of a kernel, the first whose assumptions all hold.
 fn choose(program: &Program, sizes: &Sizes, places: &[Option<Place>]) -> Result<Vec<usize>, CudaError> {
-    let aligned = |condition: &Condition| {
-        let Condition::Aligned(b, bytes) = condition else { return true };
-        let (bits, shape) = (u64::from(program.artifact.buffers[*b].dtype.bits()), &sizes.shapes[b.index()]);
-        // An array without elements is not read.
-        shape.contains(&0)
-            || places[b.index()].as_ref().is_some_and(|p| {
-                let outer = shape.len().saturating_sub(1);
-                let whole = |d: usize| shape[d] <= 1 || (p.strides[d].unsigned_abs() * bits / 8).is_multiple_of(*bytes);
-                (p.base as u64).is_multiple_of(*bytes)
-                    && (0..outer).all(whole)
-                    && (outer..shape.len()).all(|d| shape[d] <= 1 || p.strides[d] == 1)
-            })
-    };
-    let launches = &program.artifact.launches;
-    let (mut chosen, mut index) = (Vec::new(), 0);
-    while index < launches.len() {
-        let kernel = |i: usize| launches[i].gpu.as_ref().and_then(|g| g.variant_of.as_ref());
-        let same = |i: usize| kernel(i).is_some() && kernel(i) == kernel(index);
-        let end = (index + 1..launches.len()).find(|i| !same(*i)).unwrap_or(launches.len());
-        let fits = |i: &usize| {
-            let assumes = launches[*i].gpu.as_ref().map_or(&[][..], |g| &g.assumes);
-            assumes.iter().all(|c| holds(c, program, sizes, aligned))
-        };
-        match (index..end).find(fits) {
-            Some(i) => chosen.push(i),
-            None => {
-                let kernel = kernel(index).unwrap_or(&launches[index].symbol).clone();
-                let reason = "none of its variants fits the sizes and arrays given".to_owned();
-                return Err(CudaError::Launch { kernel, reason });
-            }
-        }
-        index = end;
-    }
-    Ok(chosen)
+    variants::choose(program, sizes, places).map_err(|kernel| {
+        let reason = "none of its variants fits the sizes and arrays given".to_owned();
+        CudaError::Launch { kernel, reason }
+    })
 }
 
 /// Refuses a kernel whose tasks wait for each other and are more than the device holds.

@@ -60,7 +60,7 @@ pub struct Tuned {
 /// The data sheet for a device of a table.
 fn sheet(kind: Kind, device: &str) -> Option<DataSheet> {
     let name = device.to_lowercase();
-    let gpu = |s: &DataSheet| s.gpu.is_some() && name.contains(&s.name);
+    let gpu = |s: &DataSheet| s.gpu.is_some() && s.webgpu.is_none() && name.contains(&s.name);
     match kind {
         Kind::Cuda => DataSheet::all().into_iter().find(gpu).or_else(|| DataSheet::named("h100")),
         Kind::Cpu => {

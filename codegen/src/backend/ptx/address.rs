@@ -39,7 +39,7 @@ fn factor(k: &Kernel, e: &Expr) -> u64 {
 }
 
 /// Whether `n` divides `e`, by its form and what the kernel assumes.
-pub(super) fn divides(k: &Kernel, n: u64, e: &Expr) -> bool {
+pub(in crate::backend) fn divides(k: &Kernel, n: u64, e: &Expr) -> bool {
     factor(k, e).is_multiple_of(n)
 }
 

@@ -45,6 +45,9 @@ impl Emit<'_> {
         keep: &Expr,
     ) -> Res<()> {
         let Some(atom) = atoms::find(name) else { return Err(self.fail(&format!("the atom `{}`", name.0))) };
+        if atom.threads_alone() {
+            return Err(self.fail("atoms that are multiply-adds of each thread"));
+        }
         let [m, n, k] = atom.shape;
         let mut d = self.window(acc, acc_from, [m, n])?;
         if !atom.asynchronous {

@@ -158,26 +158,29 @@ fn kernel(
             counters,
             maps: std::mem::take(&mut e.maps.all),
             variant_of: k.variant_of.clone(),
-            assumes: k.assumes.iter().map(|a| condition(&e, a)).collect::<Res<_>>()?,
+            assumes: k.assumes.iter().map(|a| condition(k, a).map_err(|what| e.fail(what))).collect::<Res<_>>()?,
         }),
     })
 }
 
 /// What a variant takes for granted, in terms of the artifact.
-fn condition(e: &Emit<'_>, a: &Assumption) -> Res<Condition> {
-    let size = |x| size_of(x).ok_or_else(|| e.fail("an assumption of that form"));
+///
+/// # Errors
+/// What has no such terms, a noun phrase.
+pub(in crate::backend) fn condition(k: &Kernel, a: &Assumption) -> Result<Condition, &'static str> {
+    let size = |x| size_of(x).ok_or("an assumption of that form");
     Ok(match a {
         Assumption::AtMost(x, n) => Condition::AtMost(size(x)?, *n),
         Assumption::Multiple(x, n) => Condition::Multiple(size(x)?, *n),
-        Assumption::Aligned(b, n) => match e.k.bufs[*b].space {
+        Assumption::Aligned(b, n) => match k.bufs[*b].space {
             BufSpace::Global { param, .. } => Condition::Aligned(BufferId::new(param), *n),
-            BufSpace::Shared { .. } | BufSpace::Scratch { .. } => return Err(e.fail("an assumption about no array")),
+            BufSpace::Shared { .. } | BufSpace::Scratch { .. } => return Err("an assumption about no array"),
         },
     })
 }
 
 /// Arrays that a kernel reads and writes, by its buffers: one that it writes counts as written alone.
-fn arrays(k: &Kernel) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
+pub(in crate::backend) fn arrays(k: &Kernel) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
     let of = |w: bool| {
         k.bufs.iter().filter_map(move |(_, b)| match b.space {
             BufSpace::Global { param, written } if written == w => Some(BufferId::new(param)),

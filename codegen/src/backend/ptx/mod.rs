@@ -8,17 +8,17 @@
 //! Source: PTX ISA 8.0; `.target sm_90a` for wgmma, TMA and setmaxnreg, `sm_80` for everything else.
 
 mod across;
-mod address;
+pub(in crate::backend) mod address;
 mod atom;
 mod copy;
 mod emit;
 mod expr;
 mod frag;
-mod launch;
+pub(in crate::backend) mod launch;
 mod math;
 mod matrix;
 mod memory;
-mod partial;
+pub(in crate::backend) mod partial;
 mod ranges;
 mod reduce;
 mod scalar;

@@ -121,7 +121,7 @@ fn linear(k: &Kernel, s: &Stmt, f: FragId) -> bool {
 }
 
 /// The statement after which `f` can be completed, in `list` or within.
-fn last<'s>(k: &Kernel, list: &'s [Stmt], f: FragId) -> Option<&'s Stmt> {
+pub(in crate::backend) fn last<'s>(k: &Kernel, list: &'s [Stmt], f: FragId) -> Option<&'s Stmt> {
     let end = list.iter().rposition(|s| contains_adds(s, f))?;
     let first = list.iter().position(|s| touches(s, f))?;
     if is_zero(&list[first], f) && list[..=end].iter().all(|s| linear(k, s, f)) {
@@ -137,7 +137,8 @@ fn last<'s>(k: &Kernel, list: &'s [Stmt], f: FragId) -> Option<&'s Stmt> {
     }
 }
 
-fn sums<'s>(body: &'s [Stmt], f: FragId, out: &mut Vec<(FragId, &'s [usize])>) {
+/// What is summed into `f`, and over which of its dimensions.
+pub(in crate::backend) fn sums<'s>(body: &'s [Stmt], f: FragId, out: &mut Vec<(FragId, &'s [usize])>) {
     for s in body {
         out.extend(adds(s, f));
         s.bodies().into_iter().for_each(|l| sums(l, f, out));

@@ -76,7 +76,10 @@ pub(super) fn orient(f: &Facts<'_>, at: usize) -> Step<Oriented> {
     }
     for t in [a, b] {
         let (have, want) = (f.kernel.tiles[t].dtype, atom.operand);
-        if have != want {
+        // Threads that load their own operands from shared memory widen them on the way.
+        let widened =
+            atom.threads_alone() && f.tile(t).space == Space::Shared && have.is_float() && have.bits() <= want.bits();
+        if have != want && !widened {
             return refuse("atom types", format!("{} is {have}, the atom takes {want}", f.tile(t).name), "convert it");
         }
     }

@@ -1,0 +1,134 @@
+//! Mappings of contractions for devices without instructions for tiles: register tiles of multiply-adds, fed from shared
+//! memory.
+//!
+//! A thread of a warp of 4 by 8 holds a tile of the result; per step of k it reads one row and one column piece, so that
+//! R rows by C columns cost R·C multiply-adds for (R + C)/4 vector reads. 8 by 8 where registers allow (a tile of 64,
+//! operands of 64, and what addresses take), else 4 by 8; warps one below the other; as many steps of k under way as
+//! shared memory holds, two at most. Tiles in shared memory have one word per element. Invariant: what is returned
+//! keeps within the sheet's registers, threads and shared memory. Kernels of any other form get blocks alone: small ones,
+//! whose products are held in registers.
+
+use einfall_ir::kernel::{Engine, Scope};
+use einfall_ir::mapping::{AxisMapping, KernelMapping, OpMapping, RoleMapping, TileMapping};
+use einfall_ir::target::{DataSheet, Gpu};
+use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, TileId};
+
+/// Bytes of a shared tile's element.
+const WORD: u64 = 4;
+/// Coordinates along k of one step.
+const DEPTH: u64 = 16;
+/// Columns of a task: one atom's.
+const COLUMNS: u64 = 64;
+/// Registers of a thread for a tile of 8 by 8 with its operands.
+const LARGE: u64 = 168;
+
+/// Extents of inner axes that kernels of other forms get variants for.
+const INNER: [u64; 3] = [16, 64, 128];
+/// Products of a block that a warp holds at once.
+const PRODUCTS: u64 = 512;
+
+/// The only contraction of a kernel, with its stream.
+struct Contraction {
+    /// Its number among the kernel's operations.
+    op: usize,
+    operands: [TileId; 2],
+    rows: AxisId,
+    columns: AxisId,
+    summed: AxisId,
+}
+
+/// The contraction of a kernel that is one stream over what it sums, with both operands loaded there.
+fn contraction(kernel: &Kernel) -> Option<Contraction> {
+    let (mut found, mut loaded, mut n) = (Vec::new(), Vec::new(), 0);
+    kernel.for_each_op(&mut |op, around| {
+        let stream = around.last().copied();
+        match op {
+            Op::Contract { out, a, b, over, .. } => found.push((n, *out, [*a, *b], over.clone(), stream)),
+            Op::Load { out, .. } => loaded.push((*out, stream)),
+            Op::Map { .. } | Op::Reduce { .. } | Op::Scan { .. } | Op::Store { .. } => {}
+        }
+        n += 1;
+    });
+    let [(op, out, operands, over, stream)] = found.as_slice() else { return None };
+    let ([summed], Some(stream)) = (over.as_slice(), stream) else { return None };
+    let alone = kernel.body.iter().filter(|n| matches!(n, Node::Stream(_))).count() == 1;
+    let in_stream = |t: &TileId| loaded.iter().any(|(l, s)| l == t && *s == Some(*stream));
+    if !alone || !operands.iter().all(in_stream) || kernel.axes[*summed].kind != AxisKind::Stream {
+        return None;
+    }
+    let cut = |t: TileId| -> Vec<AxisId> {
+        let grid = |a: &AxisId| kernel.axes[*a].kind == AxisKind::Grid && kernel.tiles[*out].axes.contains(a);
+        kernel.tiles[t].axes.iter().copied().filter(grid).collect()
+    };
+    let [left, right] = [cut(operands[0]), cut(operands[1])];
+    let own = |list: &[AxisId], other: &[AxisId]| list.iter().copied().rfind(|a| !other.contains(a));
+    let (rows, columns) = (own(&left, &right)?, own(&right, &left)?);
+    // Every other axis is one coordinate a task.
+    let known = |a: &AxisId| [rows, columns, *summed].contains(a) || kernel.axes[*a].kind == AxisKind::Grid;
+    let inside = kernel.axes.ids().all(|a| known(&a));
+    inside.then_some(Contraction { op: *op, operands: *operands, rows, columns, summed: *summed })
+}
+
+/// The mappings of a kernel with contractions for the device of `sheet`, in the order a launch tries them; none if it has
+/// instructions for tiles.
+pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet) -> Option<Vec<KernelMapping>> {
+    let gpu = sheet.gpu.as_ref().filter(|g| g.atoms.iter().any(|a| a == "fma"))?;
+    Some(match contraction(kernel) {
+        Some(c) => vec![tiled(kernel, plan, gpu, &c)],
+        None if kernel.axes.iter().any(|(_, a)| inner(a)) => INNER.into_iter().map(|n| blocks(kernel, n)).collect(),
+        None => vec![blocks(kernel, 1)],
+    })
+}
+
+fn inner(a: &Axis) -> bool {
+    a.kind == AxisKind::Inner && a.block.is_none()
+}
+
+/// Blocks alone, for contractions that are sums of products held in registers: one coordinate of every grid axis, `n` of
+/// every inner axis.
+fn blocks(kernel: &Kernel, n: u64) -> KernelMapping {
+    let axes = kernel.axes.iter().filter(|(_, a)| a.block.is_none()).map(|(_, a)| {
+        AxisMapping::new(
+            &a.name,
+            match a.kind {
+                AxisKind::Grid => 1,
+                AxisKind::Stream => (PRODUCTS / n).clamp(1, DEPTH),
+                AxisKind::Inner => n,
+            },
+        )
+    });
+    KernelMapping { kernel: kernel.name.clone(), axes: axes.collect(), ..KernelMapping::default() }
+}
+
+/// Tiles of a task from the registers, threads and shared memory that there are.
+fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction) -> KernelMapping {
+    let large = gpu.thread_registers >= LARGE;
+    let (atom, rows) = if large { ("fma.m32n64k4.f32", 32) } else { ("fma.m16n64k4.f32", 16) };
+    let units = 4.min(gpu.threads_per_task / Scope::Warp.threads()).max(1);
+    let stage = WORD * DEPTH * (rows * units + COLUMNS);
+    let stages = (gpu.shared_per_task / stage).clamp(1, 2);
+    let name = |a: AxisId| kernel.axes[a].name.clone();
+    let axes = kernel.axes.ids().map(|a| match a {
+        _ if a == c.rows => AxisMapping { units, ..AxisMapping::new(name(a), rows * units) },
+        _ if a == c.columns => AxisMapping::new(name(a), COLUMNS),
+        _ if a == c.summed => AxisMapping::new(name(a), DEPTH),
+        _ => AxisMapping::new(name(a), 1),
+    });
+    let tiles = c.operands.map(|t| TileMapping {
+        stages,
+        engine: Some(Engine::CpAsync),
+        ..TileMapping::new(&kernel.tiles[t].name, Space::Shared)
+    });
+    let names = kernel.op_names(plan);
+    let loads = c.operands.map(|t| OpMapping { slot: 0, ..OpMapping::new(&kernel.tiles[t].name) });
+    let contract = OpMapping { atom: Some(atom.to_owned()), skew: stages - 1, slot: 1, ..OpMapping::new(&names[c.op]) };
+    let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
+    KernelMapping {
+        kernel: kernel.name.clone(),
+        axes: axes.collect(),
+        tiles: tiles.to_vec(),
+        ops: loads.into_iter().chain([contract]).collect(),
+        roles: vec![role],
+        ..KernelMapping::default()
+    }
+}

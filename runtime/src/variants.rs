@@ -1,0 +1,61 @@
+//! Which of a kernel's variants a launch on a GPU runs.
+//!
+//! Invariant: of the variants of one kernel exactly one is launched, the first whose assumptions all hold of the sizes
+//! and arrays given.
+
+use crate::arguments::Place;
+use crate::program::{Program, Sizes};
+use einfall_ir::arena::Id;
+use einfall_ir::artifact::Condition;
+
+/// Whether an assumption holds at these sizes; `aligned` judges arrays.
+pub(crate) fn holds(
+    condition: &Condition,
+    program: &Program,
+    sizes: &Sizes,
+    aligned: impl Fn(&Condition) -> bool,
+) -> bool {
+    debug_assert_eq!(program.artifact.buffers.len(), sizes.shapes.len());
+    match condition {
+        Condition::AtMost(size, n) => size.eval(&sizes.extents).is_ok_and(|v| v <= *n),
+        Condition::Multiple(size, n) => size.eval(&sizes.extents).is_ok_and(|v| v.is_multiple_of(*n)),
+        Condition::Aligned(..) => aligned(condition),
+    }
+}
+
+/// The launches to make, in order: of the variants of a kernel, the first whose assumptions all hold.
+///
+/// # Errors
+/// The kernel of which no variant fits.
+pub(crate) fn choose(program: &Program, sizes: &Sizes, places: &[Option<Place>]) -> Result<Vec<usize>, String> {
+    let aligned = |condition: &Condition| {
+        let Condition::Aligned(b, bytes) = condition else { return true };
+        let (bits, shape) = (u64::from(program.artifact.buffers[*b].dtype.bits()), &sizes.shapes[b.index()]);
+        // An array without elements is not read.
+        shape.contains(&0)
+            || places[b.index()].as_ref().is_some_and(|p| {
+                let outer = shape.len().saturating_sub(1);
+                let whole = |d: usize| shape[d] <= 1 || (p.strides[d].unsigned_abs() * bits / 8).is_multiple_of(*bytes);
+                (p.base as u64).is_multiple_of(*bytes)
+                    && (0..outer).all(whole)
+                    && (outer..shape.len()).all(|d| shape[d] <= 1 || p.strides[d] == 1)
+            })
+    };
+    let launches = &program.artifact.launches;
+    let (mut chosen, mut index) = (Vec::new(), 0);
+    while index < launches.len() {
+        let kernel = |i: usize| launches[i].gpu.as_ref().and_then(|g| g.variant_of.as_ref());
+        let same = |i: usize| kernel(i).is_some() && kernel(i) == kernel(index);
+        let end = (index + 1..launches.len()).find(|i| !same(*i)).unwrap_or(launches.len());
+        let fits = |i: &usize| {
+            let assumes = launches[*i].gpu.as_ref().map_or(&[][..], |g| &g.assumes);
+            assumes.iter().all(|c| holds(c, program, sizes, aligned))
+        };
+        match (index..end).find(fits) {
+            Some(i) => chosen.push(i),
+            None => return Err(kernel(index).unwrap_or(&launches[index].symbol).clone()),
+        }
+        index = end;
+    }
+    Ok(chosen)
+}

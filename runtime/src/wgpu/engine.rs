@@ -1,0 +1,295 @@
+//! The engine: one device, and the executables loaded on it.
+//!
+//! Invariant: every limit that a kernel could exceed is checked before the implementation sees it; the first error that
+//! the device reports on its own, its loss included, is kept and refuses everything after it.
+
+use super::adapter::{Adapter, done, named};
+use super::array::DeviceArray;
+use super::error::WgpuError;
+use super::launch::Bound;
+use crate::error::Error;
+use crate::program::{self, Program};
+use einfall_ir::artifact::{Artifact, Code, Slot, WgslModule};
+use einfall_ir::dtype::DType;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// What an engine is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EngineOptions {
+    /// A part of the adapter's name; none: the only one, or the only one that is no processor.
+    pub name: Option<String>,
+}
+
+/// Loads artifacts on one adapter. Shared by many threads.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What executables and arrays keep of their engine.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) adapter: Adapter,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    /// What the device reported on its own.
+    fault: Arc<OnceLock<String>>,
+    /// Held while an error scope is open: scopes are of a thread, errors of the device.
+    scope: Mutex<()>,
+}
+
+impl Shared {
+    /// Whether the device may still be used.
+    pub(super) fn alive(&self) -> Result<(), WgpuError> {
+        match self.fault.get() {
+            None => Ok(()),
+            Some(reason) => {
+                Err(WgpuError::Lost { adapter: self.adapter.name.clone(), reason: reason.trim().to_owned() })
+            }
+        }
+    }
+
+    /// A call whose errors are its own.
+    pub(super) fn scoped<T>(&self, call: impl FnOnce(&wgpu::Device) -> T) -> Result<T, String> {
+        let _one = self.scope.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let value = call(&self.device);
+        let first = done(validation.pop());
+        match first.or(done(memory.pop())) {
+            None => Ok(value),
+            Some(error) => Err(error.to_string()),
+        }
+    }
+
+    /// A call whose errors refuse the device: nothing that was checked should meet one.
+    pub(super) fn checked<T>(&self, call: impl FnOnce(&wgpu::Device) -> T) -> Result<T, WgpuError> {
+        let value = self.scoped(call);
+        self.alive()?;
+        value.map_err(|reason| WgpuError::NoDevice { adapter: self.adapter.name.clone(), reason })
+    }
+
+    /// The content of a buffer once everything before is done.
+    pub(super) fn read_back(&self, buffer: &wgpu::Buffer) -> Result<Vec<u8>, WgpuError> {
+        self.alive()?;
+        let size = buffer.size();
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let descriptor = wgpu::BufferDescriptor { label: Some("read back"), size, usage, mapped_at_creation: false };
+        let host = self.checked(|d| d.create_buffer(&descriptor))?;
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &host, 0, size);
+        self.queue.submit([encoder.finish()]);
+        let lost = |reason: String| WgpuError::Lost { adapter: self.adapter.name.clone(), reason };
+        let mapped: Arc<OnceLock<Result<(), String>>> = Arc::default();
+        let set = Arc::clone(&mapped);
+        host.map_async(wgpu::MapMode::Read, .., move |r| {
+            let _ = set.set(r.map_err(|e| e.to_string()));
+        });
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(e.to_string()))?;
+        self.alive()?;
+        match mapped.get() {
+            Some(Ok(())) => {}
+            Some(Err(e)) => return Err(lost(e.clone())),
+            None => return Err(lost("the device did not answer".to_owned())),
+        }
+        Ok(host.get_mapped_range(..).map_err(|e| lost(e.to_string()))?.to_vec())
+    }
+}
+
+impl Engine {
+    /// Opens an adapter by name.
+    ///
+    /// # Errors
+    /// [`WgpuError::NoAdapter`], [`WgpuError::Ambiguous`], [`WgpuError::NoDevice`].
+    pub fn new(options: &EngineOptions) -> Result<Engine, Error> {
+        let found = named(options.name.as_deref())?;
+        let adapter = Adapter::of(&found);
+        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("einfall"),
+            required_features: found.features() & wanted,
+            required_limits: found.limits(),
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let none =
+            |e: wgpu::RequestDeviceError| WgpuError::NoDevice { adapter: adapter.name.clone(), reason: e.to_string() };
+        let (device, queue) = done(found.request_device(&descriptor)).map_err(none)?;
+        let fault: Arc<OnceLock<String>> = Arc::default();
+        let (lost, failed) = (Arc::clone(&fault), Arc::clone(&fault));
+        device.set_device_lost_callback(move |reason, text| {
+            let _ = lost.set(format!("the device was lost ({reason:?}): {text}"));
+        });
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let _ = failed.set(format!("it reported: {error}"));
+        }));
+        tracing::debug!(adapter = adapter.name, driver = adapter.driver, "an adapter is open");
+        Ok(Engine { shared: Arc::new(Shared { adapter, device, queue, fault, scope: Mutex::new(()) }) })
+    }
+
+    /// The adapter.
+    pub fn adapter(&self) -> &Adapter {
+        &self.shared.adapter
+    }
+
+    /// A dense array in the adapter's memory, full of NaNs.
+    ///
+    /// # Errors
+    /// [`WgpuError::Limit`] for one that is too large, [`WgpuError::Array`], [`WgpuError::Lost`].
+    pub fn array(&self, dtype: DType, shape: &[u64]) -> Result<DeviceArray, WgpuError> {
+        DeviceArray::new(&self.shared, dtype, shape, "an array")
+    }
+
+    /// Gives the device up; everything that is asked of it afterwards is refused. For tests of what a lost device does.
+    pub fn lose(&self) {
+        self.shared.device.destroy();
+        let _ = self.shared.device.poll(wgpu::PollType::Poll);
+        let _ = self.shared.fault.set("the device was given up".to_owned());
+    }
+
+    /// Takes an artifact; a kernel's pipeline is made when it is first prepared.
+    ///
+    /// # Errors
+    /// [`Error::Artifact`] where it contradicts itself or is not WGSL, [`Error::Wgpu`] where a kernel exceeds a limit or
+    /// needs what the adapter lacks.
+    ///
+    /// # Safety
+    /// The code keeps to the WebGPU convention of [`Launch`](einfall_ir::artifact::Launch), and its tasks touch only the
+    /// arrays of their launch, only inside their extents. Code generation makes such artifacts.
+    pub unsafe fn load(&self, artifact: Artifact) -> Result<Arc<Executable>, Error> {
+        program::check(&artifact)?;
+        let Code::Wgsl { modules } = &artifact.code else {
+            let reason = "its code is not WGSL".to_owned();
+            return Err(Error::Artifact { name: artifact.name, reason });
+        };
+        let modules = modules.clone();
+        check(&artifact, &modules, &self.shared.adapter)?;
+        let pipelines = artifact.launches.iter().map(|_| OnceLock::new()).collect();
+        let program = Program::new(artifact);
+        Ok(Arc::new(Executable { shared: Arc::clone(&self.shared), modules, pipelines, program }))
+    }
+}
+
+/// Checks what only WebGPU asks of an artifact, and the adapter's limits.
+fn check(artifact: &Artifact, modules: &[WgslModule], adapter: &Adapter) -> Result<(), Error> {
+    let bad = |reason: String| Err(Error::Artifact { name: artifact.name.clone(), reason });
+    if modules.len() != artifact.launches.len() {
+        return bad(format!("it has {} modules for {} kernels", modules.len(), artifact.launches.len()));
+    }
+    for (launch, module) in artifact.launches.iter().zip(modules) {
+        let kernel = &launch.symbol;
+        let Some(gpu) = &launch.gpu else { return bad(format!("kernel `{kernel}` says nothing about its launch")) };
+        let bases = launch.slots.iter().filter(|s| matches!(s, Slot::Base(_))).count();
+        if !launch.slots[..bases].iter().all(|s| matches!(s, Slot::Base(_))) || module.written.len() != bases {
+            return bad(format!("the arrays of kernel `{kernel}` are not its first slots"));
+        }
+        let limits = [
+            (u64::from(gpu.threads), adapter.invocations, "maxComputeInvocationsPerWorkgroup", "invocations"),
+            (gpu.shared_bytes, adapter.workgroup_bytes, "maxComputeWorkgroupStorageSize", "bytes of workgroup memory"),
+            (bases as u64, adapter.storage_buffers, "maxStorageBuffersPerShaderStage", "storage buffers"),
+        ];
+        for (n, most, limit, noun) in limits {
+            if n > most {
+                let (what, adapter) = (format!("kernel `{kernel}` takes {n} {noun}"), adapter.name.clone());
+                return Err(WgpuError::Limit { what, limit, adapter, most }.into());
+            }
+        }
+        if module.subgroup > 1 && u64::from(adapter.subgroup.0) < module.subgroup {
+            let what = format!("subgroups of at least {}", module.subgroup);
+            let (kernel, adapter) = (kernel.clone(), adapter.name.clone());
+            return Err(WgpuError::Missing { kernel, what, adapter }.into());
+        }
+    }
+    Ok(())
+}
+
+/// An artifact loaded on an adapter. Sizes are bound by [`Executable::bind`].
+#[derive(Debug)]
+pub struct Executable {
+    pub(super) shared: Arc<Shared>,
+    pub(super) modules: Vec<WgslModule>,
+    pub(super) pipelines: Vec<OnceLock<wgpu::ComputePipeline>>,
+    pub(super) program: Program,
+}
+
+impl Executable {
+    /// The cascade's name.
+    pub fn name(&self) -> &str {
+        self.program.name()
+    }
+
+    /// Names of the ranks, in the cascade's order.
+    pub fn ranks(&self) -> impl Iterator<Item = &str> {
+        self.program.ranks()
+    }
+
+    /// The sizes of ranks that the shapes of arrays imply (see [`crate::cuda::Executable::infer`]).
+    ///
+    /// # Errors
+    /// [`Error::UnknownArray`], [`Error::Dimensions`], [`Error::RankConflict`] or [`Error::Extent`].
+    pub fn infer(&self, shapes: &[(&str, &[u64])]) -> Result<Vec<(String, u64)>, Error> {
+        self.program.infer(shapes)
+    }
+
+    /// Fixes the sizes of all ranks. No size is compiled for: the code serves all.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRank`], [`Error::MissingRank`], [`Error::RankConflict`], [`Error::Size`]; and [`Error::Wgpu`]
+    /// for sizes beyond what kernels count with.
+    pub fn bind<S: AsRef<str>>(self: &Arc<Executable>, sizes: &[(S, u64)]) -> Result<Bound, Error> {
+        Bound::new(Arc::clone(self), self.program.bind(sizes)?)
+    }
+
+    /// The pipeline of kernel `index`, made when it is first asked for.
+    pub(super) fn pipeline(&self, index: usize) -> Result<wgpu::ComputePipeline, WgpuError> {
+        if let Some(made) = self.pipelines[index].get() {
+            return Ok(made.clone());
+        }
+        let (shared, launch) = (&self.shared, &self.program.artifact.launches[index]);
+        let module = &self.modules[index];
+        shared.alive()?;
+        let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let arrays = module
+            .written
+            .iter()
+            .enumerate()
+            .map(|(i, written)| entry(i as u32 + 1, wgpu::BufferBindingType::Storage { read_only: !written }));
+        let entries: Vec<_> = [entry(0, wgpu::BufferBindingType::Uniform)].into_iter().chain(arrays).collect();
+        let label = Some(launch.symbol.as_str());
+        let made = shared.scoped(|device| {
+            let descriptor =
+                wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(module.text.as_str().into()) };
+            // SAFETY: who loaded the artifact vouches that its tasks keep inside their arrays.
+            let code =
+                unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+            let group = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+            let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label,
+                bind_group_layouts: &[Some(&group)],
+                immediate_size: 0,
+            });
+            // Kernels write what they read of workgroup memory.
+            let options =
+                wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() };
+            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label,
+                layout: Some(&layout),
+                module: &code,
+                entry_point: label,
+                compilation_options: options,
+                cache: None,
+            })
+        });
+        shared.alive()?;
+        let pipeline = made.map_err(|reason| WgpuError::Refused {
+            kernel: launch.symbol.clone(),
+            adapter: shared.adapter.name.clone(),
+            reason,
+        })?;
+        Ok(self.pipelines[index].get_or_init(|| pipeline).clone())
+    }
+}

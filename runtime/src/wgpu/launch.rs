@@ -1,0 +1,403 @@
+//! A loaded artifact at fixed sizes, and its launches on an adapter.
+//!
+//! Invariant: everything a launch needs is made once, by [`Bound::prepare`]: pipelines, words, bindings, workspace.
+
+use super::array::{DeviceArray, GUARD_BYTES};
+use super::engine::{Executable, Shared};
+use super::error::WgpuError;
+use crate::arguments::{Named, Place, places};
+use crate::array::{HostArray, View};
+use crate::error::Error;
+use crate::program::{ArraySpec, KernelSpec, Program, Sizes};
+use crate::variants;
+use einfall_ir::arena::Id;
+use einfall_ir::artifact::{Launch, Slot};
+use einfall_ir::dtype::DType;
+use einfall_ir::tile::BufferKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Extents, positions and numbers of elements are below this.
+const MOST: u64 = 1 << 31;
+
+/// The arrays of one launch, by name. Scalars travel by value.
+#[derive(Clone, Debug, Default)]
+pub struct Arguments<'a> {
+    inputs: Vec<(&'a str, DeviceArray)>,
+    outputs: Vec<(&'a str, DeviceArray)>,
+    scalars: Vec<(&'a str, f64)>,
+}
+
+impl<'a> Arguments<'a> {
+    /// None yet.
+    pub fn new() -> Arguments<'a> {
+        Arguments::default()
+    }
+
+    /// An array to read.
+    pub fn input(mut self, name: &'a str, array: &DeviceArray) -> Arguments<'a> {
+        self.inputs.push((name, array.clone()));
+        self
+    }
+
+    /// An array to write, or to update in place.
+    pub fn output(mut self, name: &'a str, array: &DeviceArray) -> Arguments<'a> {
+        self.outputs.push((name, array.clone()));
+        self
+    }
+
+    /// A scalar parameter; it is rounded to its type.
+    pub fn scalar(mut self, name: &'a str, value: f64) -> Arguments<'a> {
+        self.scalars.push((name, value));
+        self
+    }
+
+    /// Whether an array or scalar of this name is among them.
+    pub fn gives(&self, name: &str) -> bool {
+        self.inputs.iter().chain(&self.outputs).any(|(n, _)| *n == name) || self.scalars.iter().any(|(n, _)| *n == name)
+    }
+}
+
+/// An executable at fixed sizes.
+#[derive(Debug)]
+pub struct Bound {
+    executable: Arc<Executable>,
+    sizes: Sizes,
+}
+
+impl Bound {
+    pub(super) fn new(executable: Arc<Executable>, sizes: Sizes) -> Result<Bound, Error> {
+        check_sizes(&executable, &sizes)?;
+        Ok(Bound { executable, sizes })
+    }
+
+    /// The executable.
+    pub fn executable(&self) -> &Arc<Executable> {
+        &self.executable
+    }
+
+    /// Arrays and scalars to give, outputs included, in the cascade's order.
+    pub fn arrays(&self) -> impl Iterator<Item = ArraySpec<'_>> {
+        self.sizes.arrays(&self.executable.program)
+    }
+
+    /// The kernels, in launch order.
+    pub fn kernels(&self) -> impl Iterator<Item = KernelSpec<'_>> {
+        self.sizes.kernels(&self.executable.program)
+    }
+
+    /// An array for the parameter `name`, full of NaNs.
+    ///
+    /// # Errors
+    /// [`Error::UnknownArray`]; [`Error::Wgpu`] for one that is too large.
+    pub fn array(&self, name: &str) -> Result<DeviceArray, Error> {
+        let program = &self.executable.program;
+        let (id, buffer) = program.find(name, "array", |b| !b.is_scalar())?;
+        let shape = &self.sizes.shapes[id.index()];
+        Ok(DeviceArray::new(&self.executable.shared, buffer.dtype, shape, &format!("`{name}`"))?)
+    }
+
+    /// Checks the arrays and makes everything their launches need.
+    ///
+    /// # Errors
+    /// [`Error::MissingArray`], [`Error::UnknownArray`], [`Error::Twice`], [`Error::DType`], [`Error::Shape`],
+    /// [`Error::Overlap`]; [`Error::Wgpu`] for arrays of another adapter, kernels that it refuses, and where memory for
+    /// temporaries is short.
+    pub fn prepare(&self, arguments: &Arguments) -> Result<Prepared, Error> {
+        let (program, shared) = (&self.executable.program, &self.executable.shared);
+        shared.alive()?;
+        let mut views = Vec::new();
+        for (name, array) in arguments.inputs.iter().chain(&arguments.outputs) {
+            if !Arc::ptr_eq(&array.shared, shared) {
+                let reason = format!("`{name}` is an array of another engine");
+                return Err(WgpuError::Launch { kernel: program.name().to_owned(), reason }.into());
+            }
+            views.push((*name, array.place()?));
+        }
+        let named: Vec<Named> = views.iter().map(|(n, v)| (*n, v)).collect();
+        let (ins, outs) = named.split_at(arguments.inputs.len());
+        let mut places = places(program, &self.sizes, ins, outs, &arguments.scalars, |_: DType, _: &View| {
+            let reason = "a scalar is given as an array; give its value".to_owned();
+            Err(WgpuError::Launch { kernel: program.name().to_owned(), reason }.into())
+        })?;
+        let mut arrays: Vec<Option<DeviceArray>> = Vec::new();
+        for (id, buffer) in program.artifact.buffers.iter() {
+            let given = arguments.inputs.iter().chain(&arguments.outputs).find(|(n, _)| *n == buffer.name);
+            let array = match (given, self.sizes.offsets[id.index()]) {
+                (Some((_, array)), _) => Some(array.clone()),
+                (None, Some(_)) => {
+                    let shape = &self.sizes.shapes[id.index()];
+                    let what = format!("the temporary `{}`", buffer.name);
+                    let array = DeviceArray::new(shared, buffer.dtype, shape, &what)?;
+                    let view = array.place()?;
+                    let (base, strides) = (view.base() as usize, view.strides().to_vec());
+                    places[id.index()] = Some(Place { base, strides, scalar: 0 });
+                    Some(array)
+                }
+                (None, None) => None,
+            };
+            arrays.push(array);
+        }
+        let mut steps = Vec::new();
+        let chosen = variants::choose(program, &self.sizes, &places).map_err(|kernel| {
+            let reason = "none of its variants fits the sizes and arrays given".to_owned();
+            WgpuError::Launch { kernel, reason }
+        })?;
+        for index in chosen {
+            let tasks = self.sizes.steps[index].tasks;
+            if tasks > 0 {
+                steps.push(self.step(index, tasks, &places, &arrays)?);
+            }
+        }
+        Ok(Prepared { shared: Arc::clone(shared), steps })
+    }
+
+    fn step(
+        &self,
+        index: usize,
+        tasks: u64,
+        places: &[Option<Place>],
+        arrays: &[Option<DeviceArray>],
+    ) -> Result<Step, Error> {
+        let (program, shared) = (&self.executable.program, &self.executable.shared);
+        let launch = &program.artifact.launches[index];
+        let pipeline = self.executable.pipeline(index)?;
+        let words = words(program, launch, places, &self.sizes.extents)?;
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let size = (bytes.len() as u64).next_multiple_of(16).max(16);
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let label = Some(launch.symbol.as_str());
+        let uniform = shared
+            .checked(|d| d.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false }))?;
+        if !bytes.is_empty() {
+            shared.queue.write_buffer(&uniform, 0, &bytes);
+        }
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
+        for (i, slot) in launch.slots.iter().enumerate() {
+            let Slot::Base(b) = slot else { continue };
+            let Some(array) = &arrays[b.index()] else {
+                let reason = format!("`{}` has no place", program.artifact.buffers[*b].name);
+                return Err(WgpuError::Launch { kernel: launch.symbol.clone(), reason }.into());
+            };
+            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &array.buffer,
+                offset: GUARD_BYTES,
+                size: std::num::NonZeroU64::new(array.bound_bytes()),
+            });
+            entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
+        }
+        let layout = pipeline.get_bind_group_layout(0);
+        let group = shared.checked(|d| {
+            d.create_bind_group(&wgpu::BindGroupDescriptor { label, layout: &layout, entries: &entries })
+        })?;
+        let most = shared.adapter.workgroups;
+        let x = tasks.min(most);
+        let y = tasks.div_ceil(x);
+        Ok(Step { symbol: launch.symbol.clone(), pipeline, group, grid: [x as u32, y as u32] })
+    }
+
+    /// Copies the inputs to the device, runs, and returns the outputs in the cascade's order. Arrays updated in place
+    /// are copied from `inputs`; other outputs are full of NaNs first.
+    ///
+    /// # Errors
+    /// As [`Bound::prepare`] and [`Prepared::launch`]; [`WgpuError::Guard`] where a kernel wrote outside an array.
+    pub fn run_to_arrays(
+        &self,
+        inputs: &[(&str, &HostArray)],
+        scalars: &[(&str, f64)],
+    ) -> Result<Vec<(String, HostArray)>, Error> {
+        let mut arguments = Arguments::new();
+        let mut outputs = Vec::new();
+        let specs: Vec<ArraySpec> = self.arrays().collect();
+        for spec in specs.iter().filter(|s| matches!(s.kind, BufferKind::Output | BufferKind::InOut)) {
+            let array = self.array(spec.name)?;
+            if spec.kind == BufferKind::InOut {
+                let (_, host) = inputs.iter().find(|(name, _)| *name == spec.name).ok_or_else(|| {
+                    let (array, shape) = (spec.name.to_string(), spec.shape.to_vec());
+                    Error::MissingArray { array, dtype: spec.dtype, shape }
+                })?;
+                array.copy_from(host)?;
+            }
+            arguments = arguments.output(spec.name, &array);
+            outputs.push((spec.name.to_string(), array));
+        }
+        for (name, host) in inputs {
+            if outputs.iter().any(|(n, _)| n == name) {
+                continue;
+            }
+            let array = self.array(name)?;
+            array.copy_from(host)?;
+            arguments = arguments.input(name, &array);
+        }
+        for (name, value) in scalars {
+            arguments = arguments.scalar(name, *value);
+        }
+        self.prepare(&arguments)?.launch()?;
+        let made: Vec<(String, HostArray)> = outputs
+            .into_iter()
+            .map(|(name, array)| -> Result<_, Error> {
+                let host = array.to_host(&name)?;
+                Ok((name, host))
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(made)
+    }
+}
+
+/// The words of a kernel's uniform buffer.
+fn words(program: &Program, launch: &Launch, places: &[Option<Place>], extents: &[u64]) -> Result<Vec<u32>, WgpuError> {
+    let bad = |reason: String| WgpuError::Launch { kernel: launch.symbol.clone(), reason };
+    let mut words = Vec::new();
+    for slot in &launch.slots {
+        let place = |b: einfall_ir::tile::BufferId| {
+            let name = &program.artifact.buffers[b].name;
+            places[b.index()].as_ref().ok_or_else(|| bad(format!("`{name}` has no place")))
+        };
+        words.push(match *slot {
+            Slot::Base(_) => continue,
+            Slot::Stride(b, d) => {
+                let stride = place(b)?.strides[d];
+                i32::try_from(stride).map_err(|_| bad(format!("a stride of {stride} elements does not fit 31 bits")))?
+                    as u32
+            }
+            Slot::Extent(r) => extents[r.index()] as u32,
+            Slot::Scalar(b) => {
+                let (bits, dtype) = (place(b)?.scalar, program.artifact.buffers[b].dtype);
+                match dtype.is_float() {
+                    true => (f64::from_bits(bits) as f32).to_bits(),
+                    false => {
+                        i32::try_from(bits as i64).map_err(|_| bad("a scalar does not fit 32 bits".to_owned()))? as u32
+                    }
+                }
+            }
+        });
+    }
+    Ok(words)
+}
+
+/// Extents, elements and grids within what kernels count with.
+fn check_sizes(executable: &Executable, sizes: &Sizes) -> Result<(), WgpuError> {
+    let (program, adapter) = (&executable.program, &executable.shared.adapter);
+    let refuse = |reason: String| Err(WgpuError::Launch { kernel: program.name().to_owned(), reason });
+    for ((_, rank), n) in program.artifact.ranks.iter().zip(&sizes.extents) {
+        if *n >= MOST {
+            return refuse(format!("rank `{}` is {n}; kernels count to 2^31 - 1", rank.name));
+        }
+    }
+    for ((_, buffer), shape) in program.artifact.buffers.iter().zip(&sizes.shapes) {
+        let elems = shape.iter().try_fold(1u64, |a, n| a.checked_mul(*n)).unwrap_or(u64::MAX);
+        if elems >= MOST {
+            return refuse(format!("`{}` has {elems} elements; kernels count to 2^31 - 1", buffer.name));
+        }
+    }
+    let most = adapter.workgroups.saturating_mul(adapter.workgroups).min(MOST - 1);
+    for (launch, step) in program.artifact.launches.iter().zip(&sizes.steps) {
+        let assumes = launch.gpu.as_ref().map_or(&[][..], |g| &g.assumes);
+        if step.tasks > most && assumes.iter().all(|c| variants::holds(c, program, sizes, |_| true)) {
+            let what = format!("kernel `{}` has {} tasks", launch.symbol, step.tasks);
+            let limit = "maxComputeWorkgroupsPerDimension";
+            return Err(WgpuError::Limit { what, limit, adapter: adapter.name.clone(), most: adapter.workgroups });
+        }
+    }
+    Ok(())
+}
+
+/// One kernel, ready.
+#[derive(Debug)]
+struct Step {
+    symbol: String,
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    grid: [u32; 2],
+}
+
+/// Launches with everything they need; arrays live as long.
+#[derive(Debug)]
+pub struct Prepared {
+    shared: Arc<Shared>,
+    steps: Vec<Step>,
+}
+
+impl Prepared {
+    fn encode(&self, timestamps: Option<(&wgpu::QuerySet, u32)>, repeat: u32) -> wgpu::CommandBuffer {
+        let mut encoder = self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let writes = timestamps.map(|(query_set, first)| wgpu::ComputePassTimestampWrites {
+                query_set,
+                beginning_of_pass_write_index: Some(first),
+                end_of_pass_write_index: Some(first + 1),
+            });
+            let descriptor = wgpu::ComputePassDescriptor { label: Some("einfall"), timestamp_writes: writes };
+            let mut pass = encoder.begin_compute_pass(&descriptor);
+            for _ in 0..repeat {
+                for s in &self.steps {
+                    pass.set_pipeline(&s.pipeline);
+                    pass.set_bind_group(0, &s.group, &[]);
+                    pass.dispatch_workgroups(s.grid[0], s.grid[1], 1);
+                }
+            }
+        }
+        encoder.finish()
+    }
+
+    /// Puts the launches on the device's queue.
+    ///
+    /// # Errors
+    /// [`WgpuError::Lost`].
+    pub fn launch(&self) -> Result<(), WgpuError> {
+        self.shared.alive()?;
+        if !self.steps.is_empty() {
+            self.shared.queue.submit([self.encode(None, 1)]);
+        }
+        self.shared.alive()
+    }
+
+    /// Waits for everything on the device.
+    ///
+    /// # Errors
+    /// [`WgpuError::Lost`].
+    pub fn synchronize(&self) -> Result<(), WgpuError> {
+        let waited = self.shared.device.poll(wgpu::PollType::wait_indefinitely());
+        self.shared.alive()?;
+        let lost =
+            |e: wgpu::PollError| WgpuError::Lost { adapter: self.shared.adapter.name.clone(), reason: e.to_string() };
+        waited.map(|_| ()).map_err(lost)
+    }
+
+    /// The device's own time for all launches, once for each of `repeat` rounds in one pass, divided by `repeat`; the
+    /// wall clock's where the device takes no times.
+    ///
+    /// # Errors
+    /// [`WgpuError::Lost`].
+    pub fn time(&self, repeat: u32) -> Result<Duration, WgpuError> {
+        self.shared.alive()?;
+        let repeat = repeat.max(1);
+        if !self.shared.adapter.timestamps {
+            self.synchronize()?;
+            let start = std::time::Instant::now();
+            self.shared.queue.submit([self.encode(None, repeat)]);
+            self.synchronize()?;
+            return Ok(start.elapsed() / repeat);
+        }
+        let shared = &self.shared;
+        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 };
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let (set, buffer) = shared.checked(|d| {
+            let buffer = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
+            (d.create_query_set(&descriptor), d.create_buffer(&buffer))
+        })?;
+        let mut resolve = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        resolve.resolve_query_set(&set, 0..2, &buffer, 0);
+        shared.queue.submit([self.encode(Some((&set, 0)), repeat), resolve.finish()]);
+        let bytes = shared.read_back(&buffer)?;
+        let at = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap_or_default());
+        let ticks = at(1).saturating_sub(at(0)) as f64;
+        let ns = ticks * f64::from(shared.queue.get_timestamp_period());
+        Ok(Duration::from_secs_f64(ns * 1e-9 / f64::from(repeat)))
+    }
+
+    /// The kernels that a launch runs, in order.
+    pub fn symbols(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(|s| s.symbol.as_str())
+    }
+}

@@ -1,0 +1,20 @@
+//! Any GPU behind WebGPU's native implementation, wgpu: Vulkan here, found at run time.
+//!
+//! [`adapters`] lists what there is, [`Engine::new`] opens one by name, [`Engine::load`] takes an artifact's WGSL,
+//! [`Executable::bind`] fixes its sizes, [`Bound::prepare`] checks arrays and makes pipelines and bindings once,
+//! [`Prepared::launch`] runs them. Invariants: an adapter is picked by name, never by its place; every limit is checked
+//! here and named when it is exceeded; after the device is lost, or reports an error of its own, it is refused with its
+//! words and the process goes on. Modules run without the implementation's bounds checks: code generation proves its
+//! accesses. Guard bytes surround every array.
+
+mod adapter;
+mod array;
+mod engine;
+mod error;
+mod launch;
+
+pub use adapter::{Adapter, adapters};
+pub use array::DeviceArray;
+pub use engine::{Engine, EngineOptions, Executable};
+pub use error::WgpuError;
+pub use launch::{Arguments, Bound, Prepared};

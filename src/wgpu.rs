@@ -1,0 +1,222 @@
+//! From a cascade to results on any GPU behind WebGPU.
+//!
+//! [`Engine`] mirrors the processor's: compile once for every size, bind sizes, launch. Invariant: [`compile_wgsl`]
+//! needs no device and no LLVM; an adapter is only asked to load and run.
+
+use std::sync::Arc;
+
+use einfall_autotune::model_gpu;
+use einfall_autotune::table::{Kind, Table};
+use einfall_codegen::backend::wgsl;
+use einfall_codegen::pipeline::Context;
+use einfall_codegen::tables;
+use einfall_ir::array::Array;
+use einfall_ir::artifact::Artifact;
+use einfall_ir::cascade::Cascade;
+use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
+use einfall_ir::kernel::atoms::Atom;
+use einfall_ir::mapping::Mapping;
+use einfall_ir::target::DataSheet;
+use einfall_ir::tile::Plan;
+use einfall_runtime::HostArray;
+use einfall_runtime::wgpu::{Adapter, Arguments, EngineOptions, Executable, Prepared};
+
+use crate::engine::defaults;
+use crate::lowering::{CompileOptions, Error, lower, plan_for, with_statics};
+
+/// Compiles cascades and plans for one adapter and runs them there. Shared by many threads.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    runtime: einfall_runtime::wgpu::Engine,
+    sheet: DataSheet,
+}
+
+impl Engine {
+    /// Opens the adapter whose name contains `name`; none: the only one, or the only one that is no processor.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where there is none or several, in one sentence.
+    pub fn new(name: Option<&str>) -> Result<Engine, Error> {
+        let runtime = einfall_runtime::wgpu::Engine::new(&EngineOptions { name: name.map(str::to_owned) })?;
+        Ok(Engine { sheet: data_sheet(runtime.adapter()), runtime })
+    }
+
+    /// The run time underneath: the adapter, arrays in its memory.
+    pub fn runtime(&self) -> &einfall_runtime::wgpu::Engine {
+        &self.runtime
+    }
+
+    /// The data sheet of the adapter: the built-in one of its kind, with the adapter's own limits.
+    pub fn data_sheet(&self) -> &DataSheet {
+        &self.sheet
+    }
+
+    /// Compiles a cascade for every size.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where something has no lowering or no WGSL, [`Error::Runtime`].
+    pub fn compile(&self, cascade: &Cascade) -> Result<Kernel, Error> {
+        self.compile_with(cascade, &CompileOptions::default())
+    }
+
+    /// As [`Engine::compile`], with extents fixed or a mapping given; without one the model's for this adapter.
+    ///
+    /// # Errors
+    /// As [`Engine::compile`], and [`Error::Size`] for a rank that is not there or is fixed otherwise.
+    pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
+        let cascade = with_statics(cascade, &options.statics)?;
+        let plan = plan(&cascade)?;
+        let none = Table::new(Kind::Cpu, &self.sheet.name);
+        let mapping = options.choose(&plan, &none, |sizes| model_gpu::choose(&plan, &self.sheet, sizes));
+        Ok(Kernel { cascade: Some(cascade), ..self.compile_plan(&plan, &mapping)? })
+    }
+
+    /// Compiles a plan by a mapping.
+    ///
+    /// # Errors
+    /// As [`Engine::compile`].
+    pub fn compile_plan(&self, plan: &Plan, mapping: &Mapping) -> Result<Kernel, Error> {
+        let target = wgsl::Target::of(&self.sheet).unwrap_or_else(wgsl::Target::generic);
+        let artifact = compile_wgsl(plan, mapping, &target)?;
+        // SAFETY: the artifact was made by code generation a line above.
+        let executable = unsafe { self.runtime.load(artifact)? };
+        Ok(Kernel { cascade: None, mapping: mapping.clone(), executable })
+    }
+}
+
+/// The plan of a cascade for an adapter, before any mapping.
+///
+/// # Errors
+/// [`Error::Refused`] where something has no lowering.
+pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
+    plan_for(cascade, &Context { atoms: atoms(), ..Context::default() })
+}
+
+/// Atoms that need no instruction of their own: multiply-adds of what each thread holds.
+pub fn atoms() -> Vec<Atom> {
+    einfall_ir::kernel::atoms::multiply_adds().collect()
+}
+
+/// The WGSL of a plan by a mapping, with how to launch it. Needs no device and no LLVM.
+///
+/// # Errors
+/// [`Error::Refused`] where the mapping does not fit, something has no WGSL or a limit of the target is exceeded.
+pub fn compile_wgsl(plan: &Plan, mapping: &Mapping, target: &wgsl::Target) -> Result<Artifact, Error> {
+    let context = Context { mapping: Some(mapping.clone()), atoms: atoms(), ..Context::default() };
+    let (mapped, module) = lower(tables::GPU, plan, &context)?;
+    wgsl::print(&mapped, &module, target)
+        .map_err(|e| Error::Refused { pass: "print-wgsl", diagnostics: vec![e.diagnostic()] })
+}
+
+/// The data sheet of an adapter: the built-in one of its maker, with the adapter's own limits.
+pub fn data_sheet(adapter: &Adapter) -> DataSheet {
+    let name = format!("{} {}", adapter.name, adapter.driver).to_lowercase();
+    let kinds: [(&[&str], &str); 5] = [
+        (&["llvmpipe", "lavapipe", "swiftshader"], "lavapipe"),
+        (&["nvidia", "geforce", "tesla"], "webgpu-nvidia"),
+        (&["amd", "radeon", "radv"], "webgpu-amd"),
+        (&["intel"], "webgpu-intel"),
+        (&["apple"], "webgpu-apple"),
+    ];
+    let kind = kinds.iter().find(|(words, _)| words.iter().any(|w| name.contains(w))).map_or("webgpu", |k| k.1);
+    let mut sheet = DataSheet::named(kind).expect("a built-in sheet");
+    if let Some(g) = &mut sheet.gpu {
+        g.shared_per_task = adapter.workgroup_bytes;
+        g.threads_per_task = adapter.invocations;
+    }
+    if let Some(w) = &mut sheet.webgpu {
+        w.subgroup = if w.subgroup > 1 { u64::from(adapter.subgroup.0).max(1) } else { 1 };
+        w.storage_buffers = adapter.storage_buffers;
+        w.binding_bytes = adapter.binding_bytes;
+    }
+    sheet
+}
+
+/// A cascade or plan compiled for an adapter: serves every size of its symbolic ranks.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    cascade: Option<Cascade>,
+    mapping: Mapping,
+    executable: Arc<Executable>,
+}
+
+impl Kernel {
+    /// How it is mapped.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// The loaded code.
+    pub fn executable(&self) -> &Arc<Executable> {
+        &self.executable
+    }
+
+    /// Fixes the sizes by rank name; fixed ranks need not be given. Facts of a cascade over ranks are checked.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] for sizes that do not fit or facts that do not hold, [`Error::Runtime`] for sizes that the
+    /// kernels do not take.
+    pub fn bind<S: AsRef<str>>(&self, sizes: &[(S, u64)]) -> Result<Bound, Error> {
+        let Some(cascade) = &self.cascade else {
+            return Ok(Bound { runtime: self.executable.bind(sizes)?, defaults: Vec::new() });
+        };
+        let sizes = sizes.iter().map(|(n, v)| (n.as_ref().to_owned(), *v)).collect();
+        let bindings = bind(cascade, &Given { sizes, ..Given::default() })?;
+        check_facts(cascade, &bindings, &[])?;
+        self.bound(cascade, &bindings)
+    }
+
+    fn bound(&self, cascade: &Cascade, bindings: &Bindings) -> Result<Bound, Error> {
+        let ranks = cascade.ranks.iter().zip(&bindings.extents);
+        let sizes: Vec<(&str, u64)> = ranks.map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+        Ok(Bound { runtime: self.executable.bind(&sizes)?, defaults: defaults(cascade, bindings)? })
+    }
+}
+
+/// A compiled cascade or plan at fixed sizes.
+#[derive(Debug)]
+pub struct Bound {
+    runtime: einfall_runtime::wgpu::Bound,
+    /// Scalars the caller need not give.
+    defaults: Vec<(String, f64)>,
+}
+
+impl Bound {
+    /// The run time's view: array specifications, kernels, arrays.
+    pub fn runtime(&self) -> &einfall_runtime::wgpu::Bound {
+        &self.runtime
+    }
+
+    /// Checks arrays in the adapter's memory and makes everything their launches need. Scalars with a default may be
+    /// left out.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] for arrays that do not fit.
+    pub fn prepare<'a>(&'a self, mut arguments: Arguments<'a>) -> Result<Prepared, Error> {
+        for (name, value) in &self.defaults {
+            if !arguments.gives(name) {
+                arguments = arguments.scalar(name, *value);
+            }
+        }
+        Ok(self.runtime.prepare(&arguments)?)
+    }
+
+    /// Runs on evaluator arrays by parameter name and returns the outputs: for tests and small data.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`].
+    pub fn run_values(&self, inputs: &[(&str, &Array)]) -> Result<Vec<(String, HostArray)>, Error> {
+        let (mut arrays, mut scalars) = (Vec::new(), Vec::new());
+        for (name, a) in inputs {
+            match a.dims.is_empty() {
+                true => scalars.push((*name, a.data[0])),
+                false => arrays.push((*name, HostArray::from_values(a).map_err(|e| Error::Runtime(e.into()))?)),
+            }
+        }
+        let missing = self.defaults.iter().filter(|(n, _)| scalars.iter().all(|(s, _)| s != n));
+        let missing: Vec<(&str, f64)> = missing.map(|(n, v)| (n.as_str(), *v)).collect();
+        scalars.extend(missing);
+        let arrays: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
+        Ok(self.runtime.run_to_arrays(&arrays, &scalars)?)
+    }
+}

@@ -493,7 +493,7 @@ impl<'a> Emit<'a> {
         } else {
             self.uneven.remove(&var);
         }
-        let before = std::mem::replace(&mut self.turn, None);
+        let before = self.turn.take();
         self.body(body)?;
         if meets {
             self.close();

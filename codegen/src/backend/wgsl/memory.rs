@@ -162,7 +162,8 @@ impl Emit<'_> {
         present: impl Fn(&mut Self, &[usize], &Val) -> Res<()>,
     ) -> Res<()> {
         let mut a = Addresses::default();
-        let mut conditions: Vec<(Val, Vec<(Vec<usize>, Val)>)> = Vec::new();
+        type Accesses = Vec<(Vec<usize>, Val)>;
+        let mut conditions: Vec<(Val, Accesses)> = Vec::new();
         for group in self.groups_of(view, frag, bounds) {
             let p = self.present(frag, group[0], bounds, &mut a)?;
             if p.known() == Some(0) {

@@ -30,16 +30,17 @@ fn library(name: &str) -> Cascade {
     parse(einfall_kernels::source(name).expect("a library file")).expect("parses").cascades.remove(0)
 }
 
-/// Runs a compiled artifact at sizes; whether the outputs are those of the evaluator.
+/// Runs a compiled artifact at sizes on inputs of a seed; whether the outputs are those of the evaluator.
 fn agrees(
     engine: &Engine,
     c: &Cascade,
     artifact: einfall_ir::artifact::Artifact,
     sizes: &[(&str, u64)],
+    seed: u64,
 ) -> Result<bool, einfall_runtime::Error> {
     let given = Given { sizes: sizes.iter().map(|(n, v)| (n.to_string(), *v)).collect(), ..Given::default() };
     let b = bind(c, &given).expect("sizes");
-    let inputs = random(c, &b, 7, Variant::Normal).expect("inputs");
+    let inputs = random(c, &b, seed, Variant::Normal).expect("inputs");
     let expected = expect(c, &b, &inputs, &eval::Options::default()).expect("evaluates");
     let (mut arrays, mut scalars) = (Vec::new(), Vec::new());
     for (p, a) in c.params.iter().zip(&inputs) {
@@ -98,14 +99,17 @@ fn a_missing_barrier_is_caught() {
         let plan = plan(&c).expect("a plan");
         let mapping = einfall_autotune::model_gpu::choose(&plan, engine.data_sheet(), None);
         let artifact = compile_wgsl(&plan, &mapping, &target).expect("compiles");
-        assert!(agrees(&engine, &c, artifact.clone(), &sizes).expect("runs"), "{name}");
+        assert!(agrees(&engine, &c, artifact.clone(), &sizes, 1).expect("runs"), "{name}");
         let Code::Wgsl { modules } = &artifact.code else { panic!("no WGSL") };
         for i in 0..modules.len() {
-            let with = |text: String| {
+            // Workgroup memory keeps what the launch before left: other inputs each time, or that would be right.
+            let mut seed = 1;
+            let mut with = |text: String| {
+                seed += 1;
                 let mut other = artifact.clone();
                 let Code::Wgsl { modules } = &mut other.code else { panic!("no WGSL") };
                 modules[i].text = text;
-                agrees(&engine, &c, other, &sizes)
+                agrees(&engine, &c, other, &sizes, seed)
             };
             // Only the variant that these sizes choose is made.
             if with("nothing".to_owned()).is_ok() {
@@ -113,7 +117,14 @@ fn a_missing_barrier_is_caught() {
             }
             for (at, found) in modules[i].text.match_indices("workgroupBarrier();") {
                 let mut text = modules[i].text.clone();
-                text.replace_range(at..at + found.len(), "");
+                // Where arrays are read again their own barrier follows, at which invocations meet as well.
+                let rest = &text[at + found.len()..];
+                let second = if rest.trim_start().starts_with("storageBarrier();") {
+                    rest.find(';').map_or(0, |n| n + 1)
+                } else {
+                    0
+                };
+                text.replace_range(at..at + found.len() + second, "");
                 removed += 1;
                 assert!(!with(text).expect("runs"), "{name}, module {i}, byte {at}");
             }

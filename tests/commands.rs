@@ -39,6 +39,7 @@ fn messages_are_those_of_the_snapshot() {
         ("kernel.mapping", "mapping scale on cpu {\n    kernel nothing {\n        axis m block 4\n    }\n}\n"),
         ("empty.jsonl", "{\"family\": \"env\"}\n"),
         ("sizes.txt", "other: M=2\n"),
+        ("wrong.toml", "name = \"wrong\"\n"),
     ] {
         std::fs::write(folder.path().join(name), text).expect("a file");
     }
@@ -73,6 +74,14 @@ fn messages_are_those_of_the_snapshot() {
         "run ok.ein --random 1 --size M=2,N=2 --device wgpu",
         "run ok.ein --random x --size M=2,N=2",
         "bench --device cpu --family none",
+        "bench ok.ein",
+        "bench none.ein --size M=2",
+        "bench ok.ein --size M=2",
+        "bench ok.ein --size M=2,N=2 --device cuda",
+        "bench ok.ein --size M=2,N=2 --mapping kernel.mapping",
+        "explain ok.ein --target none.toml",
+        "explain ok.ein --target wrong.toml",
+        "lower ok.ein --target none.toml",
         "selftest --device toaster",
         "csp none.csp",
         "report none.jsonl",

@@ -1,13 +1,11 @@
 //! Habits of the repository that a compiler does not check: files that say what they are, no leftovers, tables that
-//! list everything, documents whose links and examples are true.
+//! list everything. Documents are `documents.rs`'s.
 //!
 //! Each rule is a function from names and texts to complaints, so that every rule is also tested on a planted fault.
 
 use std::path::{Path, PathBuf};
 
 use einfall::codegen::tables;
-use einfall::ir::cascade;
-use einfall::ir::diag::render;
 
 const MAX_LINES: usize = 1000;
 
@@ -192,113 +190,4 @@ fn every_pass_has_a_reason_and_a_module() {
     assert_eq!(pass_complaints(&[("lower-cpu", "")], &["codegen/src/lower/cpu/mod.rs".to_owned()]).len(), 1);
     assert_eq!(pass_complaints(&[("no-module", "first of all: reasons")], &[]).len(), 1);
     assert_eq!(pass_complaints(&[], &["codegen/src/passes/lost.rs".to_owned()]).len(), 1);
-}
-
-/// Fenced blocks of a Markdown text: language, first line's number, content.
-fn blocks(text: &str) -> Vec<(String, usize, String)> {
-    let mut found = Vec::new();
-    let mut open: Option<(String, usize, String)> = None;
-    for (n, line) in text.lines().enumerate() {
-        match (&mut open, line.trim_start().strip_prefix("```")) {
-            (None, Some(language)) => open = Some((language.trim().to_owned(), n + 2, String::new())),
-            (Some(_), Some(_)) => found.extend(open.take()),
-            (Some((_, _, content)), None) => {
-                content.push_str(line);
-                content.push('\n');
-            }
-            (None, None) => {}
-        }
-    }
-    assert!(open.is_none(), "a block that does not end");
-    found
-}
-
-/// Targets of relative links outside code blocks, without fragments.
-fn links(text: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut code = false;
-    for line in text.lines() {
-        if line.trim_start().starts_with("```") {
-            code = !code;
-            continue;
-        }
-        let mut rest = line;
-        while let Some(at) = rest.find("](").filter(|_| !code) {
-            rest = &rest[at + 2..];
-            let Some(end) = rest.find(')') else { break };
-            let target = rest[..end].split('#').next().unwrap_or_default();
-            if !target.is_empty() && !target.contains("://") && !target.starts_with("mailto:") {
-                found.push(target.to_owned());
-            }
-        }
-    }
-    found
-}
-
-/// Links of a document at `path` that lead nowhere.
-fn dead_links(path: &str, text: &str) -> Vec<String> {
-    let folder = root().join(path).parent().expect("a folder").to_path_buf();
-    links(text).into_iter().filter(|l| !folder.join(l).exists()).map(|l| format!("{path}: dead link {l}")).collect()
-}
-
-/// Blocks marked `ein` that do not parse and verify, and blocks marked `ein wrong` that do.
-fn wrong_cascades(path: &str, text: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
-    for (_, line, content) in blocks(text).into_iter().filter(|(language, ..)| language == "ein wrong") {
-        if cascade::parse(&content).is_ok() {
-            wrong.push(format!("{path}:{line}: marked as wrong, and it verifies"));
-        }
-    }
-    for (_, line, content) in blocks(text).into_iter().filter(|(language, ..)| language == "ein") {
-        if let Err(diagnostics) = cascade::parse(&content) {
-            wrong.push(format!("{path}:{line}:\n{}", render(&diagnostics, path, &content)));
-        }
-    }
-    wrong
-}
-
-#[test]
-fn links_of_documents_resolve_and_their_cascades_verify() {
-    let mut n_cascades = 0;
-    let mut wrong = Vec::new();
-    for path in files(&["md"]) {
-        let text = read(&path);
-        n_cascades += blocks(&text).iter().filter(|(language, ..)| language == "ein").count();
-        wrong.extend(dead_links(&path, &text));
-        wrong.extend(wrong_cascades(&path, &text));
-    }
-    assert_eq!(wrong.join("\n"), "");
-    assert!(n_cascades > 0, "no document shows a cascade");
-}
-
-#[test]
-fn planted_faults_of_documents_are_found() {
-    assert_eq!(dead_links("README.md", "[a](Cargo.toml) [b](docs/terms.md#tile) [c](https://example.org/x)").len(), 0);
-    assert_eq!(dead_links("README.md", "[a](Cargo.toml) [b](nowhere.md)").len(), 1);
-    assert_eq!(dead_links("docs/terms.md", "[a](../Cargo.toml)").len(), 0);
-    let block = |text: &str| format!("x\n```ein\n{text}\n```\n");
-    assert_eq!(wrong_cascades("a.md", &block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = 2 * x[m] }")).len(), 0);
-    assert_eq!(wrong_cascades("a.md", &block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = 2 * x[n] }")).len(), 1);
-    assert_eq!(wrong_cascades("a.md", &block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = }")).len(), 1);
-    let right = block("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = x[m] }").replace("```ein", "```ein wrong");
-    assert_eq!(wrong_cascades("a.md", &right).len(), 1);
-}
-
-/// The example of a file's `//!` lines, as a reader sees it.
-fn example_of(source: &str) -> String {
-    let documented: String = source
-        .lines()
-        .map_while(|l| l.strip_prefix("//!"))
-        .map(|l| format!("{}\n", l.strip_prefix(' ').unwrap_or(l)))
-        .collect();
-    let (_, _, example) = blocks(&documented).into_iter().next().expect("an example");
-    example.lines().filter(|l| !l.starts_with("# ")).map(|l| format!("{l}\n")).collect()
-}
-
-#[test]
-fn the_readme_shows_the_example_that_is_tested() {
-    let shown = blocks(&read("README.md"));
-    let shown = shown.iter().find(|(language, ..)| language == "rust").expect("an example");
-    assert_eq!(shown.2, example_of(&read("src/lib.rs")), "README.md and src/lib.rs differ");
-    assert_eq!(example_of("//! A.\n//!\n//! ```\n//! let x = 1;\n//! # drop(x);\n//! ```\n"), "let x = 1;\n");
 }

@@ -1,21 +1,41 @@
-//! `bench`: library cascades at the shapes of the field's benchmarks, under the names the peers' script prints.
+//! `bench`: library cascades at the shapes of the field's benchmarks, under the names the peers' script prints, and
+//! cascades of one's own (`own`).
+
+mod own;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use einfall::{Engine, Options};
+use einfall::{Bound, Engine, Kernel, Options};
 use einfall_ir::array::Array;
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::dtype::DType;
 use einfall_ir::target::DataSheet;
-use einfall_runtime::{Arguments, HostArray};
+use einfall_ir::tile::BufferKind;
+use einfall_runtime::{Arguments, ArraySpec, HostArray};
 
 use super::Failure;
 use super::run::DeviceArg;
+use super::source::Pairs;
 
 /// Arguments of `bench`.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  einfall bench softmax.ein --size M=4096,N=4096\n  \
+einfall bench softmax.ein --size M=4096,N=4096 --mapping a.mapping --mapping b.mapping\n  \
+einfall bench --family attn_fwd --jsonl")]
 pub struct BenchArgs {
+    /// A .ein file with a cascade to time on random arrays; without it library cascades are timed (CPU)
+    #[arg(requires = "size")]
+    file: Option<PathBuf>,
+    /// Which cascade of the file
+    #[arg(long, requires = "file")]
+    cascade: Option<String>,
+    /// Extents of the file's cascade
+    #[arg(long, value_name = "RANK=N,..", requires = "file")]
+    size: Vec<Pairs<u64>>,
+    /// Extents of the file's cascade, fixed at compile time
+    #[arg(long = "static", value_name = "RANK=N,..", requires = "file")]
+    statics: Vec<Pairs<u64>>,
     /// The device
     #[arg(long, default_value = "cpu")]
     device: DeviceArg,
@@ -31,7 +51,8 @@ pub struct BenchArgs {
     /// Milliseconds of repeats per case, and per block and mapping on a GPU
     #[arg(long, default_value_t = 500)]
     pub budget_ms: u64,
-    /// Mapping files, each timed on the cases whose plan it names, in turns; without any the model's choice (GPU)
+    /// Mapping files, each timed: on the file's cascade, or on the cases whose plan it names, in turns (GPU); without any
+    /// a table's or the model's choice
     #[arg(long, value_name = "FILE")]
     pub mapping: Vec<PathBuf>,
     /// Folder of the reference plans that mappings may name (GPU)
@@ -115,6 +136,14 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.device == DeviceArg::Reference {
         return Err(Failure::Usage("the reference device is for checking, not for timing".to_owned()));
     }
+    if let Some(file) = &args.file {
+        if args.device != DeviceArg::Cpu {
+            return Err(Failure::Usage(
+                "a file is timed on the cpu; `einfall tune FILE --device cuda` times it on a GPU".to_owned(),
+            ));
+        }
+        return own::bench(file, args);
+    }
     if args.device == DeviceArg::Cuda {
         return super::gpu::bench::bench(args);
     }
@@ -179,7 +208,7 @@ fn time(engine: &Engine, c: &Cascade, case: &Case, sheet: &DataSheet, budget: Du
     let build_s = start.elapsed().as_secs_f64();
     let sizes: Vec<(&str, u64)> = case.sizes.iter().filter(|(n, _)| c.rank(n).is_some()).copied().collect();
     let bound = kernel.bind(&sizes).map_err(Failure::wrong)?;
-    // Random values, never zeros; two sets of arrays take turns.
+    // Random values, never zeros.
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut value = || {
         state ^= state >> 12;
@@ -187,18 +216,32 @@ fn time(engine: &Engine, c: &Cascade, case: &Case, sheet: &DataSheet, budget: Du
         state ^= state >> 27;
         (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f64 / f64::from(1u32 << 24) - 0.5
     };
+    let mut values = |spec: &ArraySpec| Array::from_fn(spec.dtype, spec.shape, |_| value());
+    let seconds = median(&bound, &[], &mut values, budget)?;
+    Ok(row(engine, &kernel, &bound, sheet, (case.family, &case.name), build_s, seconds))
+}
+
+/// The median time of a launch, in seconds. Two sets of arrays, filled by `values`, take turns.
+fn median(
+    bound: &Bound,
+    scalars: &[(String, f64)],
+    values: &mut dyn FnMut(&ArraySpec) -> Array,
+    budget: Duration,
+) -> Result<f64, Failure> {
     let mut sets = Vec::new();
     for _ in 0..2 {
         let mut inputs: Vec<(&str, HostArray)> = Vec::new();
         let mut outputs: Vec<(&str, HostArray)> = Vec::new();
         for spec in bound.runtime().arrays().filter(|s| !s.shape.is_empty()) {
             match spec.kind {
-                einfall_ir::tile::BufferKind::Output => {
+                BufferKind::Output => {
                     outputs.push((spec.name, HostArray::zeros(spec.dtype, spec.shape).map_err(Failure::wrong)?));
                 }
-                _ => {
-                    let values = Array::from_fn(spec.dtype, spec.shape, |_| value());
-                    inputs.push((spec.name, HostArray::from_values(&values).map_err(Failure::wrong)?));
+                BufferKind::InOut => {
+                    outputs.push((spec.name, HostArray::from_values(&values(&spec)).map_err(Failure::wrong)?));
+                }
+                BufferKind::Input | BufferKind::Workspace => {
+                    inputs.push((spec.name, HostArray::from_values(&values(&spec)).map_err(Failure::wrong)?));
                 }
             }
         }
@@ -215,6 +258,9 @@ fn time(engine: &Engine, c: &Cascade, case: &Case, sheet: &DataSheet, budget: Du
         for (n, a) in outputs.iter_mut() {
             arguments = arguments.output(n, a.view_mut());
         }
+        for (n, value) in scalars {
+            arguments = arguments.scalar(n, *value);
+        }
         let start = Instant::now();
         bound.launch(arguments).map_err(Failure::wrong)?;
         // The first two launches warm up.
@@ -226,15 +272,27 @@ fn time(engine: &Engine, c: &Cascade, case: &Case, sheet: &DataSheet, budget: Du
         }
     }
     samples.sort_by(f64::total_cmp);
-    let seconds = samples[samples.len() / 2];
+    Ok(samples[samples.len() / 2])
+}
+
+/// The line of a kernel that took so many seconds, under a family's and a case's name.
+fn row(
+    engine: &Engine,
+    kernel: &Kernel,
+    bound: &Bound,
+    sheet: &DataSheet,
+    (family, case): (&str, &str),
+    build_s: f64,
+    seconds: f64,
+) -> Row {
     let flops: f64 = bound.runtime().kernels().map(|k| k.flops as f64).sum();
     let bytes: f64 = bound.runtime().kernels().map(|k| k.bytes as f64).sum();
     let peak = sheet.peak_of(DType::F32).unwrap_or(f64::INFINITY);
     let bandwidth = sheet.levels.first().map_or(f64::INFINITY, |l| l.bandwidth * l.instances as f64);
     let floor = (flops / peak).max(bytes / bandwidth);
-    Ok(Row {
-        family: case.family.to_owned(),
-        case: case.name.clone(),
+    Row {
+        family: family.to_owned(),
+        case: case.to_owned(),
         peer: "einfall".to_owned(),
         device: sheet.name.clone(),
         ms: seconds * 1e3,
@@ -246,5 +304,5 @@ fn time(engine: &Engine, c: &Cascade, case: &Case, sheet: &DataSheet, budget: Du
         atoms: kernel.mapping().kernels.iter().flat_map(|k| &k.ops).filter_map(|o| o.atom.clone()).collect(),
         threads: engine.runtime().threads(),
         roofline_fraction: floor / seconds,
-    })
+    }
 }

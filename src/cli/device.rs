@@ -75,7 +75,7 @@ fn sheet_text(s: &DataSheet) -> String {
         let rate = l.bandwidth * l.instances as f64 / 1e9;
         text += &format!("  {:10} {:>15} bytes x {:<4} {rate:>9.0} GB/s\n", l.name, l.bytes, l.instances);
     }
-    let peaks: Vec<String> = s.peak.iter().map(|(n, r)| format!("{n} {:.1}", r / 1e12)).collect();
+    let peaks: Vec<String> = s.peak.iter().map(|(n, r)| format!("{n} {}", (r / 1e9).round() / 1e3)).collect();
     text += &format!("  Tflop/s    {}\n", peaks.join(", "));
     if let Some(g) = &s.gpu {
         text += &format!(

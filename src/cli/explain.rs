@@ -14,7 +14,7 @@ use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 
 use super::lower::{gpu_plan, plan_sizes, read_mapping};
-use super::source::{Pairs, Source, ranks_of, sizes};
+use super::source::{Pairs, Source, data_sheet, ranks_of, sizes};
 use super::{Failure, engine_failure};
 
 /// Arguments of `explain`.
@@ -28,7 +28,7 @@ pub struct ExplainArgs {
     /// Extents fixed at compile time
     #[arg(long = "static", value_name = "RANK=N,..")]
     statics: Vec<Pairs<u64>>,
-    /// The data sheet whose memory levels are bounded
+    /// The data sheet whose memory levels are bounded: a name, or a file as `devices --probe` prints it
     #[arg(long, default_value = "cpu")]
     target: String,
     /// Name the constraint that rejects this mapping, and stop
@@ -43,10 +43,7 @@ pub struct ExplainArgs {
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let source = Source::read(&args.file)?;
     let mut module = source.module()?;
-    let Some(target) = DataSheet::named(&args.target) else {
-        let names: Vec<String> = DataSheet::all().into_iter().map(|d| d.name).collect();
-        return Err(Failure::Usage(format!("there is no target `{}`; there are {}", args.target, names.join(", "))));
-    };
+    let target = data_sheet(&args.target).map_err(Failure::Usage)?;
     let given = sizes(&args.size).into_iter().chain(sizes(&args.statics)).collect::<BTreeMap<String, u64>>();
     for name in given.keys() {
         if !module.cascades.iter().any(|c| c.rank(name).is_some()) {

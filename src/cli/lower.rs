@@ -17,7 +17,7 @@ use einfall_ir::tile::{self, Plan};
 use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_ir::tolerance::{Expected, expect};
 
-use super::source::{Pairs, Source, bindings, sizes};
+use super::source::{Pairs, Source, bindings, data_sheet, sizes};
 use super::{Failure, engine_failure};
 
 /// Prints the pass tables.
@@ -39,16 +39,20 @@ pub enum Lowering {
 impl std::str::FromStr for Lowering {
     type Err = String;
 
-    /// `cpu`, `gpu` (the H100's data sheet) or the name of a GPU's data sheet.
+    /// `cpu`, `gpu` (the H100's data sheet), or a GPU's data sheet: its name or its file.
     fn from_str(text: &str) -> Result<Lowering, String> {
         let sheet = match text {
             "cpu" => return Ok(Lowering::Cpu),
             "gpu" => Some(DataSheet::h100()),
-            name => DataSheet::named(name).filter(|s| s.gpu.is_some()),
+            file if file.ends_with(".toml") => Some(data_sheet(file)?),
+            name => DataSheet::named(name),
         };
-        sheet.map(|s| Lowering::Gpu(Box::new(s))).ok_or_else(|| {
+        sheet.filter(|s| s.gpu.is_some()).map(|s| Lowering::Gpu(Box::new(s))).ok_or_else(|| {
             let gpus = DataSheet::all().into_iter().filter(|s| s.gpu.is_some()).map(|s| s.name);
-            format!("choose cpu, gpu, {}", gpus.collect::<Vec<_>>().join(", "))
+            format!(
+                "choose cpu, gpu, {}, or the file (NAME.toml) of a GPU's data sheet",
+                gpus.collect::<Vec<_>>().join(", ")
+            )
         })
     }
 }

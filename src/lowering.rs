@@ -4,7 +4,7 @@
 
 use einfall_autotune::table::{Table, fingerprint};
 use einfall_autotune::tune;
-use einfall_codegen::backend::ptx;
+use einfall_codegen::backend::{ptx, wgsl};
 use einfall_codegen::lower::gpu::split_streams::merge_name;
 use einfall_codegen::pipeline::{self, Context, Program, Stop};
 use einfall_codegen::tables;
@@ -257,6 +257,26 @@ pub fn compile_ptx(plan: &Plan, mapping: &Mapping, target: &ptx::Target) -> Resu
     let (mapped, module) = lower(tables::GPU, plan, &context)?;
     ptx::print(&mapped, &module, target)
         .map_err(|e| Error::Refused { pass: "print-ptx", diagnostics: vec![e.diagnostic()] })
+}
+
+/// The plan of a cascade for adapters of WebGPU, before any mapping.
+///
+/// # Errors
+/// [`Error::Refused`] where something has no lowering.
+pub fn wgsl_plan(cascade: &Cascade) -> Result<Plan, Error> {
+    plan_for(cascade, &Context { atoms: atoms::multiply_adds().collect(), ..Context::default() })
+}
+
+/// The WGSL of a plan by a mapping, with how to launch it. Needs no device and no LLVM.
+///
+/// # Errors
+/// [`Error::Refused`] where the mapping does not fit, something has no WGSL or a limit of the target is exceeded.
+pub fn compile_wgsl(plan: &Plan, mapping: &Mapping, target: &wgsl::Target) -> Result<Artifact, Error> {
+    let atoms = atoms::multiply_adds().collect();
+    let context = Context { mapping: Some(mapping.clone()), atoms, ..Context::default() };
+    let (mapped, module) = lower(tables::GPU, plan, &context)?;
+    wgsl::print(&mapped, &module, target)
+        .map_err(|e| Error::Refused { pass: "print-wgsl", diagnostics: vec![e.diagnostic()] })
 }
 
 /// What the printer for processors refuses.

@@ -8,13 +8,9 @@ use std::sync::Arc;
 use einfall_autotune::model_gpu;
 use einfall_autotune::table::{Kind, Table};
 use einfall_codegen::backend::wgsl;
-use einfall_codegen::pipeline::Context;
-use einfall_codegen::tables;
 use einfall_ir::array::Array;
-use einfall_ir::artifact::Artifact;
 use einfall_ir::cascade::Cascade;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
-use einfall_ir::kernel::atoms::Atom;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
@@ -22,7 +18,9 @@ use einfall_runtime::HostArray;
 use einfall_runtime::wgpu::{Adapter, Arguments, EngineOptions, Executable, Prepared};
 
 use crate::engine::defaults;
-use crate::lowering::{CompileOptions, Error, lower, plan_for, with_statics};
+use crate::lowering::{CompileOptions, Error, with_statics};
+
+pub use crate::lowering::{compile_wgsl, wgsl_plan};
 
 /// Compiles cascades and plans for one adapter and runs them there. Shared by many threads.
 #[derive(Clone, Debug)]
@@ -65,7 +63,7 @@ impl Engine {
     /// As [`Engine::compile`], and [`Error::Size`] for a rank that is not there or is fixed otherwise.
     pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
         let cascade = with_statics(cascade, &options.statics)?;
-        let plan = plan(&cascade)?;
+        let plan = wgsl_plan(&cascade)?;
         let none = Table::new(Kind::Cpu, &self.sheet.name);
         let mapping = options.choose(&plan, &none, |sizes| model_gpu::choose(&plan, &self.sheet, sizes));
         Ok(Kernel { cascade: Some(cascade), ..self.compile_plan(&plan, &mapping)? })
@@ -82,30 +80,6 @@ impl Engine {
         let executable = unsafe { self.runtime.load(artifact)? };
         Ok(Kernel { cascade: None, mapping: mapping.clone(), executable })
     }
-}
-
-/// The plan of a cascade for an adapter, before any mapping.
-///
-/// # Errors
-/// [`Error::Refused`] where something has no lowering.
-pub fn plan(cascade: &Cascade) -> Result<Plan, Error> {
-    plan_for(cascade, &Context { atoms: atoms(), ..Context::default() })
-}
-
-/// Atoms that need no instruction of their own: multiply-adds of what each thread holds.
-pub fn atoms() -> Vec<Atom> {
-    einfall_ir::kernel::atoms::multiply_adds().collect()
-}
-
-/// The WGSL of a plan by a mapping, with how to launch it. Needs no device and no LLVM.
-///
-/// # Errors
-/// [`Error::Refused`] where the mapping does not fit, something has no WGSL or a limit of the target is exceeded.
-pub fn compile_wgsl(plan: &Plan, mapping: &Mapping, target: &wgsl::Target) -> Result<Artifact, Error> {
-    let context = Context { mapping: Some(mapping.clone()), atoms: atoms(), ..Context::default() };
-    let (mapped, module) = lower(tables::GPU, plan, &context)?;
-    wgsl::print(&mapped, &module, target)
-        .map_err(|e| Error::Refused { pass: "print-wgsl", diagnostics: vec![e.diagnostic()] })
 }
 
 /// The data sheet of an adapter: the built-in one of its maker, with the adapter's own limits.

@@ -35,7 +35,7 @@ fn files(extensions: &[&str]) -> Vec<String> {
             let name = entry.file_name().to_string_lossy().into_owned();
             let path = folder.join(&name);
             if entry.file_type().expect("a type").is_dir() {
-                if !name.starts_with('.') && name != "target" {
+                if !name.starts_with('.') && name != "target" && name != "node_modules" {
                     folders.push(path);
                 }
             } else if path.extension().is_some_and(|x| extensions.contains(&x.to_string_lossy().as_ref())) {

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use einfall::wgpu::{Engine, compile_wgsl, plan};
+use einfall::wgpu::{Engine, compile_wgsl, wgsl_plan};
 use einfall_codegen::backend::wgsl::Target;
 use einfall_ir::array::Array;
 use einfall_ir::artifact::Code;
@@ -96,7 +96,7 @@ fn a_missing_barrier_is_caught() {
     let mut removed = 0;
     for (name, sizes) in [("rmsnorm", vec![("M", 5), ("K", 301)])] {
         let c = library(name);
-        let plan = plan(&c).expect("a plan");
+        let plan = wgsl_plan(&c).expect("a plan");
         let mapping = einfall_autotune::model_gpu::choose(&plan, engine.data_sheet(), None);
         let artifact = compile_wgsl(&plan, &mapping, &target).expect("compiles");
         assert!(agrees(&engine, &c, artifact.clone(), &sizes, 1).expect("runs"), "{name}");

@@ -14,7 +14,7 @@ use crate::dtype::DType;
 use crate::tile::{Buffer, BufferId};
 
 pub use bytes::BytesError;
-pub use formula::{Fact, Formula, FormulaError};
+pub use formula::{Fact, Formula, FormulaError, Leaf};
 
 /// Version of the calling conventions, of this contract and of its form in bytes; part of every cache key.
 pub const VERSION: u32 = 6;

@@ -6,7 +6,7 @@
 use einfall_autotune::table::{Kind, Table};
 use einfall_autotune::{model_cpu, model_gpu, tune};
 use einfall_codegen::backend::llvm::{self, Isa};
-use einfall_codegen::backend::ptx;
+use einfall_codegen::backend::{ptx, wgsl};
 use einfall_codegen::pipeline::Context;
 use einfall_codegen::tables;
 use einfall_ir::artifact::{Artifact, Code};
@@ -15,7 +15,10 @@ use einfall_ir::target::DataSheet;
 use einfall_runtime::Level;
 use einfall_runtime::llvm::{Llvm, Passes, TargetOptions};
 
-use crate::lowering::{CompileOptions, Error, compile_ptx, gpu_plan, lower, plan, unmapped, unprintable, with_statics};
+use crate::lowering::{
+    CompileOptions, Error, compile_ptx, compile_wgsl, gpu_plan, lower, plan, unmapped, unprintable, wgsl_plan,
+    with_statics,
+};
 
 /// What code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,23 +27,27 @@ pub enum Target {
     Cpu(Level),
     /// NVIDIA GPUs: PTX for `sm_80` (and every card since), or for `sm_90a` (Hopper alone).
     Cuda(&'static str),
+    /// Any GPU behind WebGPU, browsers included: WGSL within the limits that every implementation has.
+    Wgsl,
 }
 
 impl Target {
     /// Every target.
-    pub const ALL: [Target; 5] = [
+    pub const ALL: [Target; 6] = [
         Target::Cpu(Level::X86_64V3),
         Target::Cpu(Level::X86_64V4),
         Target::Cpu(Level::Aarch64),
         Target::Cuda("sm_80"),
         Target::Cuda("sm_90a"),
+        Target::Wgsl,
     ];
 
-    /// Its name: `x86-64-v3`, `x86-64-v4`, `aarch64`, `sm_80`, `sm_90a`.
+    /// Its name: `x86-64-v3`, `x86-64-v4`, `aarch64`, `sm_80`, `sm_90a`, `wgsl`.
     pub fn name(self) -> &'static str {
         match self {
             Target::Cpu(level) => level.name(),
             Target::Cuda(arch) => arch,
+            Target::Wgsl => "wgsl",
         }
     }
 
@@ -68,7 +75,7 @@ pub struct Settings {
 pub struct Piece {
     /// What it is for.
     pub target: Target,
-    /// How to launch it: [`Code::Linked`] for processors, [`Code::Ptx`] for GPUs.
+    /// How to launch it: [`Code::Linked`] for processors, [`Code::Ptx`] and [`Code::Wgsl`] for GPUs.
     pub artifact: Artifact,
     /// The relocatable object with its functions, for processors.
     pub object: Option<Vec<u8>>,
@@ -97,6 +104,7 @@ pub fn compile(cascade: &Cascade, targets: &[Target], settings: &Settings, llvm:
                 (artifact, Some(object))
             }
             Target::Cuda(arch) => (for_gpu(&cascade, arch, settings)?, None),
+            Target::Wgsl => (for_webgpu(&cascade, settings)?, None),
         };
         Ok(Piece { target: *target, artifact: artifact.with_formulas(&cascade), object })
     });
@@ -161,4 +169,13 @@ fn for_gpu(cascade: &Cascade, arch: &str, settings: &Settings) -> Result<Artifac
         *diagnostics = vec![why];
     }
     made
+}
+
+fn for_webgpu(cascade: &Cascade, settings: &Settings) -> Result<Artifact, Error> {
+    let sheet = DataSheet::named("webgpu").ok_or_else(|| Error::Internal("there is no sheet `webgpu`".to_owned()))?;
+    let plan = wgsl_plan(cascade)?;
+    // No table is of such a device.
+    let none = Table::new(Kind::Cuda, &sheet.name);
+    let mapping = settings.options.choose(&plan, &none, |sizes| model_gpu::choose(&plan, &sheet, sizes));
+    compile_wgsl(&plan, &mapping, &wgsl::Target::generic().tint())
 }

@@ -16,11 +16,13 @@
 
 mod compile;
 mod header;
+mod manifest;
 mod module;
 
 use std::path::{Path, PathBuf};
 
 use einfall_autotune::table::Table;
+use einfall_ir::artifact::{Code, Launch};
 use einfall_ir::cascade::{self, Module};
 use einfall_ir::diag::{Diagnostic, Severity, render};
 use einfall_runtime::Level;
@@ -30,6 +32,7 @@ use crate::lowering::{CompileOptions, Error};
 
 pub use compile::{Piece, Product, Settings, Target, compile};
 pub use header::header;
+pub use manifest::manifest;
 pub use module::{file_name, module};
 
 /// Name of the module's file.
@@ -108,7 +111,8 @@ pub fn compile_file(
     Ok(products)
 }
 
-/// Writes everything about products into a folder: artifacts, PTX, the Rust module; the objects' paths are returned.
+/// Writes everything about products into a folder: artifacts, PTX, shaders with their manifests, the Rust module; the
+/// objects' paths are returned.
 ///
 /// # Errors
 /// A file that cannot be written.
@@ -127,8 +131,19 @@ pub fn write(products: &[Product], folder: &Path) -> Result<Vec<PathBuf>, Failur
             if let Some(object) = &piece.object {
                 objects.push(put(&name("o"), object)?);
             }
-            if let einfall_ir::artifact::Code::Ptx { text, .. } = &piece.artifact.code {
-                put(&name("ptx"), text.as_bytes())?;
+            match &piece.artifact.code {
+                Code::Ptx { text, .. } => {
+                    put(&name("ptx"), text.as_bytes())?;
+                }
+                Code::Wgsl { modules } => {
+                    let shader = |l: &Launch| format!("{}.{}.wgsl", product.cascade.name, l.symbol);
+                    for (launch, module) in piece.artifact.launches.iter().zip(modules) {
+                        put(&shader(launch), module.text.as_bytes())?;
+                    }
+                    let manifest = manifest(&piece.artifact, modules, shader);
+                    put(&name("json"), format!("{manifest:#}\n").as_bytes())?;
+                }
+                Code::LlvmIr(_) | Code::Object(_) | Code::Linked => {}
             }
         }
     }
@@ -170,7 +185,7 @@ pub struct Kernels {
 }
 
 impl Target {
-    /// The target of this name: `x86-64-v3`, `x86-64-v4`, `aarch64`, `sm_80`, `sm_90a`.
+    /// The target of this name: `x86-64-v3`, `x86-64-v4`, `aarch64`, `sm_80`, `sm_90a`, `wgsl`.
     ///
     /// # Panics
     /// For any other name.
@@ -252,7 +267,7 @@ impl Kernels {
         }
         targets.retain(|t| match t {
             Target::Cpu(level) => level.arch() == arch,
-            Target::Cuda(_) => true,
+            Target::Cuda(_) | Target::Wgsl => true,
         });
         let mut lines = vec!["cargo::rerun-if-changed=build.rs".to_owned()];
         let mut tables = Vec::new();

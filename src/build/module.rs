@@ -52,7 +52,7 @@ pub fn module(products: &[Product]) -> Result<String, Vec<(String, Diagnostic)>>
 fn levels(product: &Product) -> impl Iterator<Item = (Level, &Artifact)> {
     product.pieces.iter().filter_map(|p| match p.target {
         Target::Cpu(level) => Some((level, &p.artifact)),
-        Target::Cuda(_) => None,
+        Target::Cuda(_) | Target::Wgsl => None,
     })
 }
 
@@ -64,7 +64,9 @@ pub fn file_name(cascade: &Cascade, target: Target, extension: &str) -> String {
 fn typed(product: &Product) -> Result<String, Diagnostic> {
     let c = &product.cascade;
     let (name, constant) = (ident(&c.name), c.name.to_uppercase());
-    let Some(artifact) = product.pieces.first().map(|p| &p.artifact) else { return Ok(String::new()) };
+    // Programs for browsers read manifests instead.
+    let rust = product.pieces.iter().find(|p| p.target != Target::Wgsl);
+    let Some(artifact) = rust.map(|p| &p.artifact) else { return Ok(String::new()) };
     let (mut parameters, mut body) = (String::new(), String::new());
     let public = artifact.buffers.iter().filter(|(_, b)| b.kind != BufferKind::Workspace);
     for (id, b) in public {

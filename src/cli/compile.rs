@@ -13,7 +13,7 @@ use super::source::{Pairs, sizes};
 #[derive(clap::Args)]
 #[command(
     after_help = "Written for each cascade and target: NAME.TARGET.artifact (how to launch it), and NAME.TARGET.o or \
-NAME.TARGET.ptx; for all of them einfall.h (C functions), einfall.rs (Rust functions; einfall::include_kernels!) and \
+NAME.TARGET.ptx, or NAME.wgsl.json (a manifest) and NAME.KERNEL.wgsl; for all of them einfall.h (C functions), einfall.rs (Rust functions; einfall::include_kernels!) and \
 libeinfall_kernels.a.\n\nExample:\n  einfall compile softmax.ein --target x86-64-v3,x86-64-v4,sm_80 --out kernels"
 )]
 pub struct CompileArgs {

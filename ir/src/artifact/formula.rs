@@ -31,6 +31,17 @@ enum Step {
     Cast(DType),
 }
 
+/// What a formula is made of, besides operators.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Leaf<'a> {
+    /// A number.
+    Number(f64),
+    /// An extent.
+    Size(&'a Size),
+    /// A scalar parameter.
+    Scalar(BufferId),
+}
+
 /// Something declared that a caller must keep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fact {
@@ -84,6 +95,48 @@ impl Formula {
         self.value(artifact, extents, given, 0).map(|(x, _)| x)
     }
 
+    /// Rebuilds it as a tree: `leaf` makes numbers, extents and parameters, `apply` operators of their operands by their
+    /// spelling. Division and remainder of integers are `floor_div` and `floor_mod`, a choice is `if`, a cast the type's
+    /// name. None for steps that are no expression.
+    pub fn fold<T>(
+        &self,
+        dtype: impl Fn(BufferId) -> DType,
+        mut leaf: impl FnMut(Leaf<'_>) -> T,
+        mut apply: impl FnMut(&'static str, Vec<T>) -> T,
+    ) -> Option<T> {
+        let mut stack: Vec<(T, bool)> = Vec::new();
+        for step in &self.0 {
+            let made = match step {
+                Step::Int(i) => (leaf(Leaf::Number(*i as f64)), true),
+                Step::Float(x) => (leaf(Leaf::Number(*x)), false),
+                Step::Size(size) => (leaf(Leaf::Size(size)), true),
+                Step::Scalar(b) => (leaf(Leaf::Scalar(*b)), !dtype(*b).is_float()),
+                Step::Unary(op) => {
+                    let (x, int) = stack.pop()?;
+                    (apply(op.name(), vec![x]), int && keeps_integers(*op))
+                }
+                Step::Binary(op) => {
+                    let ((y, j), (x, i)) = (stack.pop()?, stack.pop()?);
+                    let name = match op {
+                        BinaryOp::Div if i && j => "floor_div",
+                        BinaryOp::Mod if i && j => "floor_mod",
+                        op => op.name(),
+                    };
+                    (apply(name, vec![x, y]), is_integer(*op, i && j))
+                }
+                Step::Select => {
+                    let (other, value, condition) = (stack.pop()?, stack.pop()?, stack.pop()?);
+                    let int = value.1 && other.1;
+                    (apply("if", vec![condition.0, value.0, other.0]), int)
+                }
+                Step::Cast(d) => (apply(d.name(), vec![stack.pop()?.0]), !d.is_float()),
+            };
+            stack.push(made);
+        }
+        let (whole, _) = stack.pop()?;
+        stack.is_empty().then_some(whole)
+    }
+
     /// The value, and whether it is an integer.
     fn value(
         &self,
@@ -111,15 +164,12 @@ impl Formula {
                     };
                     x.map(|x| (x, !dtype.is_float()))
                 }
-                Step::Unary(op) => pop()?.map(|(x, int)| {
-                    let keeps = matches!(op, UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sign | UnaryOp::Not);
-                    (op.eval(x), int && keeps)
-                }),
+                Step::Unary(op) => pop()?.map(|(x, int)| (op.eval(x), int && keeps_integers(*op))),
                 Step::Binary(op) => {
                     let (y, x) = (pop()?, pop()?);
                     x.and_then(|(x, i)| {
                         let (y, j) = y?;
-                        Ok((op.eval(x, y, i && j), (i && j && *op != BinaryOp::Pow) || op.is_predicate()))
+                        Ok((op.eval(x, y, i && j), is_integer(*op, i && j)))
                     })
                 }
                 Step::Select => {
@@ -135,6 +185,16 @@ impl Formula {
             _ => Err(FormulaError::Malformed),
         }
     }
+}
+
+/// Whether an operator's result is an integer for an integer.
+fn keeps_integers(op: UnaryOp) -> bool {
+    matches!(op, UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Sign | UnaryOp::Not)
+}
+
+/// Whether an operator's result is an integer; `of`: its operands are.
+fn is_integer(op: BinaryOp, of: bool) -> bool {
+    (of && op != BinaryOp::Pow) || op.is_predicate()
 }
 
 fn flatten(

@@ -1,0 +1,140 @@
+//! The loader of `web/` on Dawn: the library's shaders, all of them through Tint, launched by their manifests alone,
+//! against the float64 evaluator.
+//!
+//! SwiftShader compiles a kernel of attention in minutes, so only cascades of short kernels are launched.
+//! It needs node, the packages of `web/` (`make web`) and SwiftShader, the Vulkan driver that comes with Chromium; without
+//! one of them it says that it is skipped.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use einfall::build::{self, Settings, Target};
+use einfall_ir::artifact::Code;
+use einfall_ir::cascade::bind::{Given, bind, check_facts};
+use einfall_ir::cascade::{Cascade, eval, parse};
+use einfall_ir::tolerance::inputs::{Variant, random};
+use einfall_ir::tolerance::{Expected, expect};
+use einfall_runtime::HostArray;
+use einfall_runtime::llvm::{Llvm, LoadOptions};
+use serde_json::{Map, Value, json};
+
+/// Where Chromium keeps SwiftShader.
+const DRIVERS: [&str; 2] =
+    ["/usr/lib/chromium/vk_swiftshader_icd.json", "/usr/lib/chromium-browser/vk_swiftshader_icd.json"];
+
+/// Bytes of a shader that SwiftShader compiles in a second or two.
+const SHORT: usize = 20_000;
+
+/// What runs the loader, or what is not here for it.
+fn node() -> Result<Command, &'static str> {
+    let web = Path::new(env!("CARGO_MANIFEST_DIR")).join("web");
+    if !Command::new("node").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        return Err("there is no node");
+    }
+    if !["node_modules/webgpu", "dist/index.js"].iter().all(|f| web.join(f).exists()) {
+        return Err("`make web` was not run");
+    }
+    let driver =
+        DRIVERS.iter().find(|d| Path::new(d).exists()).ok_or("there is no SwiftShader: apt install chromium")?;
+    let mut node = Command::new("node");
+    node.arg(web.join("test/launch.mjs")).env("VK_ICD_FILENAMES", driver).env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    Ok(node)
+}
+
+/// Sizes around blocks' edges under which the facts of a cascade hold.
+fn sizes(c: &Cascade) -> Option<Vec<(String, u64)>> {
+    const EXTENTS: [u64; 9] = [17, 3, 33, 8, 65, 5, 16, 1, 48];
+    let open: Vec<&str> = c.ranks.iter().filter(|(_, r)| r.fixed.is_none()).map(|(_, r)| r.name.as_str()).collect();
+    (0..300).find_map(|i| {
+        let extent = |k: usize| EXTENTS[(i * (k + 1) + i / 9 + k) % EXTENTS.len()];
+        let sizes: Vec<_> = open.iter().enumerate().map(|(k, name)| ((*name).to_owned(), extent(k))).collect();
+        let b = bind(c, &Given { sizes: sizes.clone(), ..Given::default() }).ok()?;
+        let points = b.extents.iter().fold(1u64, |n, e| n.saturating_mul(*e));
+        (points < 500_000 && check_facts(c, &b, &[]).is_ok()).then_some(sizes)
+    })
+}
+
+/// Writes a cascade's shaders, manifest and inputs to `folder`: what the outputs should be, in which files, and the job.
+/// No outputs where a shader is long; none where something has no WGSL.
+fn job(c: &Cascade, folder: &Path, llvm: &Llvm) -> Option<(Vec<(Expected, PathBuf)>, Value)> {
+    let product = build::compile(c, &[Target::named("wgsl")], &Settings::default(), llvm).ok()?;
+    std::fs::create_dir_all(folder).expect("a folder");
+    build::write(std::slice::from_ref(&product), folder).expect("writes");
+    let Code::Wgsl { modules } = &product.pieces[0].artifact.code else { panic!("{}: no WGSL", c.name) };
+    let manifest = folder.join(format!("{}.wgsl.json", c.name));
+    if modules.iter().any(|m| m.text.len() > SHORT) {
+        return Some((Vec::new(), json!({ "manifest": manifest, "outputs": null })));
+    }
+    let sizes = sizes(c).unwrap_or_else(|| panic!("{}: no sizes satisfy its facts", c.name));
+    let b = bind(c, &Given { sizes: sizes.clone(), ..Given::default() }).expect("sizes");
+    let inputs = random(c, &b, 11, Variant::Small).expect("inputs");
+    let expected = expect(c, &b, &inputs, &eval::Options::default()).expect("evaluates");
+    let (mut arrays, mut scalars) = (Map::new(), Map::new());
+    for (p, a) in c.params.iter().zip(&inputs) {
+        let name = c.tensors[*p].name.clone();
+        if a.dims.is_empty() {
+            scalars.insert(name, json!(a.data[0]));
+            continue;
+        }
+        let path = folder.join(format!("{name}.in"));
+        std::fs::write(&path, HostArray::from_values(a).expect("an array").bytes()).expect("an input");
+        arrays.insert(name, json!(path));
+    }
+    let file = |e: &Expected| folder.join(format!("{}.out", e.name));
+    let outputs: Map<String, Value> = expected.iter().map(|e| (e.name.clone(), json!(file(e)))).collect();
+    let sizes: Map<String, Value> = sizes.into_iter().map(|(n, v)| (n, json!(v))).collect();
+    let job = json!({ "manifest": manifest, "sizes": sizes, "scalars": scalars, "inputs": arrays, "outputs": outputs });
+    Some((expected.into_iter().map(|e| (file(&e), e)).map(|(f, e)| (e, f)).collect(), job))
+}
+
+#[test]
+fn the_library_agrees_in_tint() {
+    let mut node = match node() {
+        Ok(node) => node,
+        Err(why) => return eprintln!("SKIPPED: {why}"),
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let llvm = Llvm::load(&LoadOptions::default()).expect("LLVM");
+    let (mut cases, mut jobs) = (Vec::new(), Vec::new());
+    for (file, text) in einfall_kernels::SOURCES {
+        for c in parse(text).expect("library files parse").cascades {
+            if let Some((outputs, job)) = job(&c, &folder.path().join(file).join(&c.name), &llvm) {
+                cases.push((format!("{file}/{}", c.name), outputs));
+                jobs.push(job);
+            }
+        }
+    }
+    let list = folder.path().join("jobs.json");
+    std::fs::write(&list, Value::from(jobs).to_string()).expect("jobs");
+    let out = node.arg(&list).output().expect("node runs");
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    if said.trim() == "no adapter" {
+        return eprintln!("SKIPPED: no driver is found: apt install libvulkan1");
+    }
+    let mut lines = said.lines();
+    let ended = format!("{}: {said}{}", out.status, String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && lines.next().is_some_and(|l| l.contains("SwiftShader")), "{ended}");
+    let mut wrong = Vec::new();
+    for (name, outputs) in &cases {
+        let Some(line) = lines.next() else { panic!("{name} was not run; {ended}") };
+        let result: Value = serde_json::from_str(line).expect("a line of JSON");
+        if let Some(error) = result["error"].as_str() {
+            wrong.push(format!("{name}: {error}"));
+            continue;
+        }
+        for (e, file) in outputs {
+            let bytes = std::fs::read(file).expect("an output");
+            let got = HostArray::from_bytes(e.dtype, &e.dims, &bytes).expect("as many bytes").to_values();
+            if let Err(m) = e.compare(&got.expect("values").data) {
+                wrong.push(format!("{name}: {m}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let launched = cases.iter().filter(|(_, outputs)| !outputs.is_empty()).count();
+    assert!(
+        cases.len() > 40 && launched > 10 && lines.next().is_none(),
+        "{} cascades, {launched} launched",
+        cases.len()
+    );
+}

@@ -7,7 +7,7 @@ MODEL ?= target/model
 PTXAS ?= target/ptxas
 MDBOOK ?= target/mdbook
 
-.PHONY: run test test-aot lint book model llvm ptxas vulkan web swiftshader benchmarks
+.PHONY: run test test-aot lint book public-api features package model llvm ptxas vulkan web swiftshader benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -31,6 +31,24 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	python3 .ci/public_api.py target/doc docs/public-api.txt
+
+# Writes down the public items, which `make lint` compares.
+public-api:
+	$(CARGO) doc --workspace --no-deps --quiet
+	python3 .ci/public_api.py target/doc > docs/public-api.txt
+
+# Every set of features compiles, with warnings as errors: some minutes. cargo-hack (`cargo install cargo-hack`) leaves out
+# sets that are equal by what features imply; wgpu, much to compile, is checked alone and with everything.
+features:
+	RUSTFLAGS="-D warnings" $(CARGO) hack check --feature-powerset --exclude-features wgpu,aot-tests --no-dev-deps \
+		--package einfall --package einfall-runtime
+	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --no-default-features --features wgpu
+	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --all-features
+
+# What would be published, compiled from the packages; uploads nothing.
+package:
+	$(CARGO) publish --workspace --dry-run
 
 # docs/ as a book, in target/book; what mdBook warns of is an error. Its code is run by `make test` (tests/documents.rs).
 book:

@@ -25,6 +25,24 @@ use crate::options::{Options, joined};
 use crate::plans::{Compiled, Surroundings};
 
 /// Compiles cascades and plans for one GPU and runs them there. Shared by many threads.
+///
+/// ```no_run
+/// use einfall::Options;
+/// use einfall::runtime::HostArray;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+/// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+/// let engine = einfall::cuda::Engine::new(&Options::from_env()?, 0)?;
+/// let kernel = engine.compile(&c)?;
+/// let x = HostArray::from_slice(&[1f32, 2., 3.], &[1, 3])?.to_values()?;
+/// let k = einfall::ir::array::Array::scalar(einfall::ir::dtype::DType::F32, 5.0);
+/// let stream = engine.runtime().stream()?;
+/// let outputs = kernel.bind(&[("M", 1), ("N", 3)])?.run_values(&stream, &[("x", &x), ("k", &k)])?;
+/// println!("{:?}", outputs[0].1.as_slice::<f32>());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Engine {
     runtime: einfall_runtime::cuda::Engine,

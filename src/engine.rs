@@ -19,6 +19,14 @@ use crate::options::{Options, joined};
 use crate::plans::{Compiled, Surroundings};
 
 /// Compiles cascades for this machine's processor and runs them on its threads. Shared by many threads.
+///
+/// ```
+/// use einfall::{Engine, Options};
+///
+/// let engine = Engine::new(&Options::default())?; // no cache; LLVM as found; a thread per core
+/// println!("{} threads, {}", engine.runtime().threads(), engine.data_sheet().name);
+/// # Ok::<(), einfall::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Engine {
     runtime: einfall_runtime::Engine,
@@ -71,6 +79,18 @@ impl Engine {
     }
 
     /// As [`Engine::compile`], with extents fixed or a mapping given.
+    ///
+    /// ```
+    /// use einfall::{CompileOptions, Engine, Options};
+    ///
+    /// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+    /// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+    /// let engine = Engine::new(&Options::default())?;
+    /// let options = CompileOptions { statics: vec![("N".to_owned(), 64)], ..CompileOptions::default() };
+    /// let kernel = engine.compile_with(&c, &options)?;
+    /// assert_eq!(kernel.bind(&[("M", 3)])?.bindings().extents, [3, 64]);
+    /// # Ok::<(), einfall::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Engine::compile`]; [`Error::Size`] for a rank that is not there.
@@ -150,6 +170,16 @@ impl Kernel {
 
     /// Fixes the sizes by the shapes of arrays given by name.
     ///
+    /// ```
+    /// use einfall::{Engine, Options};
+    ///
+    /// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+    /// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+    /// let kernel = Engine::new(&Options::default())?.compile(&c)?;
+    /// assert_eq!(kernel.bind_shapes(&[("x", &[5, 7])])?.bindings().extents, [5, 7]);
+    /// # Ok::<(), einfall::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Kernel::bind`].
     pub fn bind_shapes(&self, shapes: &[(&str, &[u64])]) -> Result<Bound, Error> {
@@ -209,6 +239,20 @@ impl Bound {
 
     /// Runs every kernel on the caller's arrays and returns the time of each. Scalars with a default may be left out.
     ///
+    /// ```
+    /// use einfall::runtime::{Arguments, View, ViewMut};
+    /// use einfall::{Engine, Options};
+    ///
+    /// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+    /// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+    /// let bound = Engine::new(&Options::default())?.compile(&c)?.bind(&[("M", 1), ("N", 3)])?;
+    /// let (x, mut y) = ([1f32, 2., 3.], [0f32; 3]);
+    /// let arguments = Arguments::new().input("x", View::dense(&x, &[1, 3])?).output("y", ViewMut::dense(&mut y, &[1, 3])?);
+    /// bound.launch(arguments.scalar("k", 10.0))?; // without `scalar`, k would be 2
+    /// assert_eq!(y, [10., 20., 30.]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Bind`] where a scalar breaks a fact, [`Error::Runtime`]; before anything is written.
     pub fn launch<'a>(&'a self, mut arguments: Arguments<'a>) -> Result<Vec<std::time::Duration>, Error> {
@@ -225,6 +269,19 @@ impl Bound {
     }
 
     /// Runs on evaluator arrays, one per parameter in order, and returns the outputs: for tests and small data.
+    ///
+    /// ```
+    /// use einfall::ir::{array::Array, dtype::DType};
+    /// use einfall::{Engine, Options};
+    ///
+    /// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+    /// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+    /// let bound = Engine::new(&Options::default())?.compile(&c)?.bind(&[("M", 1), ("N", 3)])?;
+    /// let x = Array { dtype: DType::F32, dims: vec![1, 3], data: vec![1., 2., 3.] };
+    /// let outputs = bound.run_values(&c, &[x, Array::scalar(DType::F32, 5.0)])?;
+    /// assert_eq!(outputs[0].1.as_slice::<f32>(), Some(&[5f32, 10., 15.][..]));
+    /// # Ok::<(), einfall::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::Runtime`].

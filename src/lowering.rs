@@ -2,8 +2,11 @@
 //!
 //! Invariant: nothing here loads or runs code.
 
-use einfall_autotune::table::{Table, fingerprint};
-use einfall_autotune::tune;
+#[cfg(any(feature = "build", feature = "cpu"))]
+use einfall_autotune::{
+    table::{Table, fingerprint},
+    tune,
+};
 use einfall_codegen::backend::{ptx, wgsl};
 use einfall_codegen::lower::gpu::split_streams::merge_name;
 use einfall_codegen::pipeline::{self, Context, Program, Stop};
@@ -18,6 +21,20 @@ use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 
 /// Why a cascade is not compiled, bound or launched.
+///
+/// ```
+/// use einfall::{Engine, Error, Options};
+///
+/// let text = "cascade nibbles[M](w: i4[M] packed(low)) -> (y: f32[M]) { y[m] = w[m] }";
+/// let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+/// match Engine::new(&Options::default())?.compile(&c) {
+///     Err(Error::Refused { diagnostics, .. }) => {
+///         println!("{}", einfall::ir::diag::render(&diagnostics, "nibbles.ein", text));
+///     }
+///     other => panic!("packed storage is not compiled yet: {other:?}"),
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -86,6 +103,18 @@ impl From<Stop> for Error {
 }
 
 /// What a compilation may be told besides the cascade.
+///
+/// ```
+/// use einfall::CompileOptions;
+///
+/// // Fixed to 64 columns, which is compiled in; fast for 4,096 rows, and right for any number.
+/// let options = CompileOptions {
+///     statics: vec![("N".to_owned(), 64)],
+///     sizes: vec![("M".to_owned(), 4096)],
+///     ..CompileOptions::default()
+/// };
+/// assert!(options.mapping.is_none());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CompileOptions {
     /// Extents fixed at compile time, by rank name; others stay symbolic.
@@ -97,6 +126,7 @@ pub struct CompileOptions {
     pub sizes: Vec<(String, u64)>,
 }
 
+#[cfg(any(feature = "build", feature = "cpu"))]
 impl CompileOptions {
     /// The mapping for a plan: the one given, else `table`'s for the sizes, else what `model` chooses.
     pub(crate) fn choose(&self, plan: &Plan, table: &Table, model: impl FnOnce(Option<&[u64]>) -> Mapping) -> Mapping {
@@ -121,6 +151,19 @@ impl CompileOptions {
 }
 
 /// Whether a mapping is for a plan: every name it uses exists there, or in a kernel that one of its splits makes.
+///
+/// ```
+/// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+/// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+/// let plan = einfall::plan(&c)?;
+/// let mapping = |kernel: &str| {
+///     let text = format!("mapping scale on cpu {{\n    kernel {kernel} {{\n        axis m block 4\n    }}\n}}\n");
+///     einfall::ir::mapping::parse::parse(&text).expect("it parses")
+/// };
+/// assert!(einfall::fits(&mapping("scale_0"), &plan).is_ok());
+/// assert!(einfall::fits(&mapping("other"), &plan).is_err_and(|why| why.contains("the kernels are scale_0")));
+/// # Ok::<(), einfall::Error>(())
+/// ```
 ///
 /// # Errors
 /// What does not fit, in one line.
@@ -150,6 +193,15 @@ pub fn fits(mapping: &Mapping, plan: &Plan) -> Result<(), String> {
 
 /// A cascade with some extents fixed.
 ///
+/// ```
+/// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+/// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+/// let fixed = einfall::with_statics(&c, &[("N".to_owned(), 64)])?;
+/// assert!(einfall::with_statics(&fixed, &[("N".to_owned(), 65)]).is_err());
+/// assert!(einfall::with_statics(&c, &[("Q".to_owned(), 1)]).is_err());
+/// # Ok::<(), einfall::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Size`] for a rank that is not there or is fixed otherwise.
 pub fn with_statics(cascade: &Cascade, statics: &[(String, u64)]) -> Result<Cascade, Error> {
@@ -171,6 +223,15 @@ pub fn with_statics(cascade: &Cascade, statics: &[(String, u64)]) -> Result<Casc
 }
 
 /// The plan of a cascade, before any mapping.
+///
+/// ```
+/// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+/// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+/// let plan = einfall::plan(&c)?;
+/// assert_eq!(plan.kernels.len(), 1);
+/// println!("{plan}"); // the text that `einfall lower --stop-after round-operands` prints
+/// # Ok::<(), einfall::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::Refused`] where something has no lowering.
@@ -217,6 +278,19 @@ pub(crate) fn lower(
 
 /// Runs a table of passes with records, for `--stop-after`, traces and bisection.
 ///
+/// ```
+/// use einfall::codegen::pipeline::{Context, Program};
+/// use einfall::codegen::tables::TO_TILE;
+///
+/// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+/// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+/// let records = einfall::trace(TO_TILE, Program::Cascade(c), &Context::default(), Some("form-kernels"))
+///     .map_err(|(_, stop)| stop)?;
+/// let changed = records.iter().filter(|r| !r.unchanged).map(|r| r.name).collect::<Vec<_>>();
+/// assert_eq!(changed, ["form-kernels"]);
+/// # Ok::<(), einfall::codegen::pipeline::Stop>(())
+/// ```
+///
 /// # Errors
 /// See [`Stop`]; the records up to there come along.
 #[allow(clippy::result_large_err)]
@@ -250,6 +324,20 @@ pub fn unmapped(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option
 
 /// The PTX of a plan by a mapping, with how to launch it. Needs no device and no LLVM.
 ///
+/// ```
+/// use einfall::autotune::model_gpu;
+/// use einfall::codegen::backend::ptx;
+/// use einfall::ir::{artifact::Code, target::DataSheet};
+///
+/// # let text = "cascade scale[M, N](x: f32[M, N], k: f32 = 2.0) -> (y: f32[M, N]) { y[m,n] = k * x[m,n] }";
+/// # let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
+/// let plan = einfall::gpu_plan(&c)?;
+/// let mapping = model_gpu::choose(&plan, &DataSheet::h100(), None);
+/// let artifact = einfall::compile_ptx(&plan, &mapping, &ptx::Target::sm_90a())?;
+/// assert!(matches!(&artifact.code, Code::Ptx { text, .. } if text.contains(".target sm_90a")));
+/// # Ok::<(), einfall::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Refused`] where the mapping does not fit or something has no PTX.
 pub fn compile_ptx(plan: &Plan, mapping: &Mapping, target: &ptx::Target) -> Result<Artifact, Error> {
@@ -280,6 +368,7 @@ pub fn compile_wgsl(plan: &Plan, mapping: &Mapping, target: &wgsl::Target) -> Re
 }
 
 /// What the printer for processors refuses.
+#[cfg(any(feature = "build", feature = "cpu"))]
 pub(crate) fn unprintable(e: impl std::fmt::Display) -> Error {
     Error::Refused {
         pass: "print-llvm",

@@ -16,6 +16,18 @@ use crate::lowering::Error;
 
 #[cfg(feature = "cpu")]
 /// What an engine is made of. Every field is a plain value; two equal options make the same code.
+///
+/// ```
+/// use einfall::{Options, TableSource};
+///
+/// let options = Options {
+///     cache: Some(std::env::temp_dir().join("einfall")),
+///     threads: Some(2),
+///     tables: vec![TableSource::File("cpu.toml".into())],
+///     ..Options::default()
+/// };
+/// assert!(options.llvm.is_none());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Options {
     /// The LLVM library to load; none: the one that ships with rustc, then the system's.
@@ -39,6 +51,16 @@ pub enum TableSource {
 
 impl TableSource {
     /// Reads the table.
+    ///
+    /// ```
+    /// use einfall::TableSource;
+    ///
+    /// let text = b"format = 1\nkind = \"cpu\"\ndevice = \"a processor\"\n";
+    /// assert!(TableSource::Embedded(text.into()).read()?.entries.is_empty());
+    /// let wrong = TableSource::Embedded(b"format = 7".into()).read().expect_err("another format");
+    /// assert!(wrong.starts_with("an embedded table"));
+    /// # Ok::<(), String>(())
+    /// ```
     ///
     /// # Errors
     /// Where there is no such file, or the text is no table that this version takes; the source is named.
@@ -75,6 +97,12 @@ impl Options {
     /// Options from `EINFALL_LLVM` (a library file), `EINFALL_CACHE` (a folder; `off` for none; otherwise
     /// `$XDG_CACHE_HOME/einfall` or `~/.cache/einfall`), `EINFALL_THREADS` (a number) and `EINFALL_TABLES` (table files,
     /// separated as in `PATH`).
+    ///
+    /// ```
+    /// let options = einfall::Options::from_env()?;
+    /// assert!(options.threads.is_none_or(|n| n > 0));
+    /// # Ok::<(), String>(())
+    /// ```
     ///
     /// # Errors
     /// A variable with a value that does not fit, named.

@@ -26,7 +26,7 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 const FOLDERS: &[&str] = &["kernels", "tests/plans", "tests/mappings", "docs/results", "tables", "ir/data"];
 
 /// First parts of the paths that documents name.
-const PATHS: &[&str] = &["autotune", "codegen", "docs", "examples", "ir", "kernels", "runtime", "src", "tests"];
+const PATHS: &[&str] = &["autotune", "codegen", "docs", "examples", "ir", "kernels", "runtime", "src", "tests", "web"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

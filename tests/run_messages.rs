@@ -79,12 +79,12 @@ fn every_fault_is_named() {
         (with(&[&["--input", "x=noise.npy"], &w, &k]), 1, &["noise.npy"]),
         (with(&[&["--input", "x=none.npy"], &w, &k]), 1, &["none.npy"]),
         (with(&[&["--input", "x"], &w, &k]), 2, &["NAME=FILE"]),
-        (vec!["--random", "1", "--size", "M=2"], 1, &["N"]),
+        (vec!["--random", "1", "--size", "M=2"], 2, &["N"]),
         (vec!["--random", "1", "--size", "M=2,N=3,Q=4"], 1, &["Q"]),
         (vec!["--random", "1", "--size", "M=9223372036854775807,N=64"], 1, &[]),
         (vec!["--random", "1", "--size", "M=2,N=3", "--cascade", "other"], 2, &["other"]),
         (with(&[&x, &w, &k, &["--out", "no/folder/y.npy"]]), 3, &["no/folder/y.npy"]),
-        (with(&[&x, &w, &k, &["--out", "y.txt"]]), 3, &["y.txt"]),
+        (with(&[&x, &w, &k, &["--out", "y.txt"]]), 2, &["y.txt"]),
     ];
     let mut wrong = Vec::new();
     for (args, code, parts) in cases {

@@ -180,6 +180,17 @@ impl std::error::Error for Stop {}
 
 /// Runs `passes` on `program`, up to and including `stop_after` if given.
 ///
+/// ```
+/// use einfall_codegen::pipeline::{Context, Program, run};
+/// use einfall_codegen::tables::{FORMS, TO_TILE};
+///
+/// let text = "cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = 2.0 * x[m] }";
+/// let c = einfall_ir::cascade::parse(text).expect("it is right").cascades.remove(0);
+/// let records = run(TO_TILE, FORMS, Program::Cascade(c), &Context::default(), None).map_err(|(_, stop)| stop)?;
+/// assert!(records.last().is_some_and(|r| r.text.starts_with("plan c[M]")));
+/// # Ok::<(), einfall_codegen::pipeline::Stop>(())
+/// ```
+///
 /// # Errors
 /// See [`Stop`]; the records up to there come along.
 pub fn run(

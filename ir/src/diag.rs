@@ -98,6 +98,14 @@ impl fmt::Display for Diagnostic {
 /// The diagnostics as text for a terminal without colours: code and message, file, line and column, the line itself
 /// with the places marked, and what to write instead. `file_name` is shown as given; spans outside `source` are moved
 /// to its end.
+///
+/// ```
+/// use einfall_ir::{cascade::parse, diag::render};
+///
+/// let text = "cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = z[m] }";
+/// let shown = render(&parse(text).expect_err("there is no z"), "c.ein", text);
+/// assert!(shown.contains("E0230") && shown.contains("c.ein:1:49"), "{shown}");
+/// ```
 pub fn render(diagnostics: &[Diagnostic], file_name: &str, source: &str) -> String {
     let mut out = String::new();
     for d in diagnostics {

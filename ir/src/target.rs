@@ -134,6 +134,21 @@ mod rates {
 impl DataSheet {
     /// Reads the text of a sheet.
     ///
+    /// ```
+    /// use einfall_ir::target::DataSheet;
+    ///
+    /// let text = r#"
+    /// name = "board"
+    /// peak = { f32 = 16e9 }
+    /// levels = [
+    ///     { name = "dram", bytes = 4_000_000_000, instances = 1, bandwidth = 8e9 },
+    ///     { name = "l1", bytes = 32_768, instances = 4, bandwidth = 40e9 },
+    /// ]
+    /// "#;
+    /// assert_eq!(DataSheet::parse(text)?.level("l1").map(|l| l.instances), Some(4));
+    /// # Ok::<(), String>(())
+    /// ```
+    ///
     /// # Errors
     /// Says what is missing, unknown or out of order.
     pub fn parse(text: &str) -> Result<DataSheet, String> {

@@ -76,6 +76,12 @@ pub const SOURCES: &[(&str, &str)] = &[
 ];
 
 /// The text of a library file.
+///
+/// ```
+/// let text = einfall_kernels::source("softmax").expect("a library file");
+/// assert!(einfall_ir::cascade::parse(text).is_ok());
+/// assert_eq!(einfall_kernels::source("nothing"), None);
+/// ```
 pub fn source(name: &str) -> Option<&'static str> {
     SOURCES.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
 }

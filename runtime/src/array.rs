@@ -165,6 +165,15 @@ impl HostArray {
 
     /// A copy of `data`, row-major.
     ///
+    /// ```
+    /// use einfall_runtime::HostArray;
+    ///
+    /// let x = HostArray::from_slice(&[1f32, 2., 3., 4., 5., 6.], &[2, 3])?;
+    /// assert_eq!((x.shape(), x.as_slice::<f32>().map(|s| s[4])), (&[2, 3][..], Some(5.0)));
+    /// assert!(HostArray::from_slice(&[1f32], &[2, 3]).is_err());
+    /// # Ok::<(), einfall_runtime::ArrayError>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`HostArray::zeros`], and [`ArrayError::Length`] where `data` does not fill the shape.
     pub fn from_slice<T: Element>(data: &[T], shape: &[u64]) -> Result<HostArray, ArrayError> {
@@ -291,6 +300,15 @@ impl<'a> View<'a> {
     }
 
     /// A dense row-major view of `data`.
+    ///
+    /// ```
+    /// use einfall_runtime::View;
+    ///
+    /// let x = [1f32, 2., 3., 4., 5., 6.];
+    /// assert_eq!(View::dense(&x, &[2, 3])?.shape(), [2, 3]);
+    /// assert!(View::dense(&x, &[2, 2]).is_err());
+    /// # Ok::<(), einfall_runtime::ArrayError>(())
+    /// ```
     ///
     /// # Errors
     /// [`ArrayError::Length`] where `data` does not fill the shape exactly.

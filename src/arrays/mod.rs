@@ -165,6 +165,18 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Vec<(String, HostArray)>, Fi
 
 /// Writes arrays to a file in the order given (.safetensors orders them by alignment and name), whole or not at all.
 ///
+/// ```
+/// use einfall::arrays::{Limits, read, write};
+/// use einfall::runtime::HostArray;
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("both.npz");
+/// let (x, n) = (HostArray::from_slice(&[1f32, 2.], &[2])?, HostArray::from_slice(&[7i32], &[])?);
+/// write(&path, &[("x", &x), ("n", &n)])?;
+/// assert_eq!(read(&path, &Limits::default())?.len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// [`FileError`]; see [`Reason`].
 pub fn write(path: &Path, arrays: &[(&str, &HostArray)]) -> Result<(), FileError> {

@@ -277,6 +277,15 @@ pub fn lower(args: &LowerArgs) -> Result<(), Failure> {
     };
     let mapping = args.mapping.as_deref().map(|p| read_mapping(p).map(|m| (p, m))).transpose()?;
     let given: Vec<(String, u64)> = sizes(&args.size);
+    let ranks: Vec<&str> = match &program {
+        Program::Cascade(c) => c.ranks.iter().map(|(_, r)| r.name.as_str()).collect(),
+        Program::Tile(plan) => plan.ranks.iter().map(|(_, r)| r.name.as_str()).collect(),
+        Program::Kernel(_) => Vec::new(),
+    };
+    if let Some((name, _)) = given.iter().find(|(n, _)| !ranks.contains(&n.as_str())) {
+        let there = ranks.join(", ");
+        return Err(Failure::Usage(format!("{} has no rank `{name}`; the ranks are {there}", source.name)));
+    }
     let (records, mapping) =
         records(&source, program.clone(), mapping, &args.target, &given, args.stop_after.as_deref())?;
     if args.print_mapping {
@@ -318,6 +327,7 @@ pub fn bisect(args: &BisectArgs) -> Result<(), Failure> {
     let source = Source::read(&args.file)?;
     let c = source.cascade(args.cascade.as_deref())?;
     let b = bindings(&source, &c, &Given { sizes: sizes(&args.size), ..Given::default() })?;
+    source.room(&c, &b)?;
     let inputs = random(&c, &b, args.random, Variant::Normal).map_err(|e| source.bind_failure(&e))?;
     let expected = expect(&c, &b, &inputs, &eval::Options::default()).map_err(Failure::wrong)?;
     let (records, _) = records(&source, Program::Cascade(c.clone()), None, &Lowering::Cpu, &[], None)?;

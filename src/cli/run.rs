@@ -1,9 +1,9 @@
 //! `run`: a cascade on arrays from files or at random.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use einfall::arrays::{Limits, read, write};
+use einfall::arrays::{Format, Limits, Reason, read, write};
 use einfall::{CompileOptions, Engine, Options, with_statics};
 use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Given, bind, check_facts, fill_defaults};
@@ -126,6 +126,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if args.file.extension().is_some_and(|e| e == "tile") {
         return run_plan(args);
     }
+    if args.device == DeviceArg::Reference && args.mapping.is_some() {
+        return Err(Failure::Usage("the reference device evaluates the text and takes no mapping".to_owned()));
+    }
+    if let Some(path) = &args.out {
+        writable(path)?;
+    }
     let mut laps = Laps { last: Instant::now(), steps: Vec::new() };
     let source = Source::read(&args.file)?;
     let cascade = source.cascade(args.cascade.as_deref())?;
@@ -148,6 +154,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     }
     let b = bind(&c, &facts).map_err(|e| source.bind_failure(&e))?;
     check_facts(&c, &b, &facts.scalars).map_err(|e| source.bind_failure(&e))?;
+    source.room(&c, &b)?;
     let drawn = match args.random {
         Some(seed) => random(&c, &b, seed, Variant::Normal).map_err(|e| source.bind_failure(&e))?,
         None => Vec::new(),
@@ -236,6 +243,18 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         write(path, &list).map_err(|e| Failure::Machine(e.to_string()))?;
     }
     Ok(())
+}
+
+/// Refuses, before anything is computed, where outputs cannot be written.
+fn writable(path: &Path) -> Result<(), Failure> {
+    let name = path.display();
+    if Format::of(path).is_none() {
+        return Err(Failure::Usage(format!("{name}: {}", Reason::Format)));
+    }
+    match path.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
+        Some(folder) => Err(Failure::Machine(format!("{name}: there is no folder {}", folder.display()))),
+        None => Ok(()),
+    }
 }
 
 /// Points that the evaluator visits to check a plan.

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use einfall_ir::array::element_count;
 use einfall_ir::cascade::bind::{BindError, Bindings, Given, bind, check_facts};
-use einfall_ir::cascade::{self, Cascade, Module};
+use einfall_ir::cascade::{self, Cascade, Module, Size};
 use einfall_ir::diag::{Diagnostic, render};
 use einfall_ir::target::DataSheet;
 
@@ -13,6 +14,9 @@ use super::Failure;
 pub fn unreadable(path: &Path, e: &std::io::Error) -> Failure {
     let name = path.display();
     Failure::Machine(match e.kind() {
+        std::io::ErrorKind::NotFound if path.with_extension("ein").is_file() => {
+            format!("{name}: there is no such file; there is {}", path.with_extension("ein").display())
+        }
         std::io::ErrorKind::NotFound => {
             format!("{name}: there is no such file; give its path from the current folder, or an absolute one")
         }
@@ -108,8 +112,30 @@ impl Source {
                     .help("give sizes and parameters for which it holds");
                 Failure::Wrong(self.render(&[d]))
             }
+            BindError::Unbound { ranks } => {
+                let list = ranks.iter().map(|r| format!("{r}=64")).collect::<Vec<_>>().join(",");
+                let what = format!("no array fixes {}; give extents, e.g. --size {list}", ranks.join(", "));
+                Failure::Usage(format!("{}: {what}", self.name))
+            }
             _ => Failure::Wrong(format!("{}: {e}", self.name)),
         }
+    }
+
+    /// Refuses sizes whose arrays, in float64, are more than memory can be had for.
+    pub fn room(&self, c: &Cascade, b: &Bindings) -> Result<(), Failure> {
+        let size = |name: &str, dims: &[Size]| {
+            let dims = b.sizes(c, name, dims).map_err(|e| self.bind_failure(&e))?;
+            Ok(element_count(&dims).unwrap_or(u64::MAX))
+        };
+        let params = c.params.iter().map(|p| (&c.tensors[*p].name, &c.tensors[*p].dims));
+        let mut n_elems = 0u64;
+        for (name, dims) in params.chain(c.outputs.iter().map(|o| (&o.name, &o.dims))) {
+            n_elems = n_elems.saturating_add(size(name, dims)?);
+        }
+        let fits = usize::try_from(n_elems).is_ok_and(|n| Vec::<f64>::new().try_reserve_exact(n).is_ok());
+        let what =
+            format!("{}: at these sizes the arrays hold {n_elems} elements, for which there is no memory", self.name);
+        if fits { Ok(()) } else { Err(Failure::Machine(what)) }
     }
 }
 

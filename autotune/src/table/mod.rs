@@ -133,6 +133,15 @@ impl Table {
 
     /// Reads a table's text, as [`Table`]'s display writes it.
     ///
+    /// ```
+    /// use einfall_autotune::table::Table;
+    ///
+    /// let table = Table::parse(b"format = 1\nkind = \"cpu\"\ndevice = \"a processor\"\n")?;
+    /// assert!(table.entries.is_empty() && Table::parse(table.to_string().as_bytes())? == table);
+    /// assert!(Table::parse(b"format = 7").is_err());
+    /// # Ok::<(), einfall_autotune::table::TableError>(())
+    /// ```
+    ///
     /// # Errors
     /// Everything that [`TableError`] lists; nothing of a damaged table is used.
     pub fn parse(bytes: &[u8]) -> Result<Table, TableError> {

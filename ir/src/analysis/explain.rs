@@ -132,6 +132,19 @@ pub struct Refusal {
 }
 
 /// The report of a module. `mapped` holds what later stages know, by cascade name.
+///
+/// ```
+/// use einfall_ir::analysis::explain::{Options, report, to_text};
+///
+/// let text = "cascade lse[M, N](x: f32[M,N]) -> (y: f32[M]) {
+///     a[m] = max(n) x[m,n]
+///     s[m] = sum(n) exp(x[m,n] - a[m])
+///     y[m] = a[m] + log(s[m])
+/// }";
+/// let module = einfall_ir::cascade::parse(text).expect("it is right");
+/// let said = to_text(&report(&module, &Options::default(), &Default::default()));
+/// assert!(said.lines().any(|l| l.split_whitespace().take(3).eq(["N", "2", "1"])), "{said}"); // two passes, then one
+/// ```
 pub fn report(module: &Module, options: &Options, mapped: &BTreeMap<String, Mapped>) -> Report {
     let cascades = module.cascades.iter().map(|c| cascade_report(c, options, mapped.get(&c.name))).collect();
     Report { schema: SCHEMA.into(), version: VERSION, cascades }

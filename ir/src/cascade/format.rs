@@ -16,6 +16,14 @@ const WIDTH: usize = 118;
 
 /// `source` in the standard layout, comments kept.
 ///
+/// ```
+/// use einfall_ir::cascade::format;
+///
+/// let text = "cascade c[M](x:f32[M])->(y:f32[M]){y[m]=x[m]// kept\n}";
+/// let tidy = format(text).expect("it parses");
+/// assert_eq!(tidy, "cascade c[M](x: f32[M]) -> (y: f32[M]) {\n    y[m] = x[m] // kept\n}\n");
+/// ```
+///
 /// # Errors
 /// The diagnostics of a text that does not parse. Names and types are not checked.
 pub fn format(source: &str) -> Result<String, Vec<Diagnostic>> {

@@ -42,6 +42,15 @@ define_ids! {
 
 /// Reads, resolves and verifies `source`.
 ///
+/// ```
+/// use einfall_ir::cascade::parse;
+///
+/// let module = parse("cascade double[M](x: f32[M]) -> (y: f32[M]) { y[m] = 2.0 * x[m] }").expect("it is right");
+/// assert_eq!(module.cascades[0].name, "double");
+/// let wrong = parse("cascade double[M](x: f32[M]) -> (y: f32[M]) { y[m] = 2.0 * x[n] }").expect_err("no index n");
+/// assert_eq!(wrong[0].code, "E0226");
+/// ```
+///
 /// # Errors
 /// Every error found, at least one, in source order.
 pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
@@ -53,6 +62,15 @@ pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
 }
 
 /// Like [`parse()`], but returns warnings with a module too; no module if there is an error.
+///
+/// ```
+/// use einfall_ir::cascade::check;
+///
+/// let text = "cascade c[M](x: f32[M]) -> (y: f32[M]) { t[m] = x[m]; y[m] = x[m] }";
+/// let (module, warnings) = check(text);
+/// assert!(module.is_some());
+/// assert_eq!(warnings[0].code, "W0001"); // t is never read
+/// ```
 pub fn check(source: &str) -> (Option<Module>, Vec<Diagnostic>) {
     let parsed = parse::parse_file(source);
     let mut diagnostics = parsed.diagnostics;

@@ -42,6 +42,15 @@ pub fn print(module: &Module) -> String {
 }
 
 /// One cascade as text.
+///
+/// ```
+/// use einfall_ir::cascade::{parse, print::print_cascade};
+///
+/// let module = parse("cascade c[M](x: f32[M]) -> (y: f32[M]) { y[m] = (x[m]) }").expect("it is right");
+/// let text = print_cascade(&module.cascades[0]);
+/// assert!(text.contains("y[m] = x[m]"));
+/// assert_eq!(print_cascade(&parse(&text).expect("what it prints parses").cascades[0]), text);
+/// ```
 pub fn print_cascade(c: &Cascade) -> String {
     print(&Module { docs: Vec::new(), cascades: vec![c.clone()] })
 }

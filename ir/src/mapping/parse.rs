@@ -29,6 +29,14 @@ type Parsed<T> = Result<T, Diagnostic>;
 
 /// Reads a mapping.
 ///
+/// ```
+/// let text = "mapping softmax on cpu {\n    kernel softmax_0 {\n        axis m block 4\n    }\n}\n";
+/// let mapping = einfall_ir::mapping::parse::parse(text)?;
+/// assert_eq!((mapping.plan.as_str(), mapping.kernels.len()), ("softmax", 1));
+/// assert_eq!(mapping.to_string(), text);
+/// # Ok::<(), einfall_ir::diag::Diagnostic>(())
+/// ```
+///
 /// # Errors
 /// The first syntax error (M0101) or an axis, tile, operation or role mapped twice (M0102).
 pub fn parse(text: &str) -> Parsed<Mapping> {

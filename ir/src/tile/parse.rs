@@ -40,6 +40,25 @@ const MAX_DEPTH: usize = 200;
 
 /// Reads a plan.
 ///
+/// ```
+/// use einfall_ir::tile;
+///
+/// let text = "plan double[M] {
+///     input x: f32[M]
+///     output y: f32[M]
+///
+///     kernel double_0 {
+///         grid m in M
+///         store y[m] = 2.0 * x[m] over m
+///     }
+/// }
+/// ";
+/// let plan = tile::parse::parse(text)?;
+/// assert!(tile::verify::verify(&plan).is_ok());
+/// assert_eq!(plan.to_string(), text);
+/// # Ok::<(), einfall_ir::diag::Diagnostic>(())
+/// ```
+///
 /// # Errors
 /// The first syntax error (T0101), unknown name (T0102) or repeated name (T0103).
 pub fn parse(text: &str) -> Result<Plan, Diagnostic> {

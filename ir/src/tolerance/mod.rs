@@ -100,6 +100,25 @@ impl std::error::Error for Mismatch {}
 
 /// Reference values and tolerances of every output, then of every parameter written in place, in order.
 ///
+/// ```
+/// use einfall_ir::cascade::bind::{Given, bind};
+/// use einfall_ir::cascade::{eval, parse};
+/// use einfall_ir::tolerance::{expect, inputs};
+///
+/// let module = parse("cascade rows[M, N](x: f32[M,N]) -> (y: f32[M]) { y[m] = sum(n) x[m,n] }").expect("it is right");
+/// let c = &module.cascades[0];
+/// let sizes = bind(c, &Given { sizes: vec![("M".into(), 2), ("N".into(), 50)], ..Given::default() })?;
+/// let x = inputs::random(c, &sizes, 1, inputs::Variant::Normal)?;
+/// let y = &expect(c, &sizes, &x, &eval::Options::default())?[0];
+///
+/// // Sums in f32, from the last element to the first, are within the tolerance; what leaves one out is not.
+/// let row = |m: usize, n: usize| x[0].data[50 * m + n] as f32;
+/// let sum = |m, n| f64::from((0..n).rev().fold(0f32, |s, n| s + row(m, n)));
+/// assert!(y.compare(&[sum(0, 50), sum(1, 50)])?.worst_ratio <= 1.0);
+/// assert!(y.compare(&[sum(0, 50), sum(1, 49)]).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// As [`crate::cascade::eval::evaluate`].
 pub fn expect(c: &Cascade, b: &Bindings, inputs: &[Array], options: &Options) -> Result<Vec<Expected>, EvalError> {

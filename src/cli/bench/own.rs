@@ -21,6 +21,7 @@ pub fn bench(file: &Path, args: &BenchArgs) -> Result<(), Failure> {
     let statics = sizes(&args.statics);
     let fixed = with_statics(&cascade, &statics).map_err(fail)?;
     let b = bindings(&source, &fixed, &Given { sizes: sizes(&args.size), ..Given::default() })?;
+    source.room(&fixed, &b)?;
     let named: Vec<(String, u64)> =
         fixed.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.clone(), *n)).collect();
     let mut mappings = Vec::new();

@@ -130,6 +130,20 @@ pub fn policies_of(x: &Inlined, rank: RankId, derived: Option<&Derivation>) -> O
 }
 
 /// The derivation over `rank` with a rolling anchor where one is needed; none when there is nothing to gain.
+///
+/// ```
+/// use einfall_ir::analysis::derive::{derive, to_cascade};
+/// use einfall_ir::cascade::{parse, print::print_cascade};
+///
+/// let text = "cascade lse[M, N](x: f32[M,N]) -> (y: f32[M]) {
+///     a[m] = max(n) x[m,n]
+///     s[m] = sum(n) exp(x[m,n] - a[m])
+///     y[m] = a[m] + log(s[m])
+/// }";
+/// let c = parse(text).expect("it is right").cascades.remove(0);
+/// let one_pass = to_cascade(&derive(&c, c.rank("N").expect("a rank")).expect("one pass suffices"));
+/// println!("{}", print_cascade(&one_pass)); // accumulators stepped along n
+/// ```
 pub fn derive(c: &Cascade, rank: RankId) -> Option<Derivation> {
     derive_with(c, rank, Policy::Rolling)
 }

@@ -84,10 +84,10 @@ pub enum BindError {
         /// The extent given later.
         second: u64,
     },
-    /// A rank has no extent.
+    /// Ranks have no extent.
     Unbound {
-        /// The rank.
-        rank: String,
+        /// The ranks, in the header's order.
+        ranks: Vec<String>,
     },
     /// An extent has no value.
     Size {
@@ -146,8 +146,9 @@ impl fmt::Display for BindError {
             BindError::Conflict { rank, first, second } => {
                 write!(f, "{rank} is given as {second} but is already {first}; give one value")
             }
-            BindError::Unbound { rank } => {
-                write!(f, "no input or size fixes {rank}; give it, e.g. {rank}=64")
+            BindError::Unbound { ranks } => {
+                let example = ranks.iter().map(|r| format!("{r}=64")).collect::<Vec<_>>().join(",");
+                write!(f, "no input or size fixes {}; give sizes, e.g. {example}", ranks.join(", "))
             }
             BindError::Size { place, size, error } => {
                 let why = match error {
@@ -207,6 +208,21 @@ impl Bindings {
 
 /// Solves every rank of `c`.
 ///
+/// ```
+/// use einfall_ir::cascade::bind::{Given, bind};
+/// use einfall_ir::cascade::parse;
+///
+/// let module = parse("cascade c[G, R](x: f32[G*R], w: f32[R]) -> (y: f32[G,R]) { y[g,r] = x[g*R+r] * w[r] }");
+/// let c = &module.expect("it is right").cascades[0];
+/// let shapes = vec![(c.params[0], vec![12]), (c.params[1], vec![4])];
+/// assert_eq!(bind(c, &Given { shapes, ..Given::default() })?.extents, [3, 4]);
+///
+/// let sizes = vec![("G".to_owned(), 3)];
+/// let wrong = bind(c, &Given { sizes, ..Given::default() }).expect_err("nothing says what R is");
+/// assert_eq!(wrong.to_string(), "no input or size fixes R; give sizes, e.g. R=64");
+/// # Ok::<(), einfall_ir::cascade::bind::BindError>(())
+/// ```
+///
 /// # Errors
 /// Clashes, unsolved ranks, extents without a value, tensors too large, facts that do not hold.
 pub fn bind(c: &Cascade, given: &Given) -> Result<Bindings, BindError> {
@@ -232,10 +248,12 @@ pub fn bind(c: &Cascade, given: &Given) -> Result<Bindings, BindError> {
         }
     }
     solve_all(c, given, &mut known)?;
-    let missing = |(i, k): (usize, &Option<u64>)| {
-        k.ok_or_else(|| BindError::Unbound { rank: c.ranks[RankId::new(i)].name.clone() })
-    };
-    let b = Bindings { extents: known.iter().enumerate().map(missing).collect::<Result<_, _>>()? };
+    let name = |(i, _): (usize, &Option<u64>)| c.ranks[RankId::new(i)].name.clone();
+    let ranks: Vec<String> = known.iter().enumerate().filter(|(_, k)| k.is_none()).map(name).collect();
+    if !ranks.is_empty() {
+        return Err(BindError::Unbound { ranks });
+    }
+    let b = Bindings { extents: known.into_iter().flatten().collect() };
     for (tensor, dims) in &given.shapes {
         let (t, expected) = (&c.tensors[*tensor], b.dims(c, *tensor)?);
         if let Some(dim) = (0..dims.len()).find(|i| dims[*i] != expected[*i]) {

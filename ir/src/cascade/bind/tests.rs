@@ -34,7 +34,7 @@ fn products_and_sums_are_solved() {
 #[test]
 fn a_zero_factor_leaves_its_partner_open() {
     let e = solved(GROUPED, &[&[0, 5], &[0, 6]], &[]).unwrap_err();
-    assert_eq!(e, "no input or size fixes R; give it, e.g. R=64");
+    assert_eq!(e, "no input or size fixes R; give sizes, e.g. R=64");
     assert_eq!(solved(GROUPED, &[&[0, 5], &[0, 6]], &[("R", 7)]), Ok(vec![0, 7, 5]));
 }
 

@@ -107,6 +107,20 @@ impl Elements<f64> {
 /// The outputs of `c` in order, in float64 (not rounded to their types). Inputs are the parameters in order; those
 /// with a default may all be left out.
 ///
+/// ```
+/// use einfall_ir::array::Array;
+/// use einfall_ir::cascade::bind::{Given, bind};
+/// use einfall_ir::cascade::{eval::evaluate, parse};
+/// use einfall_ir::dtype::DType;
+///
+/// let module = parse("cascade rows[M, N](x: f32[M,N]) -> (y: f32[M]) { y[m] = sum(n) x[m,n] }").expect("it is right");
+/// let c = &module.cascades[0];
+/// let sizes = bind(c, &Given { sizes: vec![("M".into(), 2), ("N".into(), 3)], ..Given::default() })?;
+/// let x = Array { dtype: DType::F32, dims: vec![2, 3], data: vec![1., 2., 3., 4., 5., 6.] };
+/// assert_eq!(evaluate(c, &sizes, &[x])?[0].data, [6.0, 15.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// Inputs that do not fit, facts that do not hold, sizes over the limits.
 pub fn evaluate(c: &Cascade, b: &Bindings, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {

@@ -62,7 +62,10 @@ pub use einfall_runtime::aot;
 #[cfg(feature = "cpu")]
 pub use engine::{Bound, Engine, Kernel};
 #[cfg(feature = "compiler")]
-pub use lowering::{CompileOptions, Error, compile_ptx, fits, gpu_plan, plan, plan_for, trace, unmapped, with_statics};
+pub use lowering::{
+    CompileOptions, Error, compile_ptx, compile_wgsl, fits, gpu_plan, plan, plan_for, trace, unmapped, wgsl_plan,
+    with_statics,
+};
 #[cfg(feature = "cpu")]
 pub use options::Options;
 #[cfg(feature = "compiler")]

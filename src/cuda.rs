@@ -3,22 +3,20 @@
 //! [`Engine`] mirrors the processor's: compile once for every size, bind sizes, launch. Invariant: nothing here needs
 //! LLVM, and [`compile_ptx`] needs no device either; a device is only asked to load and run.
 
-use std::sync::Arc;
-
 use einfall_autotune::table::{Kind, Table};
 use einfall_autotune::{model_gpu, tune};
 use einfall_codegen::backend::ptx;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::Cascade;
-use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::dtype::DType;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{BufferKind, Plan};
 use einfall_runtime::HostArray;
-use einfall_runtime::cuda::{Arguments, Executable, Gpu, Prepared, Stream};
+use einfall_runtime::cuda::{Arguments, Gpu, Modules, Prepared, Stream};
 
-use crate::engine::defaults;
+use crate::device;
+use crate::engine::split;
 use crate::lowering::{CompileOptions, Error, with_statics};
 pub use crate::lowering::{compile_ptx, gpu_plan as plan, unmapped};
 use crate::options::{Options, joined};
@@ -179,79 +177,20 @@ pub fn data_sheet(gpu: &Gpu) -> DataSheet {
     sheet
 }
 
-/// A cascade or plan compiled for a GPU: serves every size of its symbolic ranks.
-#[derive(Clone, Debug)]
-pub struct Kernel {
-    cascade: Option<Cascade>,
-    plan: Plan,
-    mapping: Mapping,
-    executable: Arc<Executable>,
-}
-
-impl Kernel {
-    /// Its kernels over tiles.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
-    }
-
-    /// How it is mapped.
-    pub fn mapping(&self) -> &Mapping {
-        &self.mapping
-    }
-
-    /// The loaded code.
-    pub fn executable(&self) -> &Arc<Executable> {
-        &self.executable
-    }
-
-    /// Fixes the sizes by rank name; fixed ranks need not be given. Facts of a cascade over ranks are checked.
-    ///
-    /// # Errors
-    /// [`Error::Bind`] for sizes that do not fit or facts that do not hold, [`Error::Runtime`] for sizes that the
-    /// kernels do not take.
-    pub fn bind<S: AsRef<str>>(&self, sizes: &[(S, u64)]) -> Result<Bound, Error> {
-        let Some(cascade) = &self.cascade else {
-            return Ok(Bound { runtime: self.executable.bind(sizes)?, defaults: Vec::new() });
-        };
-        let sizes = sizes.iter().map(|(n, v)| (n.as_ref().to_owned(), *v)).collect();
-        let bindings = bind(cascade, &Given { sizes, ..Given::default() })?;
-        check_facts(cascade, &bindings, &[])?;
-        self.bound(cascade, &bindings)
-    }
-
-    fn bound(&self, cascade: &Cascade, bindings: &Bindings) -> Result<Bound, Error> {
-        let ranks = cascade.ranks.iter().zip(&bindings.extents);
-        let sizes: Vec<(&str, u64)> = ranks.map(|((_, r), n)| (r.name.as_str(), *n)).collect();
-        Ok(Bound { runtime: self.executable.bind(&sizes)?, defaults: defaults(cascade, bindings)? })
-    }
-}
+/// A cascade or plan compiled for a GPU.
+pub type Kernel = device::Kernel<Modules>;
 
 /// A compiled cascade or plan at fixed sizes.
-#[derive(Debug)]
-pub struct Bound {
-    runtime: einfall_runtime::cuda::Bound,
-    /// Scalars the caller need not give.
-    defaults: Vec<(String, f64)>,
-}
+pub type Bound = device::Bound<Modules>;
 
 impl Bound {
-    /// The run time's view: array specifications, kernels, arrays with the strides the kernels want.
-    pub fn runtime(&self) -> &einfall_runtime::cuda::Bound {
-        &self.runtime
-    }
-
     /// Checks arrays in device memory and makes everything their launches need. Scalars with a default may be left
     /// out.
     ///
     /// # Errors
     /// [`Error::Runtime`] for arrays that do not fit.
-    pub fn prepare<'a>(&'a self, mut arguments: Arguments<'a>) -> Result<Prepared, Error> {
-        for (name, value) in &self.defaults {
-            if !arguments.gives(name) {
-                arguments = arguments.scalar(name, *value);
-            }
-        }
-        Ok(self.runtime.prepare(&arguments)?)
+    pub fn prepare<'a>(&'a self, arguments: Arguments<'a>) -> Result<Prepared, Error> {
+        Ok(self.runtime.prepare(&self.with_defaults(arguments))?)
     }
 
     /// Copies host arrays to the device, runs, and returns the outputs in order.
@@ -264,9 +203,7 @@ impl Bound {
         inputs: &[(&str, &HostArray)],
         scalars: &[(&str, f64)],
     ) -> Result<Vec<(String, HostArray)>, Error> {
-        let missing = self.defaults.iter().filter(|(n, _)| scalars.iter().all(|(s, _)| s != n));
-        let mut scalars = scalars.to_vec();
-        scalars.extend(missing.map(|(n, v)| (n.as_str(), *v)));
+        let scalars = self.all_scalars(scalars);
         Ok(self.runtime.run_to_arrays(stream, inputs, &scalars)?)
     }
 
@@ -275,16 +212,7 @@ impl Bound {
     /// # Errors
     /// [`Error::Runtime`].
     pub fn run_values(&self, stream: &Stream, inputs: &[(&str, &Array)]) -> Result<Vec<(String, HostArray)>, Error> {
-        let (mut arrays, mut scalars) = (Vec::new(), Vec::new());
-        for (name, a) in inputs {
-            match a.dims.is_empty() {
-                true => scalars.push((*name, a.data[0])),
-                false => {
-                    let host = HostArray::from_values(a).map_err(|e| Error::Runtime(e.into()))?;
-                    arrays.push((*name, host));
-                }
-            }
-        }
+        let (arrays, scalars) = split(inputs)?;
         let arrays: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
         self.run_to_arrays(stream, &arrays, &scalars)
     }

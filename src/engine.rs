@@ -12,7 +12,7 @@ use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts, scalar_value
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
-use einfall_runtime::{Arguments, Cpu, Executable};
+use einfall_runtime::{Arguments, Cpu, Executable, HostArray};
 
 use crate::lowering::{CompileOptions, Error, lower, plan, unprintable, with_statics};
 use crate::options::{Options, joined};
@@ -215,6 +215,24 @@ pub(crate) fn defaults(c: &Cascade, bindings: &Bindings) -> Result<Vec<(String, 
     Ok(list)
 }
 
+/// Arrays by name, and scalars by name.
+pub(crate) type Split<'a> = (Vec<(&'a str, HostArray)>, Vec<(&'a str, f64)>);
+
+/// The evaluator's arrays as arrays of the host and, where they have no dimensions, scalars.
+///
+/// # Errors
+/// [`Error::Runtime`] for one too large.
+pub(crate) fn split<'a>(inputs: &[(&'a str, &Array)]) -> Result<Split<'a>, Error> {
+    let (mut arrays, mut scalars) = (Vec::new(), Vec::new());
+    for (name, a) in inputs {
+        match a.dims.is_empty() {
+            true => scalars.push((*name, a.data[0])),
+            false => arrays.push((*name, HostArray::from_values(a).map_err(|e| Error::Runtime(e.into()))?)),
+        }
+    }
+    Ok((arrays, scalars))
+}
+
 /// A compiled cascade at fixed sizes. Many threads may launch it at once.
 #[derive(Debug)]
 pub struct Bound {
@@ -285,22 +303,10 @@ impl Bound {
     ///
     /// # Errors
     /// [`Error::Runtime`].
-    pub fn run_values(
-        &self,
-        cascade: &Cascade,
-        inputs: &[Array],
-    ) -> Result<Vec<(String, einfall_runtime::HostArray)>, Error> {
-        let runtime = |e: einfall_runtime::ArrayError| Error::Runtime(e.into());
-        let mut arrays = Vec::new();
-        let mut scalars = Vec::new();
-        for (&p, a) in cascade.params.iter().zip(inputs) {
-            let name = cascade.tensors[p].name.as_str();
-            match a.dims.is_empty() {
-                true => scalars.push((name, a.data[0])),
-                false => arrays.push((name, einfall_runtime::HostArray::from_values(a).map_err(runtime)?)),
-            }
-        }
-        let arrays: Vec<(&str, &einfall_runtime::HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
+    pub fn run_values(&self, cascade: &Cascade, inputs: &[Array]) -> Result<Vec<(String, HostArray)>, Error> {
+        let names = cascade.params.iter().map(|p| cascade.tensors[*p].name.as_str());
+        let (arrays, scalars) = split(&names.zip(inputs).collect::<Vec<_>>())?;
+        let arrays: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
         Ok(self.runtime.run_to_arrays(&arrays, &scalars)?)
     }
 }

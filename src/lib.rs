@@ -38,6 +38,8 @@ pub mod arrays;
 pub mod build;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub mod device;
 #[cfg(feature = "cpu")]
 mod engine;
 #[cfg(feature = "compiler")]

@@ -3,21 +3,19 @@
 //! [`Engine`] mirrors the processor's: compile once for every size, bind sizes, launch. Invariant: [`compile_wgsl`]
 //! needs no device and no LLVM; an adapter is only asked to load and run.
 
-use std::sync::Arc;
-
 use einfall_autotune::model_gpu;
 use einfall_autotune::table::{Kind, Table};
 use einfall_codegen::backend::wgsl;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::Cascade;
-use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 use einfall_runtime::HostArray;
-use einfall_runtime::wgpu::{Adapter, Arguments, EngineOptions, Executable, Prepared};
+use einfall_runtime::wgpu::{Adapter, Arguments, EngineOptions, Prepared, Shaders};
 
-use crate::engine::defaults;
+use crate::device;
+use crate::engine::split;
 use crate::lowering::{CompileOptions, Error, with_statics};
 
 pub use crate::lowering::{compile_wgsl, wgsl_plan};
@@ -78,7 +76,7 @@ impl Engine {
         let artifact = compile_wgsl(plan, mapping, &target)?;
         // SAFETY: the artifact was made by code generation a line above.
         let executable = unsafe { self.runtime.load(artifact)? };
-        Ok(Kernel { cascade: None, mapping: mapping.clone(), executable })
+        Ok(Kernel { cascade: None, plan: plan.clone(), mapping: mapping.clone(), executable })
     }
 }
 
@@ -106,73 +104,20 @@ pub fn data_sheet(adapter: &Adapter) -> DataSheet {
     sheet
 }
 
-/// A cascade or plan compiled for an adapter: serves every size of its symbolic ranks.
-#[derive(Clone, Debug)]
-pub struct Kernel {
-    cascade: Option<Cascade>,
-    mapping: Mapping,
-    executable: Arc<Executable>,
-}
-
-impl Kernel {
-    /// How it is mapped.
-    pub fn mapping(&self) -> &Mapping {
-        &self.mapping
-    }
-
-    /// The loaded code.
-    pub fn executable(&self) -> &Arc<Executable> {
-        &self.executable
-    }
-
-    /// Fixes the sizes by rank name; fixed ranks need not be given. Facts of a cascade over ranks are checked.
-    ///
-    /// # Errors
-    /// [`Error::Bind`] for sizes that do not fit or facts that do not hold, [`Error::Runtime`] for sizes that the
-    /// kernels do not take.
-    pub fn bind<S: AsRef<str>>(&self, sizes: &[(S, u64)]) -> Result<Bound, Error> {
-        let Some(cascade) = &self.cascade else {
-            return Ok(Bound { runtime: self.executable.bind(sizes)?, defaults: Vec::new() });
-        };
-        let sizes = sizes.iter().map(|(n, v)| (n.as_ref().to_owned(), *v)).collect();
-        let bindings = bind(cascade, &Given { sizes, ..Given::default() })?;
-        check_facts(cascade, &bindings, &[])?;
-        self.bound(cascade, &bindings)
-    }
-
-    fn bound(&self, cascade: &Cascade, bindings: &Bindings) -> Result<Bound, Error> {
-        let ranks = cascade.ranks.iter().zip(&bindings.extents);
-        let sizes: Vec<(&str, u64)> = ranks.map(|((_, r), n)| (r.name.as_str(), *n)).collect();
-        Ok(Bound { runtime: self.executable.bind(&sizes)?, defaults: defaults(cascade, bindings)? })
-    }
-}
+/// A cascade or plan compiled for an adapter.
+pub type Kernel = device::Kernel<Shaders>;
 
 /// A compiled cascade or plan at fixed sizes.
-#[derive(Debug)]
-pub struct Bound {
-    runtime: einfall_runtime::wgpu::Bound,
-    /// Scalars the caller need not give.
-    defaults: Vec<(String, f64)>,
-}
+pub type Bound = device::Bound<Shaders>;
 
 impl Bound {
-    /// The run time's view: array specifications, kernels, arrays.
-    pub fn runtime(&self) -> &einfall_runtime::wgpu::Bound {
-        &self.runtime
-    }
-
     /// Checks arrays in the adapter's memory and makes everything their launches need. Scalars with a default may be
     /// left out.
     ///
     /// # Errors
     /// [`Error::Runtime`] for arrays that do not fit.
-    pub fn prepare<'a>(&'a self, mut arguments: Arguments<'a>) -> Result<Prepared, Error> {
-        for (name, value) in &self.defaults {
-            if !arguments.gives(name) {
-                arguments = arguments.scalar(name, *value);
-            }
-        }
-        Ok(self.runtime.prepare(&arguments)?)
+    pub fn prepare<'a>(&'a self, arguments: Arguments<'a>) -> Result<Prepared, Error> {
+        Ok(self.runtime.prepare(&self.with_defaults(arguments))?)
     }
 
     /// Runs on evaluator arrays by parameter name and returns the outputs: for tests and small data.
@@ -180,17 +125,8 @@ impl Bound {
     /// # Errors
     /// [`Error::Runtime`].
     pub fn run_values(&self, inputs: &[(&str, &Array)]) -> Result<Vec<(String, HostArray)>, Error> {
-        let (mut arrays, mut scalars) = (Vec::new(), Vec::new());
-        for (name, a) in inputs {
-            match a.dims.is_empty() {
-                true => scalars.push((*name, a.data[0])),
-                false => arrays.push((*name, HostArray::from_values(a).map_err(|e| Error::Runtime(e.into()))?)),
-            }
-        }
-        let missing = self.defaults.iter().filter(|(n, _)| scalars.iter().all(|(s, _)| s != n));
-        let missing: Vec<(&str, f64)> = missing.map(|(n, v)| (n.as_str(), *v)).collect();
-        scalars.extend(missing);
+        let (arrays, scalars) = split(inputs)?;
         let arrays: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
-        Ok(self.runtime.run_to_arrays(&arrays, &scalars)?)
+        Ok(self.runtime.run_to_arrays(&arrays, &self.all_scalars(&scalars))?)
     }
 }

@@ -3,13 +3,100 @@
 //! Invariant: nothing is launched unless every array has its type, shape and strides, is given once, and no array that
 //! is written shares memory with another. Addresses are compared, never read.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use crate::array::HostArray;
 use crate::array::View;
 use crate::error::Error;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use crate::program::ArraySpec;
 use crate::program::{Program, Sizes};
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::Slot;
 use einfall_ir::dtype::DType;
 use einfall_ir::tile::{Buffer, BufferId, BufferKind};
+
+/// The arrays of one launch on a device that holds them as `A`, by name. Scalars travel by value.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[derive(Clone, Debug)]
+pub struct DeviceArguments<'a, A> {
+    pub(crate) inputs: Vec<(&'a str, A)>,
+    pub(crate) outputs: Vec<(&'a str, A)>,
+    pub(crate) scalars: Vec<(&'a str, f64)>,
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl<A> Default for DeviceArguments<'_, A> {
+    fn default() -> Self {
+        DeviceArguments { inputs: Vec::new(), outputs: Vec::new(), scalars: Vec::new() }
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl<'a, A: Clone> DeviceArguments<'a, A> {
+    /// None yet.
+    pub fn new() -> Self {
+        DeviceArguments::default()
+    }
+
+    /// An array to read.
+    pub fn input(mut self, name: &'a str, array: &A) -> Self {
+        self.inputs.push((name, array.clone()));
+        self
+    }
+
+    /// An array to write, or to update in place.
+    pub fn output(mut self, name: &'a str, array: &A) -> Self {
+        self.outputs.push((name, array.clone()));
+        self
+    }
+
+    /// A scalar parameter; it is rounded to its type.
+    pub fn scalar(mut self, name: &'a str, value: f64) -> Self {
+        self.scalars.push((name, value));
+        self
+    }
+
+    /// Whether an array or scalar of this name is among them.
+    pub fn gives(&self, name: &str) -> bool {
+        self.inputs.iter().chain(&self.outputs).any(|(n, _)| *n == name) || self.scalars.iter().any(|(n, _)| *n == name)
+    }
+
+    /// Of arrays on the host: `array` makes a parameter's on the device (`true`: one that is written, full of NaNs),
+    /// `copy` fills it. Also the arrays that hold the results, in the cascade's order; those updated in place are filled
+    /// from `inputs`.
+    pub(crate) fn of_host(
+        specs: impl Iterator<Item = ArraySpec<'a>>,
+        inputs: &[(&'a str, &HostArray)],
+        scalars: &[(&'a str, f64)],
+        array: impl Fn(&str, bool) -> Result<A, Error>,
+        copy: impl Fn(&A, &HostArray) -> Result<(), Error>,
+    ) -> Result<(Self, Vec<(String, A)>), Error> {
+        let mut arguments = DeviceArguments::new();
+        let mut outputs = Vec::new();
+        for spec in specs.filter(|s| matches!(s.kind, BufferKind::Output | BufferKind::InOut)) {
+            let made = array(spec.name, true)?;
+            if spec.kind == BufferKind::InOut {
+                let (_, host) = inputs.iter().find(|(name, _)| *name == spec.name).ok_or_else(|| {
+                    let (array, shape) = (spec.name.to_string(), spec.shape.to_vec());
+                    Error::MissingArray { array, dtype: spec.dtype, shape }
+                })?;
+                copy(&made, host)?;
+            }
+            arguments = arguments.output(spec.name, &made);
+            outputs.push((spec.name.to_string(), made));
+        }
+        for (name, host) in inputs {
+            if outputs.iter().any(|(n, _)| n == name) {
+                continue;
+            }
+            let made = array(name, false)?;
+            copy(&made, host)?;
+            arguments = arguments.input(name, &made);
+        }
+        arguments.scalars.extend(scalars);
+        Ok((arguments, outputs))
+    }
+}
 
 /// An array by name.
 pub(crate) type Named<'n, 'v> = (&'n str, &'v View<'v>);

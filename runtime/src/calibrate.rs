@@ -81,7 +81,7 @@ fn best(mut run: impl FnMut() -> Result<f64, Error>) -> Result<f64, Error> {
     (0..RUNS).try_fold(f64::INFINITY, |least, _| Ok(run()?.min(least)))
 }
 
-impl crate::executable::Bound {
+impl crate::linked::Bound {
     /// Runs a calibration plan on `x` and returns its seconds.
     fn run_timed(&self, x: &HostArray) -> Result<f64, Error> {
         let shape = self.arrays().find(|a| a.name == "out").map(|a| a.shape.to_vec()).unwrap_or_default();

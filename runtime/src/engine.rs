@@ -5,7 +5,7 @@
 
 use crate::cache::{Cache, Key};
 use crate::error::Error;
-use crate::executable::Executable;
+use crate::linked::Executable;
 use crate::program;
 use einfall_ir::artifact::{self, Artifact, Code};
 use einfall_llvm::{Host, Llvm, LoadOptions, Object, Passes, TargetOptions};

@@ -1,55 +1,32 @@
-//! A linked artifact, and its binding to sizes.
+//! A loaded artifact, and its binding to sizes: the same for every device.
 //!
-//! Invariant: an executable's functions are those of its artifact's launches, in order, and live as long as it does.
+//! Invariant: a bound executable's sizes satisfy its artifact, and the device that holds the code takes them.
 
 use crate::error::Error;
 use crate::program::{ArraySpec, KernelSpec, Program, Sizes};
-use crate::scratch::ScratchPool;
-use einfall_ir::artifact::Artifact;
+use std::fmt::Debug;
 use std::sync::Arc;
 
-/// The calling convention of a CPU kernel (see [`einfall_ir::artifact::Launch`]).
-pub type KernelFn = unsafe extern "C" fn(slots: *const u64, first: i64, end: i64, scratch: *mut u8);
+/// What a device holds of an artifact's code.
+pub trait Loaded {
+    /// What a bound executable keeps from launch to launch.
+    type Memory: Debug + Default;
 
-/// An artifact linked into this process. Sizes are bound by [`Executable::bind`].
-#[derive(Debug)]
-pub struct Executable {
-    pub(crate) program: Program,
-    pub(crate) functions: Vec<KernelFn>,
-    /// Keeps the functions' memory, where it is not the program's own.
-    #[cfg(feature = "jit")]
-    _code: Option<einfall_llvm::Code>,
-    pub(crate) pool: Arc<rayon::ThreadPool>,
+    /// Refuses sizes beyond what the kernels and the device count with.
+    ///
+    /// # Errors
+    /// What is too large, named.
+    fn check(&self, program: &Program, sizes: &Sizes) -> Result<(), Error>;
 }
 
-impl Executable {
-    /// Of functions that are linked into the program: those of the checked artifact's launches, in order.
-    pub(crate) fn linked(artifact: Artifact, functions: Vec<KernelFn>, pool: Arc<rayon::ThreadPool>) -> Executable {
-        Executable {
-            program: Program::new(artifact),
-            functions,
-            #[cfg(feature = "jit")]
-            _code: None,
-            pool,
-        }
-    }
+/// An artifact loaded on a device, which holds its code as a `C`. Sizes are bound by [`Executable::bind`].
+#[derive(Debug)]
+pub struct Executable<C> {
+    pub(crate) program: Program,
+    pub(crate) code: C,
+}
 
-    /// Resolves the kernels of a checked artifact.
-    #[cfg(feature = "jit")]
-    pub(crate) fn new(
-        artifact: Artifact,
-        code: einfall_llvm::Code,
-        pool: Arc<rayon::ThreadPool>,
-    ) -> Result<Executable, Error> {
-        let mut functions = Vec::new();
-        for launch in &artifact.launches {
-            let address = code.symbol(&launch.symbol)?;
-            // SAFETY: the loader's caller vouches that the symbol has the convention's signature.
-            functions.push(unsafe { std::mem::transmute::<*const std::ffi::c_void, KernelFn>(address) });
-        }
-        Ok(Executable { program: Program::new(artifact), functions, _code: Some(code), pool })
-    }
-
+impl<C: Loaded> Executable<C> {
     /// The cascade's name.
     pub fn name(&self) -> &str {
         self.program.name()
@@ -69,28 +46,30 @@ impl Executable {
         self.program.infer(shapes)
     }
 
-    /// Fixes the sizes of all ranks.
+    /// Fixes the sizes of all ranks. No size is compiled for: the code serves all.
     ///
     /// # Errors
     /// [`Error::UnknownRank`], [`Error::MissingRank`], [`Error::RankConflict`] (with a size the text fixes, or given
-    /// twice) and [`Error::Size`] where an extent has no value.
-    pub fn bind<S: AsRef<str>>(self: &Arc<Executable>, sizes: &[(S, u64)]) -> Result<Bound, Error> {
+    /// twice), [`Error::Size`] where an extent has no value, and the device's own error for what is too large: an
+    /// extent that kernels do not count to, a grid that cannot be launched.
+    pub fn bind<S: AsRef<str>>(self: &Arc<Executable<C>>, sizes: &[(S, u64)]) -> Result<Bound<C>, Error> {
         let sizes = self.program.bind(sizes)?;
-        Ok(Bound { sizes, scratch: ScratchPool::default(), executable: Arc::clone(self) })
+        self.code.check(&self.program, &sizes)?;
+        Ok(Bound { executable: Arc::clone(self), sizes, memory: C::Memory::default() })
     }
 }
 
-/// An executable at fixed sizes. Many threads may launch it at once.
+/// An executable at fixed sizes.
 #[derive(Debug)]
-pub struct Bound {
-    pub(crate) executable: Arc<Executable>,
+pub struct Bound<C: Loaded> {
+    pub(crate) executable: Arc<Executable<C>>,
     pub(crate) sizes: Sizes,
-    pub(crate) scratch: ScratchPool,
+    pub(crate) memory: C::Memory,
 }
 
-impl Bound {
+impl<C: Loaded> Bound<C> {
     /// The executable.
-    pub fn executable(&self) -> &Arc<Executable> {
+    pub fn executable(&self) -> &Arc<Executable<C>> {
         &self.executable
     }
 
@@ -104,7 +83,8 @@ impl Bound {
         self.sizes.kernels(&self.executable.program)
     }
 
-    /// Bytes of memory for temporaries between kernels, which a caller may provide.
+    /// Bytes of memory for temporaries between kernels: on a processor a caller may provide it, on a GPU each prepared
+    /// launch takes its own.
     pub fn workspace_bytes(&self) -> u64 {
         self.sizes.workspace_bytes
     }

@@ -7,7 +7,7 @@
 use crate::arguments::{Named, Place, places};
 use crate::array::{ALIGN_BYTES, HostArray, View, ViewMut};
 use crate::error::Error;
-use crate::executable::Bound;
+use crate::linked::Bound;
 use crate::program::Step;
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::Slot;
@@ -111,7 +111,7 @@ impl Bound {
                 }
                 None
             }
-            None => Some(self.scratch.take(self.sizes.workspace_bytes)?),
+            None => Some(self.memory.take(self.sizes.workspace_bytes)?),
         };
         let base = match (given, &mut own) {
             (Some(memory), _) => memory.as_mut_ptr(),
@@ -134,11 +134,11 @@ impl Bound {
             self.sizes.steps.iter().enumerate().map(timed).collect::<Result<Vec<Duration>, Error>>()
         };
         // The pool is entered once for all kernels, as entering it costs two thread switches.
-        let pool = &self.executable.pool;
+        let pool = &self.executable.code.pool;
         let threads = pool.current_num_threads();
         let times = if self.sizes.steps.iter().any(|s| s.is_shared(threads)) { pool.install(all)? } else { all()? };
         if let Some(block) = own {
-            self.scratch.give(block);
+            self.memory.give(block);
         }
         Ok(times)
     }
@@ -203,16 +203,16 @@ impl Bound {
                 Slot::Extent(r) => self.sizes.extents[r.index()],
             });
         }
-        let function = exe.functions[index];
+        let function = exe.code.functions[index];
         let call = |first: u64, end: u64| -> Result<(), Error> {
-            let mut scratch = self.scratch.take(step.scratch_bytes)?;
+            let mut scratch = self.memory.take(step.scratch_bytes)?;
             // SAFETY: the loader's caller vouches for the code; slots, ranges and scratch are as the convention says,
             // and the arrays were checked.
             unsafe { function(slots.as_ptr(), first as i64, end as i64, scratch.bytes_mut().as_mut_ptr()) };
-            self.scratch.give(scratch);
+            self.memory.give(scratch);
             Ok(())
         };
-        let threads = exe.pool.current_num_threads();
+        let threads = exe.code.pool.current_num_threads();
         if step.tasks == 0 {
             return Ok(());
         }

@@ -21,11 +21,13 @@ mod element;
 #[cfg(feature = "jit")]
 mod engine;
 mod error;
-#[cfg(feature = "cpu")]
-mod executable;
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+pub mod executable;
 #[cfg(feature = "cpu")]
 mod launch;
 mod level;
+#[cfg(feature = "cpu")]
+mod linked;
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 mod program;
 #[cfg(feature = "cpu")]
@@ -35,6 +37,8 @@ mod variants;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub use arguments::DeviceArguments;
 pub use array::{ArrayError, Element, HostArray, View, ViewMut};
 pub use device::{Cpu, Device, Isa};
 #[cfg(feature = "llvm")]
@@ -43,9 +47,9 @@ pub use einfall_llvm as llvm;
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
 #[cfg(feature = "cpu")]
-pub use executable::{Bound, Executable};
-#[cfg(feature = "cpu")]
 pub use launch::Arguments;
 pub use level::Level;
+#[cfg(feature = "cpu")]
+pub use linked::{Bound, Executable, Linked};
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 pub use program::{ArraySpec, KernelSpec};

@@ -15,7 +15,7 @@ pub(crate) const WORKSPACE_ALIGN_BYTES: u64 = 64;
 
 /// A checked artifact. Sizes are bound by [`Program::bind`].
 #[derive(Debug)]
-pub(crate) struct Program {
+pub struct Program {
     pub(crate) artifact: Artifact,
     /// `dense[b][d]`: some kernel takes buffer `b` without its stride in dimension `d`.
     pub(crate) dense: Vec<Vec<bool>>,
@@ -242,7 +242,7 @@ pub(crate) struct Step {
 
 /// A program at fixed sizes.
 #[derive(Clone, Debug)]
-pub(crate) struct Sizes {
+pub struct Sizes {
     pub(crate) extents: Vec<u64>,
     /// By buffer.
     pub(crate) shapes: Vec<Vec<u64>>,

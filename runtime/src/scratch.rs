@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 /// Blocks to be taken and given back.
 #[derive(Debug, Default)]
-pub(crate) struct ScratchPool {
+pub struct ScratchPool {
     free: Mutex<Vec<HostArray>>,
 }
 

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use einfall::{Engine, Options};
+use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tolerance::inputs::{Variant, random};
-use einfall_runtime::Cpu;
 use einfall_runtime::cache::Cache;
 use einfall_runtime::cuda::{Gpu, gpus};
+use einfall_runtime::{Cpu, HostArray};
 
 use super::{Failure, compare};
 
@@ -231,6 +232,20 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
         return super::wgpu::selftest(args, name.as_deref());
     }
     let engine = Engine::new(&options()?).map_err(Failure::machine)?;
+    let compile = |c: &Cascade| engine.compile(c);
+    suite(args, compile, |c, kernel, sizes, inputs| kernel.bind(sizes)?.run_values(c, inputs))
+}
+
+/// What a launch returns: the outputs by name.
+type Outputs = Vec<(String, HostArray)>;
+
+/// Every library cascade at drawn sizes against the float64 evaluator: `compile` makes a kernel of it, `run` launches that
+/// on inputs, one for each parameter in order. What is refused with a diagnostic is skipped.
+pub fn suite<K>(
+    args: &SelftestArgs,
+    compile: impl Fn(&Cascade) -> Result<K, einfall::Error>,
+    run: impl Fn(&Cascade, &K, &[(&str, u64)], &[Array]) -> Result<Outputs, einfall::Error>,
+) -> Result<(), Failure> {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let mut state = args.seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
     for (file, text) in einfall_kernels::SOURCES {
@@ -239,7 +254,7 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
         }
         let module = parse(text).map_err(|d| Failure::Wrong(format!("{file}: {d:?}")))?;
         for c in &module.cascades {
-            let kernel = match engine.compile(c) {
+            let kernel = match compile(c) {
                 Ok(kernel) => kernel,
                 Err(einfall::Error::Refused { diagnostics, .. }) => {
                     let why = diagnostics.first().map(|d| d.message.clone()).unwrap_or_default();
@@ -259,7 +274,8 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
                     failed += 1;
                     break;
                 };
-                match one(c, &kernel, &b, next(&mut state)) {
+                let launch = |sizes: &[(&str, u64)], inputs: &[Array]| run(c, &kernel, sizes, inputs);
+                match one(c, &b, next(&mut state), launch) {
                     Ok(()) => passed += 1,
                     Err(e) => {
                         println!("FAIL {file}/{} at {:?}: {e}", c.name, b.extents);
@@ -273,11 +289,15 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
     if failed == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{failed} comparisons failed"))) }
 }
 
-fn one(c: &Cascade, kernel: &einfall::Kernel, b: &Bindings, seed: u64) -> Result<(), String> {
+fn one(
+    c: &Cascade,
+    b: &Bindings,
+    seed: u64,
+    launch: impl Fn(&[(&str, u64)], &[Array]) -> Result<Outputs, einfall::Error>,
+) -> Result<(), String> {
     let inputs = random(c, b, seed, Variant::Small).map_err(|e| e.to_string())?;
-    let named: Vec<(&str, u64)> = c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
-    let bound = kernel.bind(&named).map_err(|e| e.to_string())?;
-    let outputs = bound.run_values(c, &inputs).map_err(|e| e.to_string())?;
+    let sizes: Vec<(&str, u64)> = c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
+    let outputs = launch(&sizes, &inputs).map_err(|e| e.to_string())?;
     match compare::outputs(c, b, &inputs, &outputs, seed) {
         Ok(_) => Ok(()),
         Err(Failure::Wrong(m) | Failure::Usage(m) | Failure::Machine(m)) => Err(m),

@@ -3,19 +3,17 @@
 use std::time::{Duration, Instant};
 
 use einfall::CompileOptions;
-use einfall::wgpu::{Engine, Kernel, data_sheet};
+use einfall::wgpu::{Engine, data_sheet};
 use einfall_ir::array::Array;
-use einfall_ir::cascade::bind::Bindings;
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::dtype::DType;
 use einfall_ir::tile::BufferKind;
-use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_runtime::HostArray;
 use einfall_runtime::wgpu::{Arguments, adapters};
 
+use super::Failure;
 use super::bench::{BenchArgs, Case, Row, cases, retyped};
-use super::device::{SelftestArgs, draw, next};
-use super::{Failure, compare};
+use super::device::{SelftestArgs, next, suite};
 
 /// Opens an adapter by name.
 pub fn engine(name: Option<&str>) -> Result<Engine, Failure> {
@@ -51,59 +49,11 @@ pub fn selftest(args: &SelftestArgs, name: Option<&str>) -> Result<(), Failure> 
     let engine = engine(name)?;
     let adapter = engine.runtime().adapter();
     println!("{}, subgroups of {} to {}", adapter.name, adapter.subgroup.0, adapter.subgroup.1);
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    let mut state = args.seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    for (file, text) in einfall_kernels::SOURCES {
-        if args.filter.as_ref().is_some_and(|f| !file.contains(f.as_str())) {
-            continue;
-        }
-        let module = parse(text).map_err(|d| Failure::Wrong(format!("{file}: {d:?}")))?;
-        for c in &module.cascades {
-            let kernel = match engine.compile(c) {
-                Ok(kernel) => kernel,
-                Err(einfall::Error::Refused { diagnostics, .. }) => {
-                    let why = diagnostics.first().map(|d| d.message.clone()).unwrap_or_default();
-                    println!("skip {file}/{}: {why}", c.name);
-                    skipped += 1;
-                    continue;
-                }
-                Err(e) => {
-                    println!("FAIL {file}/{}: {e}", c.name);
-                    failed += 1;
-                    continue;
-                }
-            };
-            for _ in 0..args.sizes {
-                let Some(b) = draw(c, &mut state) else {
-                    println!("FAIL {file}/{}: no sizes satisfy its facts", c.name);
-                    failed += 1;
-                    break;
-                };
-                match one(c, &kernel, &b, next(&mut state)) {
-                    Ok(()) => passed += 1,
-                    Err(e) => {
-                        println!("FAIL {file}/{} at {:?}: {e}", c.name, b.extents);
-                        failed += 1;
-                    }
-                }
-            }
-        }
-    }
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
-    if failed == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{failed} comparisons failed"))) }
-}
-
-fn one(c: &Cascade, kernel: &Kernel, b: &Bindings, seed: u64) -> Result<(), String> {
-    let inputs = random(c, b, seed, Variant::Small).map_err(|e| e.to_string())?;
-    let sizes: Vec<(&str, u64)> = c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
-    let bound = kernel.bind(&sizes).map_err(|e| e.to_string())?;
-    let names = c.params.iter().map(|p| c.tensors[*p].name.as_str());
-    let named: Vec<(&str, &Array)> = names.zip(&inputs).collect();
-    let outputs = bound.run_values(&named).map_err(|e| e.to_string())?;
-    match compare::outputs(c, b, &inputs, &outputs, seed) {
-        Ok(_) => Ok(()),
-        Err(Failure::Wrong(m) | Failure::Usage(m) | Failure::Machine(m)) => Err(m),
-    }
+    let compile = |c: &Cascade| engine.compile(c);
+    suite(args, compile, |c, kernel, sizes, inputs| {
+        let names = c.params.iter().map(|p| c.tensors[*p].name.as_str());
+        kernel.bind(sizes)?.run_values(&names.zip(inputs).collect::<Vec<_>>())
+    })
 }
 
 /// Times every case of the family by the device's own clock: rounds of launches in one submission, the median of several.

@@ -16,11 +16,11 @@ pub use shape::{Any, Extent, Input, Is, Output, Shape};
 
 pub use crate::array::ArrayError;
 pub use crate::error::Error;
-pub use crate::executable::KernelFn;
 pub use crate::launch::Arguments;
 pub use crate::level::Level;
+pub use crate::linked::KernelFn;
 
-use crate::executable::{Bound, Executable};
+use crate::linked::{Bound, Executable};
 use crate::program;
 
 /// The code of a cascade for one level, linked into the program.

@@ -8,11 +8,11 @@ use super::code::{Code, FunctionInfo, varies};
 use super::driver::{Context, Event, Memory, Stream};
 use super::error::CudaError;
 use super::gpu::{Gpu, gpus};
-use super::launch::Bound;
 use super::tensor_map::Maps;
 use crate::array::HostArray;
 use crate::cache::Cache;
 use crate::error::Error;
+use crate::executable;
 use crate::program::{self, Program};
 use einfall_ir::artifact::{Artifact, Slot};
 use einfall_ir::dtype::DType;
@@ -166,7 +166,8 @@ impl Engine {
         program::check(&artifact)?;
         check_launches(&artifact)?;
         let code = Code::new(&self.shared, &artifact)?;
-        Ok(Arc::new(Executable { code, shared: Arc::clone(&self.shared), program: Program::new(artifact) }))
+        let code = Modules { code, shared: Arc::clone(&self.shared) };
+        Ok(Arc::new(Executable { code, program: Program::new(artifact) }))
     }
 }
 
@@ -200,61 +201,34 @@ pub(super) fn parameter_bytes(maps: usize, slots: &[Slot]) -> usize {
     128 * maps + 8 * slots.len()
 }
 
-/// An artifact loaded on a device. Sizes are bound by [`Executable::bind`].
+/// The code of an artifact on a device.
 #[derive(Debug)]
-pub struct Executable {
+pub struct Modules {
     pub(super) code: Code,
     pub(super) shared: Arc<Shared>,
-    pub(super) program: Program,
 }
 
+/// An artifact loaded on a device.
+pub type Executable = executable::Executable<Modules>;
+
 impl Executable {
-    /// The cascade's name.
-    pub fn name(&self) -> &str {
-        self.program.name()
-    }
-
-    /// Names of the ranks, in the cascade's order.
-    pub fn ranks(&self) -> impl Iterator<Item = &str> {
-        self.program.ranks()
-    }
-
     /// The device it is loaded on.
     pub fn gpu(&self) -> &Gpu {
-        &self.shared.gpu
+        &self.code.shared.gpu
     }
 
     /// What the driver's assembler said so far; empty where the code came from the cache.
     pub fn log(&self) -> String {
-        self.code.log()
+        self.code.code.log()
     }
 
     /// What the assembler made of each kernel, in launch order, variants that nothing has chosen yet left out.
     pub fn functions(&self) -> impl Iterator<Item = &FunctionInfo> {
-        self.code.functions()
+        self.code.code.functions()
     }
 
     /// How many of its kernels are variants, assembled when sizes and arrays first choose them.
     pub fn variants(&self) -> usize {
         self.program.artifact.launches.iter().filter(|l| varies(l)).count()
-    }
-
-    /// The sizes of ranks that the shapes of arrays imply (see [`crate::Executable::infer`]).
-    ///
-    /// # Errors
-    /// [`Error::UnknownArray`], [`Error::Dimensions`], and [`Error::RankConflict`] or [`Error::Extent`] for shapes that
-    /// contradict each other.
-    pub fn infer(&self, shapes: &[(&str, &[u64])]) -> Result<Vec<(String, u64)>, Error> {
-        self.program.infer(shapes)
-    }
-
-    /// Fixes the sizes of all ranks. No size is compiled for: the code serves all.
-    ///
-    /// # Errors
-    /// [`Error::UnknownRank`], [`Error::MissingRank`], [`Error::RankConflict`], [`Error::Size`]; and [`Error::Cuda`]
-    /// with [`CudaError::Extent`] for an extent that does not fit 31 bits, or [`CudaError::Launch`] for a grid that the
-    /// device cannot run.
-    pub fn bind<S: AsRef<str>>(self: &Arc<Executable>, sizes: &[(S, u64)]) -> Result<Bound, Error> {
-        Bound::new(Arc::clone(self), self.program.bind(sizes)?)
     }
 }

@@ -5,19 +5,20 @@
 
 use super::array::DeviceArray;
 use super::driver::{Context, Graph, Kept, Memory, Stream};
-use super::engine::Executable;
+use super::engine::Modules;
 use super::error::CudaError;
 use super::tensor_map;
-use crate::arguments::{Named, Place, places};
+use crate::arguments::{DeviceArguments, Named, Place, places};
 use crate::array::{HostArray, View};
 use crate::error::Error;
-use crate::program::{ArraySpec, KernelSpec, Program, Sizes};
+use crate::executable::{self, Loaded};
+use crate::program::{Program, Sizes};
 use crate::variants;
 use cudarc::driver::sys;
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::{Condition, GpuLaunch, Launch, Slot, TensorMap};
 use einfall_ir::dtype::DType;
-use einfall_ir::tile::{BufferId, BufferKind};
+use einfall_ir::tile::BufferId;
 use std::sync::Arc;
 
 /// Tasks a grid may have along x.
@@ -26,76 +27,20 @@ const MAX_GRID: u64 = (1 << 31) - 1;
 const MAX_EXTENT: u64 = 1 << 31;
 
 /// The arrays of one launch, by name. Scalars travel by value.
-#[derive(Clone, Debug, Default)]
-pub struct Arguments<'a> {
-    inputs: Vec<(&'a str, DeviceArray)>,
-    outputs: Vec<(&'a str, DeviceArray)>,
-    scalars: Vec<(&'a str, f64)>,
-}
-
-impl<'a> Arguments<'a> {
-    /// None yet.
-    pub fn new() -> Arguments<'a> {
-        Arguments::default()
-    }
-
-    /// An array to read.
-    pub fn input(mut self, name: &'a str, array: &DeviceArray) -> Arguments<'a> {
-        self.inputs.push((name, array.clone()));
-        self
-    }
-
-    /// An array to write, or to update in place.
-    pub fn output(mut self, name: &'a str, array: &DeviceArray) -> Arguments<'a> {
-        self.outputs.push((name, array.clone()));
-        self
-    }
-
-    /// A scalar parameter; it is rounded to its type.
-    pub fn scalar(mut self, name: &'a str, value: f64) -> Arguments<'a> {
-        self.scalars.push((name, value));
-        self
-    }
-
-    /// Whether an array or scalar of this name is among them.
-    pub fn gives(&self, name: &str) -> bool {
-        self.inputs.iter().chain(&self.outputs).any(|(n, _)| *n == name) || self.scalars.iter().any(|(n, _)| *n == name)
-    }
-}
+pub type Arguments<'a> = DeviceArguments<'a, DeviceArray>;
 
 /// An executable at fixed sizes.
-#[derive(Debug)]
-pub struct Bound {
-    executable: Arc<Executable>,
-    sizes: Sizes,
+pub type Bound = executable::Bound<Modules>;
+
+impl Loaded for Modules {
+    type Memory = ();
+
+    fn check(&self, program: &Program, sizes: &Sizes) -> Result<(), Error> {
+        Ok(check_sizes(program, sizes)?)
+    }
 }
 
 impl Bound {
-    pub(super) fn new(executable: Arc<Executable>, sizes: Sizes) -> Result<Bound, Error> {
-        check_sizes(&executable.program, &sizes)?;
-        Ok(Bound { executable, sizes })
-    }
-
-    /// The executable.
-    pub fn executable(&self) -> &Arc<Executable> {
-        &self.executable
-    }
-
-    /// Arrays and scalars to give, outputs included, in the cascade's order.
-    pub fn arrays(&self) -> impl Iterator<Item = ArraySpec<'_>> {
-        self.sizes.arrays(&self.executable.program)
-    }
-
-    /// The kernels, in launch order.
-    pub fn kernels(&self) -> impl Iterator<Item = KernelSpec<'_>> {
-        self.sizes.kernels(&self.executable.program)
-    }
-
-    /// Bytes of device memory for temporaries between kernels; each prepared launch takes its own.
-    pub fn workspace_bytes(&self) -> u64 {
-        self.sizes.workspace_bytes
-    }
-
     /// An array for the parameter `name` with unspecified content and the strides its kernels want: dense, or with
     /// padded rows where a copy engine moves it.
     ///
@@ -106,7 +51,7 @@ impl Bound {
         let (id, buffer) = program.find(name, "array", |b| !b.is_scalar())?;
         let shape = &self.sizes.shapes[id.index()];
         let padded = wants_padding(program, id);
-        let context = &self.executable.shared.context;
+        let context = &self.executable.code.shared.context;
         Ok(DeviceArray::alloc(context, buffer.dtype, shape, padded, &format!("`{name}`"))?)
     }
 
@@ -118,7 +63,7 @@ impl Bound {
     /// where memory for temporaries is short.
     pub fn prepare(&self, arguments: &Arguments) -> Result<Prepared, Error> {
         let executable = &self.executable;
-        let (program, shared) = (&executable.program, &executable.shared);
+        let (program, shared) = (&executable.program, &executable.code.shared);
         shared.context.enter()?;
         let mut keep = Vec::new();
         for (name, array) in arguments.inputs.iter().chain(&arguments.outputs) {
@@ -156,7 +101,7 @@ impl Bound {
             if tasks == 0 {
                 continue;
             }
-            let (function, module) = executable.code.function(shared, &program.artifact.launches, index)?;
+            let (function, module) = executable.code.code.function(shared, &program.artifact.launches, index)?;
             keep.push(Kept::Module(module));
             let function = function.0;
             if gpu.cooperative {
@@ -209,33 +154,15 @@ impl Bound {
         inputs: &[(&str, &HostArray)],
         scalars: &[(&str, f64)],
     ) -> Result<Vec<(String, HostArray)>, Error> {
-        let mut arguments = Arguments::new();
-        let mut outputs = Vec::new();
-        let specs: Vec<ArraySpec> = self.arrays().collect();
-        for spec in specs.iter().filter(|s| matches!(s.kind, BufferKind::Output | BufferKind::InOut)) {
-            let array = self.array(spec.name)?;
-            array.fill(stream, 0xff)?;
-            if spec.kind == BufferKind::InOut {
-                let (_, host) = inputs.iter().find(|(name, _)| *name == spec.name).ok_or_else(|| {
-                    let (array, shape) = (spec.name.to_string(), spec.shape.to_vec());
-                    Error::MissingArray { array, dtype: spec.dtype, shape }
-                })?;
-                array.copy_from(stream, host)?;
-            }
-            arguments = arguments.output(spec.name, &array);
-            outputs.push((spec.name.to_string(), array));
-        }
-        for (name, host) in inputs {
-            if outputs.iter().any(|(n, _)| n == name) {
-                continue;
-            }
+        let array = |name: &str, written: bool| {
             let array = self.array(name)?;
-            array.copy_from(stream, host)?;
-            arguments = arguments.input(name, &array);
-        }
-        for (name, value) in scalars {
-            arguments = arguments.scalar(name, *value);
-        }
+            if written {
+                array.fill(stream, 0xff)?;
+            }
+            Ok(array)
+        };
+        let copy = |array: &DeviceArray, host: &HostArray| Ok(array.copy_from(stream, host)?);
+        let (arguments, outputs) = Arguments::of_host(self.arrays(), inputs, scalars, array, copy)?;
         self.prepare(&arguments)?.launch(stream)?;
         outputs.into_iter().map(|(name, array)| Ok((name, array.to_host(stream)?))).collect()
     }
@@ -536,7 +463,7 @@ mod tests {
     use einfall_ir::artifact::{Artifact, Code};
     use einfall_ir::cascade::{Rank, RankId, Size};
     use einfall_ir::diag::Span;
-    use einfall_ir::tile::Buffer;
+    use einfall_ir::tile::{Buffer, BufferKind};
 
     /// `y[M,N] = f(x[M,N], a)` over a grid of `ceil(M/64) × 2`, moving `x` by a tensor map.
     fn program(gpu: GpuLaunch) -> Program {

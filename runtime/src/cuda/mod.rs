@@ -19,7 +19,7 @@ mod tensor_map;
 pub use array::DeviceArray;
 pub use code::FunctionInfo;
 pub use driver::{Event, Graph, Stream};
-pub use engine::{Engine, EngineOptions, Executable};
+pub use engine::{Engine, EngineOptions, Executable, Modules};
 pub use error::CudaError;
 pub use gpu::{Clocks, Gpu, gpus};
 pub use launch::{Arguments, Bound, Prepared};

@@ -6,10 +6,10 @@
 use super::adapter::{Adapter, done, named};
 use super::array::DeviceArray;
 use super::error::WgpuError;
-use super::launch::Bound;
 use crate::error::Error;
+use crate::executable;
 use crate::program::{self, Program};
-use einfall_ir::artifact::{Artifact, Code, Slot, WgslModule};
+use einfall_ir::artifact::{Artifact, Code, Launch, Slot, WgslModule};
 use einfall_ir::dtype::DType;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -164,8 +164,8 @@ impl Engine {
         let modules = modules.clone();
         check(&artifact, &modules, &self.shared.adapter)?;
         let pipelines = artifact.launches.iter().map(|_| OnceLock::new()).collect();
-        let program = Program::new(artifact);
-        Ok(Arc::new(Executable { shared: Arc::clone(&self.shared), modules, pipelines, program }))
+        let code = Shaders { shared: Arc::clone(&self.shared), modules, pipelines };
+        Ok(Arc::new(Executable { program: Program::new(artifact), code }))
     }
 }
 
@@ -202,50 +202,24 @@ fn check(artifact: &Artifact, modules: &[WgslModule], adapter: &Adapter) -> Resu
     Ok(())
 }
 
-/// An artifact loaded on an adapter. Sizes are bound by [`Executable::bind`].
+/// The shaders of an artifact on an adapter.
 #[derive(Debug)]
-pub struct Executable {
+pub struct Shaders {
     pub(super) shared: Arc<Shared>,
-    pub(super) modules: Vec<WgslModule>,
-    pub(super) pipelines: Vec<OnceLock<wgpu::ComputePipeline>>,
-    pub(super) program: Program,
+    modules: Vec<WgslModule>,
+    pipelines: Vec<OnceLock<wgpu::ComputePipeline>>,
 }
 
-impl Executable {
-    /// The cascade's name.
-    pub fn name(&self) -> &str {
-        self.program.name()
-    }
+/// An artifact loaded on an adapter.
+pub type Executable = executable::Executable<Shaders>;
 
-    /// Names of the ranks, in the cascade's order.
-    pub fn ranks(&self) -> impl Iterator<Item = &str> {
-        self.program.ranks()
-    }
-
-    /// The sizes of ranks that the shapes of arrays imply (see [`crate::cuda::Executable::infer`]).
-    ///
-    /// # Errors
-    /// [`Error::UnknownArray`], [`Error::Dimensions`], [`Error::RankConflict`] or [`Error::Extent`].
-    pub fn infer(&self, shapes: &[(&str, &[u64])]) -> Result<Vec<(String, u64)>, Error> {
-        self.program.infer(shapes)
-    }
-
-    /// Fixes the sizes of all ranks. No size is compiled for: the code serves all.
-    ///
-    /// # Errors
-    /// [`Error::UnknownRank`], [`Error::MissingRank`], [`Error::RankConflict`], [`Error::Size`]; and [`Error::Wgpu`]
-    /// for sizes beyond what kernels count with.
-    pub fn bind<S: AsRef<str>>(self: &Arc<Executable>, sizes: &[(S, u64)]) -> Result<Bound, Error> {
-        Bound::new(Arc::clone(self), self.program.bind(sizes)?)
-    }
-
+impl Shaders {
     /// The pipeline of kernel `index`, made when it is first asked for.
-    pub(super) fn pipeline(&self, index: usize) -> Result<wgpu::ComputePipeline, WgpuError> {
+    pub(super) fn pipeline(&self, launch: &Launch, index: usize) -> Result<wgpu::ComputePipeline, WgpuError> {
         if let Some(made) = self.pipelines[index].get() {
             return Ok(made.clone());
         }
-        let (shared, launch) = (&self.shared, &self.program.artifact.launches[index]);
-        let module = &self.modules[index];
+        let (shared, module) = (&self.shared, &self.modules[index]);
         shared.alive()?;
         let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
             binding,

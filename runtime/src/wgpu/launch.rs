@@ -2,18 +2,19 @@
 //!
 //! Invariant: everything a launch needs is made once, by [`Bound::prepare`]: pipelines, words, bindings, workspace.
 
+use super::adapter::Adapter;
 use super::array::{DeviceArray, GUARD_BYTES};
-use super::engine::{Executable, Shared};
+use super::engine::{Shaders, Shared};
 use super::error::WgpuError;
-use crate::arguments::{Named, Place, places};
+use crate::arguments::{DeviceArguments, Named, Place, places};
 use crate::array::{HostArray, View};
 use crate::error::Error;
-use crate::program::{ArraySpec, KernelSpec, Program, Sizes};
+use crate::executable::{self, Loaded};
+use crate::program::{Program, Sizes};
 use crate::variants;
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::{Launch, Slot};
 use einfall_ir::dtype::DType;
-use einfall_ir::tile::BufferKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,71 +22,20 @@ use std::time::Duration;
 const MOST: u64 = 1 << 31;
 
 /// The arrays of one launch, by name. Scalars travel by value.
-#[derive(Clone, Debug, Default)]
-pub struct Arguments<'a> {
-    inputs: Vec<(&'a str, DeviceArray)>,
-    outputs: Vec<(&'a str, DeviceArray)>,
-    scalars: Vec<(&'a str, f64)>,
-}
-
-impl<'a> Arguments<'a> {
-    /// None yet.
-    pub fn new() -> Arguments<'a> {
-        Arguments::default()
-    }
-
-    /// An array to read.
-    pub fn input(mut self, name: &'a str, array: &DeviceArray) -> Arguments<'a> {
-        self.inputs.push((name, array.clone()));
-        self
-    }
-
-    /// An array to write, or to update in place.
-    pub fn output(mut self, name: &'a str, array: &DeviceArray) -> Arguments<'a> {
-        self.outputs.push((name, array.clone()));
-        self
-    }
-
-    /// A scalar parameter; it is rounded to its type.
-    pub fn scalar(mut self, name: &'a str, value: f64) -> Arguments<'a> {
-        self.scalars.push((name, value));
-        self
-    }
-
-    /// Whether an array or scalar of this name is among them.
-    pub fn gives(&self, name: &str) -> bool {
-        self.inputs.iter().chain(&self.outputs).any(|(n, _)| *n == name) || self.scalars.iter().any(|(n, _)| *n == name)
-    }
-}
+pub type Arguments<'a> = DeviceArguments<'a, DeviceArray>;
 
 /// An executable at fixed sizes.
-#[derive(Debug)]
-pub struct Bound {
-    executable: Arc<Executable>,
-    sizes: Sizes,
+pub type Bound = executable::Bound<Shaders>;
+
+impl Loaded for Shaders {
+    type Memory = ();
+
+    fn check(&self, program: &Program, sizes: &Sizes) -> Result<(), Error> {
+        Ok(check_sizes(program, &self.shared.adapter, sizes)?)
+    }
 }
 
 impl Bound {
-    pub(super) fn new(executable: Arc<Executable>, sizes: Sizes) -> Result<Bound, Error> {
-        check_sizes(&executable, &sizes)?;
-        Ok(Bound { executable, sizes })
-    }
-
-    /// The executable.
-    pub fn executable(&self) -> &Arc<Executable> {
-        &self.executable
-    }
-
-    /// Arrays and scalars to give, outputs included, in the cascade's order.
-    pub fn arrays(&self) -> impl Iterator<Item = ArraySpec<'_>> {
-        self.sizes.arrays(&self.executable.program)
-    }
-
-    /// The kernels, in launch order.
-    pub fn kernels(&self) -> impl Iterator<Item = KernelSpec<'_>> {
-        self.sizes.kernels(&self.executable.program)
-    }
-
     /// An array for the parameter `name`, full of NaNs.
     ///
     /// # Errors
@@ -94,7 +44,7 @@ impl Bound {
         let program = &self.executable.program;
         let (id, buffer) = program.find(name, "array", |b| !b.is_scalar())?;
         let shape = &self.sizes.shapes[id.index()];
-        Ok(DeviceArray::new(&self.executable.shared, buffer.dtype, shape, &format!("`{name}`"))?)
+        Ok(DeviceArray::new(&self.executable.code.shared, buffer.dtype, shape, &format!("`{name}`"))?)
     }
 
     /// Checks the arrays and makes everything their launches need.
@@ -104,7 +54,7 @@ impl Bound {
     /// [`Error::Overlap`]; [`Error::Wgpu`] for arrays of another adapter, kernels that it refuses, and where memory for
     /// temporaries is short.
     pub fn prepare(&self, arguments: &Arguments) -> Result<Prepared, Error> {
-        let (program, shared) = (&self.executable.program, &self.executable.shared);
+        let (program, shared) = (&self.executable.program, &self.executable.code.shared);
         shared.alive()?;
         let mut views = Vec::new();
         for (name, array) in arguments.inputs.iter().chain(&arguments.outputs) {
@@ -159,9 +109,9 @@ impl Bound {
         places: &[Option<Place>],
         arrays: &[Option<DeviceArray>],
     ) -> Result<Step, Error> {
-        let (program, shared) = (&self.executable.program, &self.executable.shared);
+        let (program, shared) = (&self.executable.program, &self.executable.code.shared);
         let launch = &program.artifact.launches[index];
-        let pipeline = self.executable.pipeline(index)?;
+        let pipeline = self.executable.code.pipeline(launch, index)?;
         let words = words(program, launch, places, &self.sizes.extents)?;
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let size = (bytes.len() as u64).next_multiple_of(16).max(16);
@@ -206,32 +156,9 @@ impl Bound {
         inputs: &[(&str, &HostArray)],
         scalars: &[(&str, f64)],
     ) -> Result<Vec<(String, HostArray)>, Error> {
-        let mut arguments = Arguments::new();
-        let mut outputs = Vec::new();
-        let specs: Vec<ArraySpec> = self.arrays().collect();
-        for spec in specs.iter().filter(|s| matches!(s.kind, BufferKind::Output | BufferKind::InOut)) {
-            let array = self.array(spec.name)?;
-            if spec.kind == BufferKind::InOut {
-                let (_, host) = inputs.iter().find(|(name, _)| *name == spec.name).ok_or_else(|| {
-                    let (array, shape) = (spec.name.to_string(), spec.shape.to_vec());
-                    Error::MissingArray { array, dtype: spec.dtype, shape }
-                })?;
-                array.copy_from(host)?;
-            }
-            arguments = arguments.output(spec.name, &array);
-            outputs.push((spec.name.to_string(), array));
-        }
-        for (name, host) in inputs {
-            if outputs.iter().any(|(n, _)| n == name) {
-                continue;
-            }
-            let array = self.array(name)?;
-            array.copy_from(host)?;
-            arguments = arguments.input(name, &array);
-        }
-        for (name, value) in scalars {
-            arguments = arguments.scalar(name, *value);
-        }
+        let copy = |array: &DeviceArray, host: &HostArray| Ok(array.copy_from(host)?);
+        let (arguments, outputs) =
+            Arguments::of_host(self.arrays(), inputs, scalars, |name, _| self.array(name), copy)?;
         self.prepare(&arguments)?.launch()?;
         let made: Vec<(String, HostArray)> = outputs
             .into_iter()
@@ -276,8 +203,7 @@ fn words(program: &Program, launch: &Launch, places: &[Option<Place>], extents: 
 }
 
 /// Extents, elements and grids within what kernels count with.
-fn check_sizes(executable: &Executable, sizes: &Sizes) -> Result<(), WgpuError> {
-    let (program, adapter) = (&executable.program, &executable.shared.adapter);
+fn check_sizes(program: &Program, adapter: &Adapter, sizes: &Sizes) -> Result<(), WgpuError> {
     let refuse = |reason: String| Err(WgpuError::Launch { kernel: program.name().to_owned(), reason });
     for ((_, rank), n) in program.artifact.ranks.iter().zip(&sizes.extents) {
         if *n >= MOST {

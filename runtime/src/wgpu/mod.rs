@@ -15,6 +15,6 @@ mod launch;
 
 pub use adapter::{Adapter, adapters};
 pub use array::DeviceArray;
-pub use engine::{Engine, EngineOptions, Executable};
+pub use engine::{Engine, EngineOptions, Executable, Shaders};
 pub use error::WgpuError;
 pub use launch::{Arguments, Bound, Prepared};

@@ -40,16 +40,21 @@ pub fn print(plan: &Plan, module: &Module, isa: &Isa, target: &str) -> Result<Ar
     // Loops are tiled and vectorised already.
     head += "!0 = distinct !{!0, !1, !2}\n!1 = !{!\"llvm.loop.vectorize.enable\", i1 false}\n\
              !2 = !{!\"llvm.loop.unroll.disable\"}\n";
-    Ok(Artifact {
+    Ok(artifact(plan, target, Code::LlvmIr(head), launches))
+}
+
+/// The artifact of a plan's printed kernels.
+pub(in crate::backend) fn artifact(plan: &Plan, target: &str, code: Code, launches: Vec<Launch>) -> Artifact {
+    Artifact {
         name: plan.name.clone(),
         target: target.to_string(),
         ranks: plan.ranks.clone(),
         buffers: plan.buffers.clone(),
-        code: Code::LlvmIr(head),
+        code,
         launches,
         defaults: Vec::new(),
         facts: Vec::new(),
-    })
+    }
 }
 
 /// Whether an array is only read: without dimensions it is then passed by value.

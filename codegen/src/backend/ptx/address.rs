@@ -232,7 +232,7 @@ impl Emit<'_> {
                 BufSpace::Scratch { .. } => false,
             };
             let threads = frag.threads[d].iter().all(|g| g.stride.is_multiple_of(width as u64));
-            let runs = frag.count.is_multiple_of(width)
+            let runs = frag.count().is_multiple_of(width)
                 && frag.consts.chunks(width).all(|c| {
                     c[0][d] % width as i64 == 0
                         && c.iter().enumerate().all(|(i, x)| {

@@ -116,7 +116,7 @@ impl Emit<'_> {
     fn window(&mut self, f: FragId, from: &[u64], shape: [u64; 2]) -> Res<Vec<String>> {
         let frag = self.frags.get(f);
         let inside = |c: &Vec<i64>| (0..2).all(|d| c[d] >= from[d] as i64 && c[d] < (from[d] + shape[d]) as i64);
-        let held: Vec<usize> = (0..frag.count).filter(|v| inside(&frag.consts[*v])).collect();
+        let held: Vec<usize> = (0..frag.count()).filter(|v| inside(&frag.consts[*v])).collect();
         let per = match packing(frag.dtype) {
             Packing::Single(_) => 1,
             Packing::Pair => 2,

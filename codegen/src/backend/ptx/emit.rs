@@ -15,13 +15,15 @@ use einfall_ir::ops::BinaryOp;
 
 use super::across::Exchange;
 use super::copy::Maps;
-use super::expr::{Element, Memo};
-use super::frag::{Frags, ThreadDigit};
+use super::expr::Memo;
 use super::partial::Partial;
 use super::ranges::{Facts, Interval, merge};
 use super::sync::Arrivals;
 use super::text::{Text, Ty, Val};
 use super::{Res, Target, Unprintable};
+use crate::backend::gpu::held::{Frags, ThreadDigit};
+use crate::backend::gpu::memo::Element;
+use crate::backend::gpu::reduction::Reduction;
 
 /// Registers a thread can name (PTX ISA: 255 of 256).
 const THREAD_REGISTERS: u64 = 255;
@@ -173,7 +175,8 @@ pub(super) struct Emit<'a> {
 impl<'a> Emit<'a> {
     pub(super) fn new(k: &'a Kernel, ranks: &'a Arena<RankId, Rank>, target: &'a Target) -> Emit<'a> {
         let mut t = Text::default();
-        let frags = Frags::new(&k.frags, &mut t);
+        let frags = Frags::new(&k.frags);
+        frags.iter().for_each(|f| f.declare(&mut t));
         t.name("%v", Ty::S32, k.vars.len());
         let (places, warps) = place_roles(k);
         Emit {
@@ -433,7 +436,8 @@ impl<'a> Emit<'a> {
             }
             Stmt::Map { out, value } => self.map(*out, value),
             Stmt::Reduce { out, op, src, over, base, bounds, carry } => {
-                self.reduce(out, *op, *src, over, base.as_ref(), bounds, *carry)
+                let (op, src, base, carry) = (*op, *src, base.as_ref(), *carry);
+                self.reduce(&Reduction { out, op, src, over, base, bounds, carry })
             }
             Stmt::Scan { out, op, src, along, carry, bounds } => self.scan(*out, *op, *src, *along, *carry, bounds),
             Stmt::Load { out, src, bounds } => self.load(*out, src, bounds),

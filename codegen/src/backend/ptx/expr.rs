@@ -4,67 +4,18 @@
 //! row's factor once per row, a uniform product once. `exp(a − b)` is one fma and one ex2 per element, b·log₂e being the
 //! row's. Invariant: a value is kept only while the registers it names are unchanged: within one statement.
 
-use std::collections::{BTreeSet, HashMap};
-
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{BufId, BufSpace, Expr, FragId};
+use einfall_ir::kernel::{BufId, BufSpace, Expr};
 use einfall_ir::ops::{BinaryOp, UnaryOp};
 
 use super::Res;
 use super::emit::Emit;
 use super::text::{Ty, Val};
+use crate::backend::gpu::memo::{self, Element};
 
-/// The element an elementwise expression is computed for.
-#[derive(Clone)]
-pub(super) struct Element {
-    /// The fragment whose element it is.
-    pub(super) of: FragId,
-    /// Its number in the thread.
-    pub(super) v: usize,
-    /// Constant part of its coordinates.
-    pub(super) at: Vec<i64>,
-}
-
-/// What one statement has computed.
-#[derive(Default)]
-pub(super) struct Memo {
-    values: HashMap<(usize, u8, Vec<i64>), Val>,
-    dims: HashMap<usize, Vec<usize>>,
-    /// Whether the result is rounded to 16 bits or fewer at once: fast functions are then exact enough.
-    coarse: bool,
-}
-
-impl Memo {
-    pub(super) fn new(coarse: bool) -> Memo {
-        Memo { coarse, ..Memo::default() }
-    }
-
-    /// Dimensions of the result that `e` depends on.
-    pub(super) fn dims(&mut self, e: &Expr) -> Vec<usize> {
-        let key = std::ptr::from_ref(e) as usize;
-        if let Some(d) = self.dims.get(&key) {
-            return d.clone();
-        }
-        let mut all = BTreeSet::new();
-        match e {
-            Expr::Frag { dims, .. } => all.extend(dims.iter().copied()),
-            Expr::Coord(d) => {
-                all.insert(*d);
-            }
-            _ => {
-                let mut operands = Vec::new();
-                e.for_each_operand(|o| operands.push(o));
-                for o in operands {
-                    all.extend(self.dims(o));
-                }
-            }
-        }
-        let d: Vec<usize> = all.into_iter().collect();
-        self.dims.insert(key, d.clone());
-        d
-    }
-}
+/// What one statement has computed, by expression, way of deriving and coordinates.
+pub(super) type Memo = memo::Memo<(usize, u8, Vec<i64>), Val>;
 
 impl Emit<'_> {
     /// A uniform expression.

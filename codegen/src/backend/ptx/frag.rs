@@ -1,49 +1,17 @@
-//! Fragments as registers: who holds what, as a thread part and a constant part of every coordinate.
+//! Fragments as registers.
 //!
-//! A coordinate of the element in register `v` of thread `t` is `T(t) + C(v)`: the thread part is computed once per
-//! role, the constant part is known here. 16-bit elements 2j and 2j+1 share a register (low half first), 8-bit floats
-//! stand four to a register. Invariant: registers of a fragment are written in place and never renamed, so that
-//! accumulators stay where wgmma has them.
+//! The thread part of a coordinate (see [`crate::backend::gpu::held`]) is computed once per role. 16-bit elements 2j and
+//! 2j+1 share a register (low half first), 8-bit floats stand four to a register. Invariant: registers of a fragment are
+//! written in place and never renamed, so that accumulators stay where wgmma has them.
 
-use std::collections::HashMap;
-use std::rc::Rc;
-
-use einfall_ir::arena::{Arena, Id};
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Frag, FragId};
-use einfall_ir::layout::Distribution;
+use einfall_ir::kernel::FragId;
 
 use super::Res;
 use super::emit::Emit;
 use super::scalar::class;
 use super::text::{Text, Ty, Val};
-
-/// A digit of the thread number: `(t / place) % extent` moves `stride` elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct ThreadDigit {
-    pub(super) place: u64,
-    pub(super) extent: u64,
-    pub(super) stride: u64,
-}
-
-/// One fragment's registers.
-pub(super) struct FragRegs {
-    pub(super) name: String,
-    pub(super) dtype: DType,
-    /// Elements per thread.
-    pub(super) count: usize,
-    /// Extents of the tile.
-    pub(super) dims: Vec<i64>,
-    /// Constant part of each element's coordinates.
-    pub(super) consts: Vec<Vec<i64>>,
-    /// Thread digits that move along each dimension.
-    pub(super) threads: Vec<Vec<ThreadDigit>>,
-    /// Thread digits that replicate.
-    pub(super) replicas: Vec<ThreadDigit>,
-    /// Threads that the distribution tells apart.
-    pub(super) thread_count: u64,
-    prefix: String,
-}
+use crate::backend::gpu::held::Held;
 
 /// How elements stand in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,130 +40,37 @@ pub(super) fn packing(dtype: DType) -> Packing {
     }
 }
 
-impl FragRegs {
-    fn new(id: usize, f: &Frag) -> FragRegs {
-        let dist: &Distribution = &f.dist;
-        let (thread_count, count, _) = dist.counts();
-        let mut threads = vec![Vec::new(); dist.dims.len()];
-        let mut replicas = Vec::new();
-        let mut place = 1;
-        for g in &dist.threads {
-            let digit = ThreadDigit { place, extent: g.extent, stride: g.stride };
-            if g.extent > 1 {
-                if g.stride == 0 || dist.dims.is_empty() {
-                    replicas.push(digit);
-                } else {
-                    threads[g.dim].push(digit);
-                }
-            }
-            place *= g.extent;
-        }
-        let consts = (0..count).map(|v| dist.coords(0, v, 0).into_iter().map(|c| c as i64).collect()).collect();
-        FragRegs {
-            name: f.name.clone(),
-            dtype: f.dtype,
-            count: count as usize,
-            dims: dist.dims.iter().map(|d| *d as i64).collect(),
-            consts,
-            threads,
-            replicas,
-            thread_count,
-            prefix: format!("%x{id}_"),
-        }
+impl Held {
+    /// How its registers' names begin.
+    fn prefix(&self) -> String {
+        format!("%x{}_", self.id)
     }
 
     /// The register that holds element `v`.
     pub(super) fn register(&self, v: usize) -> String {
-        match packing(self.dtype) {
-            Packing::Single(_) => format!("{}{v}", self.prefix),
-            Packing::Pair => format!("{}{}", self.prefix, v / 2),
-            Packing::Quad => format!("{}{}", self.prefix, v / 4),
-        }
+        let n = match packing(self.dtype) {
+            Packing::Single(_) => v,
+            Packing::Pair => v / 2,
+            Packing::Quad => v / 4,
+        };
+        format!("{}{n}", self.prefix())
     }
 
     /// How many registers there are.
     pub(super) fn registers(&self) -> usize {
         match packing(self.dtype) {
-            Packing::Single(_) => self.count,
-            Packing::Pair => self.count.div_ceil(2),
-            Packing::Quad => self.count.div_ceil(4),
+            Packing::Single(_) => self.count(),
+            Packing::Pair => self.count().div_ceil(2),
+            Packing::Quad => self.count().div_ceil(4),
         }
     }
 
-    fn declare(&self, t: &mut Text) {
+    pub(super) fn declare(&self, t: &mut Text) {
         let ty = match packing(self.dtype) {
             Packing::Single(ty) => ty,
             Packing::Pair | Packing::Quad => Ty::S32,
         };
-        t.name(&self.prefix, ty, self.registers());
-    }
-
-    /// Largest thread part of a coordinate.
-    pub(super) fn thread_max(&self, dim: usize) -> i64 {
-        self.threads[dim].iter().map(|g| ((g.extent - 1) * g.stride) as i64).sum()
-    }
-
-    /// The thread part of a coordinate, in plain numbers.
-    fn thread_part(&self, dim: usize, thread: u64) -> u64 {
-        self.threads[dim].iter().map(|g| thread / g.place % g.extent * g.stride).sum()
-    }
-}
-
-/// For each element of a result, the operand's element at its place; none: other threads hold it.
-type Served = Option<Rc<Vec<Option<usize>>>>;
-
-/// All fragments of a kernel, and which registers of one serve which of another.
-pub(super) struct Frags {
-    all: Vec<FragRegs>,
-    served: HashMap<(FragId, FragId, Vec<usize>), Served>,
-}
-
-impl Frags {
-    pub(super) fn new(frags: &Arena<FragId, Frag>, t: &mut Text) -> Frags {
-        let all: Vec<FragRegs> = frags.iter().map(|(id, f)| FragRegs::new(id.index(), f)).collect();
-        all.iter().for_each(|f| f.declare(t));
-        Frags { all, served: HashMap::new() }
-    }
-
-    /// A distribution of places without registers, to compute addresses with.
-    /// `at`: the constant parts, where no digits say them.
-    pub(super) fn places(&mut self, dist: &Distribution, dtype: DType, at: Option<Vec<Vec<i64>>>) -> FragId {
-        let id = self.all.len();
-        let frag = Frag { name: String::new(), dtype, dist: dist.clone() };
-        let mut places = FragRegs::new(id, &frag);
-        if let Some(at) = at {
-            (places.count, places.consts) = (at.len(), at);
-        }
-        self.all.push(places);
-        FragId::new(id)
-    }
-
-    pub(super) fn get(&self, f: FragId) -> &FragRegs {
-        &self.all[f.index()]
-    }
-
-    /// For each element of `result`, the element of `operand` (whose dimensions are `dims` of it) at its coordinates;
-    /// none where the register is beyond the tile. None if a thread would need another thread's element.
-    pub(super) fn serve(&mut self, operand: FragId, result: FragId, dims: &[usize]) -> Served {
-        let key = (operand, result, dims.to_vec());
-        if let Some(found) = self.served.get(&key) {
-            return found.clone();
-        }
-        let (f, r) = (self.get(operand), self.get(result));
-        let threads = f.thread_count.max(r.thread_count);
-        let together =
-            dims.iter().enumerate().all(|(i, &d)| (0..threads).all(|t| f.thread_part(i, t) == r.thread_part(d, t)));
-        let found = together.then(|| {
-            let at: HashMap<&[i64], usize> =
-                f.consts.iter().enumerate().rev().map(|(v, c)| (c.as_slice(), v)).collect();
-            let look = |c: &Vec<i64>| {
-                let wanted: Vec<i64> = dims.iter().map(|&d| c[d]).collect();
-                at.get(wanted.as_slice()).copied()
-            };
-            Rc::new(r.consts.iter().map(look).collect())
-        });
-        self.served.insert(key, found.clone());
-        found
+        t.name(&self.prefix(), ty, self.registers());
     }
 }
 
@@ -243,7 +118,7 @@ impl Emit<'_> {
 
     /// Writes every element of a fragment: `value` gives element after element.
     pub(super) fn set_elements(&mut self, f: FragId, mut value: impl FnMut(&mut Self, usize) -> Res<Val>) -> Res<()> {
-        let (count, dtype) = (self.frags.get(f).count, self.frags.get(f).dtype);
+        let (count, dtype) = (self.frags.get(f).count(), self.frags.get(f).dtype);
         let pack = packing(dtype);
         let mut v = 0;
         while v < count {

@@ -1,18 +1,17 @@
 //! Entries, parameters and launches: a kernel module as an artifact.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use einfall_ir::arena::Id;
-use einfall_ir::artifact::{Artifact, Code, Condition, GpuLaunch, Launch, Slot};
-use einfall_ir::cascade::Size;
-use einfall_ir::kernel::{Assumption, BufSpace, Kernel, Module, Stmt, walk};
-use einfall_ir::tile::{self, BufferId, Plan};
+use einfall_ir::artifact::{Artifact, Code, Launch, Slot};
+use einfall_ir::kernel::{BufSpace, Kernel, Module};
+use einfall_ir::tile::{BufferId, Plan};
 
 use super::emit::Emit;
 use super::text::{Ty, Val};
 use super::{Res, Target, Unprintable};
-use crate::backend::llvm::launch::{add, buffer_bytes, flops, is_parameter, launch_bytes, size_of, symbol, traffic};
+use crate::backend::gpu::launch::{Printed, launch};
+use crate::backend::llvm::launch::{artifact, is_parameter, symbol};
 
 /// Prints every kernel of `module`, which was lowered from `plan`, as PTX for `target`.
 ///
@@ -27,31 +26,12 @@ pub fn print(plan: &Plan, module: &Module, target: &Target) -> Result<Artifact, 
     );
     let mut launches = Vec::new();
     for k in &module.kernels {
-        let name = k.variant_of.as_ref().unwrap_or(&k.name);
-        // Kernels that the mapping adds (merges of splits) have no kernel of the plan.
-        let source = plan.kernels.iter().find(|s| s.name == *name);
-        launches.push(kernel(plan, module, k, source, target, &mut text)?);
+        launches.push(kernel(plan, module, k, target, &mut text)?);
     }
-    Ok(Artifact {
-        name: plan.name.clone(),
-        target: target.name.clone(),
-        ranks: plan.ranks.clone(),
-        buffers: plan.buffers.clone(),
-        code: Code::Ptx { text, arch: target.arch.clone() },
-        launches,
-        defaults: Vec::new(),
-        facts: Vec::new(),
-    })
+    Ok(artifact(plan, &target.name, Code::Ptx { text, arch: target.arch.clone() }, launches))
 }
 
-fn kernel(
-    plan: &Plan,
-    module: &Module,
-    k: &Kernel,
-    source: Option<&tile::Kernel>,
-    target: &Target,
-    text: &mut String,
-) -> Res<Launch> {
+fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target, text: &mut String) -> Res<Launch> {
     let name = symbol(module, k);
     let mut e = Emit::new(k, &module.ranks, target);
     if !k.cluster.is_empty() && !target.hopper() {
@@ -127,65 +107,6 @@ fn kernel(
         e.t.out
     );
 
-    let counters: Vec<BufferId> = k.counters().into_iter().map(BufferId::new).collect();
-    // A kernel that holds a merge touches more than the kernel of the plan it is named after.
-    let (reads, writes) = match source.filter(|_| counters.is_empty()) {
-        Some(source) => traffic(source),
-        None => arrays(k),
-    };
-    let bytes = match source {
-        Some(source) => launch_bytes(plan, source),
-        None => reads.iter().chain(&writes).fold(Size::Const(0), |acc, b| add(acc, buffer_bytes(plan, *b))),
-    };
-    let grid = k.grid.iter().map(|g| size_of(g).ok_or_else(|| e.fail("a grid of that form"))).collect::<Res<_>>()?;
-    let mut cooperative = false;
-    k.roles.iter().for_each(|r| walk(&r.body, &mut |s| cooperative |= matches!(s, Stmt::GridSync)));
-    Ok(Launch {
-        symbol: name,
-        slots,
-        grid,
-        scratch_bytes: Size::Const(0),
-        reads: reads.into_iter().collect(),
-        writes: writes.into_iter().collect(),
-        flops: source.map_or(Size::Const(0), flops),
-        bytes,
-        gpu: Some(GpuLaunch {
-            threads: threads as u32,
-            cluster: k.cluster.clone(),
-            shared_bytes: e.shared.bytes,
-            cooperative,
-            dependent: k.dependent,
-            counters,
-            maps: std::mem::take(&mut e.maps.all),
-            variant_of: k.variant_of.clone(),
-            assumes: k.assumes.iter().map(|a| condition(k, a).map_err(|what| e.fail(what))).collect::<Res<_>>()?,
-        }),
-    })
-}
-
-/// What a variant takes for granted, in terms of the artifact.
-///
-/// # Errors
-/// What has no such terms, a noun phrase.
-pub(in crate::backend) fn condition(k: &Kernel, a: &Assumption) -> Result<Condition, &'static str> {
-    let size = |x| size_of(x).ok_or("an assumption of that form");
-    Ok(match a {
-        Assumption::AtMost(x, n) => Condition::AtMost(size(x)?, *n),
-        Assumption::Multiple(x, n) => Condition::Multiple(size(x)?, *n),
-        Assumption::Aligned(b, n) => match k.bufs[*b].space {
-            BufSpace::Global { param, .. } => Condition::Aligned(BufferId::new(param), *n),
-            BufSpace::Shared { .. } | BufSpace::Scratch { .. } => return Err("an assumption about no array"),
-        },
-    })
-}
-
-/// Arrays that a kernel reads and writes, by its buffers: one that it writes counts as written alone.
-pub(in crate::backend) fn arrays(k: &Kernel) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
-    let of = |w: bool| {
-        k.bufs.iter().filter_map(move |(_, b)| match b.space {
-            BufSpace::Global { param, written } if written == w => Some(BufferId::new(param)),
-            BufSpace::Global { .. } | BufSpace::Shared { .. } | BufSpace::Scratch { .. } => None,
-        })
-    };
-    (of(false).collect(), of(true).collect())
+    let (shared_bytes, maps) = (e.shared.bytes, std::mem::take(&mut e.maps.all));
+    launch(plan, k, Printed { symbol: name, slots, threads, shared_bytes, maps }).map_err(|what| e.fail(what))
 }

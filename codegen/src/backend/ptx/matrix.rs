@@ -14,7 +14,7 @@ use einfall_ir::layout::{DistDigit, Distribution};
 use super::Res;
 use super::address::{Addresses, divides};
 use super::emit::Emit;
-use super::frag::ThreadDigit;
+use crate::backend::gpu::held::ThreadDigit;
 
 /// Matrices of one instruction: how far the second and the third are from the first, each along one dimension.
 struct Steps {

@@ -14,9 +14,10 @@ use einfall_ir::ops::{BinaryOp, ReduceOp};
 use super::Res;
 use super::address::Addresses;
 use super::emit::Emit;
-use super::expr::{Element, Memo};
+use super::expr::Memo;
 use super::frag::{Packing, packing};
 use super::text::{Ty, Val};
+use crate::backend::gpu::memo::Element;
 
 /// Elements of a fragment moved by one instruction.
 #[derive(Clone, Copy)]
@@ -207,7 +208,7 @@ impl Emit<'_> {
         mut f: impl FnMut(&mut Self, Group, &mut Addresses) -> Res<()>,
     ) -> Res<()> {
         let width = self.widest(view, frag, bounds);
-        let count = self.frags.get(frag).count;
+        let count = self.frags.get(frag).count();
         let mut each = |e: &mut Self, width: usize| -> Res<()> {
             let mut a = Addresses::default();
             let mut seen = std::collections::HashSet::new();
@@ -260,7 +261,7 @@ impl Emit<'_> {
             for (i, v) in values.into_iter().enumerate() {
                 pending.push(v);
                 let at = g.first + i;
-                if pending.len() == per || at + 1 == e.frags.get(out).count {
+                if pending.len() == per || at + 1 == e.frags.get(out).count() {
                     e.set_some(out, at + 1 - pending.len(), &pending)?;
                     pending.clear();
                 }
@@ -353,7 +354,7 @@ impl Emit<'_> {
         let replica = self.first_replica(src);
         if let Some(op) = join {
             let mut a = Addresses::default();
-            for v in 0..self.frags.get(src).count {
+            for v in 0..self.frags.get(src).count() {
                 let p = self.present(src, v, bounds, &mut a)?;
                 let p = self.both(&p, replica.as_ref())?;
                 let (r, offset) = self.address(dst, src, v, &mut a)?;
@@ -511,7 +512,7 @@ impl Emit<'_> {
         self.role.dirty = true;
         let (mut memo, mut a) = (Memo::default(), Addresses::default());
         let replica = self.first_replica(src);
-        for v in 0..self.frags.get(src).count {
+        for v in 0..self.frags.get(src).count() {
             let el = Element { of: src, v, at: self.frags.get(src).consts[v].clone() };
             let (coords, inside) = self.indexed(buf, at, &el, &mut memo)?;
             let p = self.present(src, v, bounds, &mut a)?;

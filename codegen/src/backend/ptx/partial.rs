@@ -175,7 +175,7 @@ impl Emit<'_> {
         for f in frags {
             let lanes = self.role.partial.masks.get(&f).cloned().unwrap_or_default();
             let mut whole = Vec::new();
-            for v in 0..self.frags.get(f).count {
+            for v in 0..self.frags.get(f).count() {
                 let mut x = self.element(f, v);
                 for mask in &lanes.masks {
                     let other = self.shuffle(&x, *mask);

@@ -7,18 +7,17 @@
 use std::collections::HashMap;
 
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Bound, Expr, FragId};
+use einfall_ir::kernel::{Bound, FragId};
 use einfall_ir::ops::{BinaryOp, ReduceOp, UnaryOp};
 
 use super::Res;
 use super::across::Lanes;
 use super::emit::Emit;
-use super::frag::{Packing, ThreadDigit, packing};
+use super::frag::{Packing, packing};
 use super::scalar::class;
 use super::text::{Ty, Val};
-
-/// Chains of a reduction within a thread.
-const CHAINS: usize = 4;
+use crate::backend::gpu::held::ThreadDigit;
+use crate::backend::gpu::reduction::{CHAINS, Reduction, joined};
 
 /// Elements joined by a reduction that is worth finishing before a wait.
 const WORTH_FINISHING: usize = 16;
@@ -37,23 +36,14 @@ pub(super) fn identity(op: ReduceOp, ty: Ty, dtype: DType) -> Val {
 }
 
 impl Emit<'_> {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn reduce(
-        &mut self,
-        out: &[FragId],
-        op: ReduceOp,
-        src: FragId,
-        over: &[usize],
-        base: Option<&Expr>,
-        bounds: &[Bound],
-        carry: bool,
-    ) -> Res<()> {
+    pub(super) fn reduce(&mut self, r: &Reduction) -> Res<()> {
+        let Reduction { op, src, over, bounds, carry, .. } = *r;
         if op.selects_argument() {
-            return self.select_argument(out, op, src, over, base, bounds, carry);
+            return self.select_argument(r);
         }
-        let out = out[0];
-        let kept: Vec<usize> = (0..self.frags.get(src).dims.len()).filter(|d| !over.contains(d)).collect();
-        let groups = self.groups(out, src, &kept)?;
+        let out = r.out[0];
+        let kept = r.kept(self.frags.get(src).dims.len());
+        let groups = self.frags.groups(out, src, &kept).map_err(|what| self.fail(&what))?;
         let lanes = self.reduced_lanes(src, over)?;
         let ty = match op {
             ReduceOp::Any | ReduceOp::All => Ty::S32,
@@ -62,12 +52,11 @@ impl Emit<'_> {
         let identity = identity(op, ty, self.frags.get(src).dtype);
         // Lanes that keep parts of a running sum add to them.
         let partial = carry && op == ReduceOp::Sum && self.role.partial.holds(out);
-        let idempotent = matches!(op, ReduceOp::Min | ReduceOp::Max | ReduceOp::Any | ReduceOp::All);
         let mut limits = HashMap::new();
         let mut results = Vec::new();
         for (v, members) in groups.iter().enumerate() {
             let mut chains: Vec<Val> = Vec::new();
-            if carry && (idempotent || partial) {
+            if carry && (r.idempotent() || partial) {
                 chains.push(self.element(out, v));
             }
             for (n, &m) in members.iter().enumerate() {
@@ -84,14 +73,7 @@ impl Emit<'_> {
                     chains[n] = self.combine(op, &chains[n].clone(), &x)?;
                 }
             }
-            while chains.len() > 1 {
-                let half = chains.len().div_ceil(2);
-                for i in half..chains.len() {
-                    chains[i - half] = self.combine(op, &chains[i - half].clone(), &chains[i].clone())?;
-                }
-                chains.truncate(half);
-            }
-            let x = chains.pop().unwrap_or_else(|| identity.clone());
+            let x = joined(chains, |a, b| self.combine(op, a, b))?.unwrap_or_else(|| identity.clone());
             let mut x = self.to(&x, ty);
             for mask in lanes.masks.iter().filter(|_| !partial) {
                 let other = self.shuffle(&x, *mask);
@@ -103,7 +85,7 @@ impl Emit<'_> {
         if !partial {
             self.join_warps(op, &mut results, &lanes)?;
         }
-        if carry && !idempotent && !partial {
+        if carry && !r.idempotent() && !partial {
             for (v, x) in results.iter_mut().enumerate() {
                 let before = self.element(out, v);
                 *x = self.combine(op, &before, x)?;
@@ -134,21 +116,6 @@ impl Emit<'_> {
             *x = sum;
         }
         Ok(())
-    }
-
-    /// For every element of the result, the elements of the source that it joins.
-    fn groups(&mut self, out: FragId, src: FragId, kept: &[usize]) -> Res<Vec<Vec<usize>>> {
-        let (o, s) = (self.frags.get(out), self.frags.get(src));
-        let mut at: HashMap<Vec<i64>, Vec<usize>> = HashMap::new();
-        for (v, c) in s.consts.iter().enumerate() {
-            at.entry(kept.iter().map(|d| c[*d]).collect()).or_default().push(v);
-        }
-        let groups = o.consts.iter().map(|c| at.get(c).cloned()).collect::<Option<Vec<_>>>();
-        let (o, s) = (o.name.clone(), s.name.clone());
-        let Some(groups) = groups.filter(|_| self.frags.serve(out, src, kept).is_some()) else {
-            return Err(self.fail(&format!("a reduction of `{s}` into `{o}`, which other threads hold")));
-        };
-        Ok(groups)
     }
 
     /// The lanes and warps that hold reduced dimensions.
@@ -251,25 +218,17 @@ impl Emit<'_> {
     }
 
     /// (value, position) of the best element: NaN first, ties to the lowest position.
-    #[allow(clippy::too_many_arguments)]
-    fn select_argument(
-        &mut self,
-        out: &[FragId],
-        op: ReduceOp,
-        src: FragId,
-        over: &[usize],
-        base: Option<&Expr>,
-        bounds: &[Bound],
-        carry: bool,
-    ) -> Res<()> {
-        let [value, position] = out else { return Err(self.fail("an argument selection without two results")) };
+    fn select_argument(&mut self, r: &Reduction) -> Res<()> {
+        let Reduction { op, src, over, base, bounds, carry, .. } = *r;
+        let [value, position] = r.out else { return Err(self.fail("an argument selection without two results")) };
         let dtype = self.frags.get(src).dtype;
         if dtype == DType::F64 || !dtype.is_float() {
             return Err(self.fail(&format!("{} of {dtype}", op.name())));
         }
         let dims = self.frags.get(src).dims.clone();
-        let kept: Vec<usize> = (0..dims.len()).filter(|d| !over.contains(d)).collect();
-        let (groups, also) = (self.groups(*value, src, &kept)?, self.groups(*position, src, &kept)?);
+        let kept = r.kept(dims.len());
+        let groups = self.frags.groups(*value, src, &kept).map_err(|what| self.fail(&what))?;
+        let also = self.frags.groups(*position, src, &kept).map_err(|what| self.fail(&what))?;
         if groups != also {
             return Err(self.fail("an argument selection whose results are held differently"));
         }

@@ -9,6 +9,7 @@ use einfall_ir::ops::BinaryOp;
 use super::Res;
 use super::emit::Emit;
 use super::text::{I32, Ty, Val};
+use crate::backend::gpu::fold;
 
 /// The class that holds values of a type in expressions.
 pub(super) fn class(dtype: DType) -> Ty {
@@ -171,12 +172,8 @@ impl Emit<'_> {
 
     fn logic(&mut self, and: bool, a: &Val, b: &Val) -> Val {
         let (a, b) = (self.to(a, Ty::Pred), self.to(b, Ty::Pred));
-        for (x, y) in [(&a, &b), (&b, &a)] {
-            match x.int_const() {
-                Some(c) if (c == 1) == and => return y.clone(),
-                Some(_) => return x.clone(),
-                None => {}
-            }
+        if let Some(i) = fold::decided(and, [a.int_const(), b.int_const()]) {
+            return [a, b][i].clone();
         }
         Val::reg(Ty::Pred, self.t.def(Ty::Pred, if and { "and.pred" } else { "or.pred" }, &[&a.s, &b.s]))
     }
@@ -202,20 +199,7 @@ impl Emit<'_> {
             _ => (self.to(a, ty), self.to(b, ty)),
         };
         if !ty.is_float() {
-            let known = match op {
-                Lt if a.hi < b.lo => Some(true),
-                Lt if a.lo >= b.hi => Some(false),
-                Le if a.hi <= b.lo => Some(true),
-                Le if a.lo > b.hi => Some(false),
-                Gt if a.lo > b.hi => Some(true),
-                Gt if a.hi <= b.lo => Some(false),
-                Ge if a.lo >= b.hi => Some(true),
-                Ge if a.hi < b.lo => Some(false),
-                Eq | Ne if a.hi < b.lo || b.hi < a.lo => Some(op == Ne),
-                Eq | Ne if a.lo == a.hi && b.lo == b.hi => Some((a.lo == b.lo) == (op == Eq)),
-                _ => None,
-            };
-            if let Some(v) = known {
+            if let Some(v) = fold::compared(op, (a.lo, a.hi), (b.lo, b.hi)) {
                 return Val::pred(v);
             }
         } else if let (Some(x), Some(y)) = (a.k, b.k) {
@@ -316,17 +300,7 @@ impl Emit<'_> {
     fn integer(&mut self, op: BinaryOp, ty: Ty, a: &Val, b: &Val) -> Res<Val> {
         use BinaryOp::*;
         if let (Some(x), Some(y)) = (a.int_const(), b.int_const()) {
-            let v = match op {
-                Add => x.checked_add(y),
-                Sub => x.checked_sub(y),
-                Mul => x.checked_mul(y),
-                Div => Some(if y == 0 { 0 } else { floor_div(x, y) }),
-                Mod => Some(if y == 0 { 0 } else { x - y * floor_div(x, y) }),
-                Min => Some(x.min(y)),
-                Max => Some(x.max(y)),
-                Pow => u32::try_from(y).ok().and_then(|y| x.checked_pow(y)),
-                Lt | Le | Gt | Ge | Eq | Ne | And | Or => None,
-            };
+            let v = fold::integers(op, x, y);
             return v.map(Val::int).ok_or_else(|| self.fail("an integer constant beyond 64 bits"));
         }
         let sat = |v: Option<i64>, up: bool| v.unwrap_or(if up { i64::MAX } else { i64::MIN });
@@ -398,7 +372,7 @@ impl Emit<'_> {
                 _ => {}
             }
             let (lo, hi) = if quotient && k > 0 {
-                (floor_div(a.lo, k), floor_div(a.hi, k))
+                (fold::floor_div(a.lo, k), fold::floor_div(a.hi, k))
             } else if quotient {
                 (i64::MIN, i64::MAX)
             } else {
@@ -507,9 +481,4 @@ impl Emit<'_> {
         let s = self.t.def(ty, name, &[&a.s, &b.s, &c.s]);
         Val { lo: a.lo.min(b.lo), hi: a.hi.max(b.hi), ..Val::reg(ty, s) }
     }
-}
-
-fn floor_div(a: i64, b: i64) -> i64 {
-    let q = a.wrapping_div(b);
-    if a % b != 0 && (a < 0) != (b < 0) { q - 1 } else { q }
 }

@@ -11,10 +11,10 @@ use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::Res;
 use super::emit::Emit;
-use super::frag::ThreadDigit;
 use super::reduce::identity;
 use super::scalar::class;
 use super::text::{Ty, Val};
+use crate::backend::gpu::held::{ThreadDigit, Walk};
 
 impl Emit<'_> {
     pub(super) fn scan(
@@ -26,53 +26,18 @@ impl Emit<'_> {
         carry: Option<FragId>,
         bounds: &[Bound],
     ) -> Res<()> {
-        if op.selects_argument() {
-            return Err(self.fail(&format!("a scan by {}", op.name())));
-        }
-        let rank = self.frags.get(src).dims.len();
-        let all: Vec<usize> = (0..rank).collect();
-        let same = self.frags.get(out).consts == self.frags.get(src).consts;
-        if !same || self.frags.serve(src, out, &all).is_none() {
-            return Err(self.fail("a scan between fragments that are held differently"));
-        }
-        let kept: Vec<usize> = (0..rank).filter(|d| *d != along).collect();
-        let carried = match carry {
-            None => None,
-            Some(c) => match self.frags.serve(c, src, &kept) {
-                Some(at) => Some((c, at)),
-                None => return Err(self.fail("a scan whose carry other threads hold")),
-            },
-        };
-        let mut lanes = self.frags.get(src).threads[along].clone();
-        lanes.sort_by_key(|g| g.stride);
-        // Elements of a thread that stand before the next lane's.
-        let run = lanes.first().map_or(i64::MAX, |g| g.stride as i64);
-        let mut ends = run;
-        for g in &lanes {
-            if !g.extent.is_power_of_two() || g.place * g.extent > 32 || g.stride as i64 != ends {
-                return Err(self.fail("a scan across warps, or over lanes that do not follow one another"));
-            }
-            ends *= g.extent as i64;
+        let walk = self.frags.walk(op, out, src, along, carry).map_err(|what| self.fail(&what))?;
+        let Walk { carried, lanes, run, rows } = walk;
+        if lanes.iter().any(|g| !g.extent.is_power_of_two() || g.place * g.extent > 32) {
+            return Err(self.fail("a scan across warps"));
         }
         let ty = class(self.frags.get(src).dtype);
         let zero = identity(op, ty, self.frags.get(src).dtype);
-        let mut rows: HashMap<Vec<i64>, Vec<usize>> = HashMap::new();
-        let mut order = Vec::new();
-        for (v, c) in self.frags.get(src).consts.iter().enumerate() {
-            let key: Vec<i64> = kept.iter().map(|d| c[*d]).collect();
-            let row = rows.entry(key.clone()).or_default();
-            if row.is_empty() {
-                order.push(key);
-            }
-            row.push(v);
-        }
-        let count = self.frags.get(src).count;
+        let count = self.frags.get(src).count();
         let mut results: Vec<Val> = vec![zero.clone(); count];
         let mut last: Vec<(usize, Val)> = Vec::new();
         let mut limits = HashMap::new();
-        for key in &order {
-            let mut row = rows[key].clone();
-            row.sort_by_key(|v| self.frags.get(src).consts[*v][along]);
+        for (_, row) in rows {
             let at = |e: &Self, v: usize| e.frags.get(src).consts[v][along];
             let mut running = carried.as_ref().and_then(|(c, at)| at[row[0]].map(|i| self.element(*c, i)));
             let mut from = 0;

@@ -277,7 +277,7 @@ impl Emit<'_> {
     fn finish_before_waiting(&mut self) {
         let Some(f) = self.role.joined.take() else { return };
         let frag = self.frags.get(f);
-        let registers: Vec<String> = (0..frag.count).map(|v| frag.register(v)).collect();
+        let registers: Vec<String> = (0..frag.count()).map(|v| frag.register(v)).collect();
         let mut bits = self.t.def(Ty::S32, "mov.b32", &[&registers[0]]);
         for r in &registers[1..] {
             let other = self.t.def(Ty::S32, "mov.b32", &[r]);

@@ -181,7 +181,7 @@ impl Emit<'_> {
         let guard = replica.map_or(String::new(), |p| format!("@{} ", p.s));
         let mut started = HashMap::new();
         let mut walked = Walked::default();
-        for v in (0..self.frags.get(places).count).step_by(width) {
+        for v in (0..self.frags.get(places).count()).step_by(width) {
             let p = self.exists(places, v, part, &mut from, &mut started)?;
             let (a, a_off) = self.next_address(src, places, v, &mut from, &mut walked)?;
             let (b, b_off) = self.address(dst, places, v, &mut to)?;
@@ -206,7 +206,7 @@ impl Emit<'_> {
         let (mut from, mut to) = (Addresses::default(), Addresses::default());
         let replica = self.first_replica(places);
         let guard = replica.map_or(String::new(), |p| format!("@{} ", p.s));
-        for v in 0..self.frags.get(places).count {
+        for v in 0..self.frags.get(places).count() {
             let p = self.exists(places, v, part, &mut from, &mut started)?;
             let (a, a_off) = self.address(src, places, v, &mut from)?;
             let (b, b_off) = self.address(dst, places, v, &mut to)?;

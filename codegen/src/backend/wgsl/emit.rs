@@ -15,10 +15,13 @@ use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::BufferId;
 
 use super::access::Form;
-use super::expr::{Element, Memo};
-use super::frag::{Held, Served, ThreadDigit, class};
+use super::expr::Memo;
+use super::frag::class;
 use super::value::{Ty, Val};
 use super::{Res, Target, Unprintable};
+use crate::backend::gpu::held::{Frags, ThreadDigit};
+use crate::backend::gpu::memo::Element;
+use crate::backend::gpu::reduction::Reduction;
 
 /// Most values per invocation that one exchange moves.
 const SLOTS: u64 = 8;
@@ -40,8 +43,7 @@ pub(super) struct Emit<'a> {
     pub(super) head: String,
     /// Declarations of function variables.
     vars: String,
-    pub(super) frags: Vec<Held>,
-    pub(super) served: HashMap<(FragId, FragId, Vec<usize>), Served>,
+    pub(super) frags: Frags,
     pub(super) thread_coords: Vec<(Vec<ThreadDigit>, String)>,
     pub(super) units: u64,
     pub(super) unit_threads: u64,
@@ -78,8 +80,7 @@ impl<'a> Emit<'a> {
             indent: 1,
             head: String::new(),
             vars: String::new(),
-            frags: k.frags.iter().map(|(_, f)| Held::new(f)).collect(),
-            served: HashMap::new(),
+            frags: Frags::new(&k.frags),
             thread_coords: Vec::new(),
             units: 1,
             unit_threads: 1,
@@ -394,7 +395,8 @@ impl<'a> Emit<'a> {
             }
             Stmt::Map { out, value } => self.map(*out, value),
             Stmt::Reduce { out, op, src, over, base, bounds, carry } => {
-                self.reduce(out, *op, *src, over, base.as_ref(), bounds, *carry)
+                let (op, src, base, carry) = (*op, *src, base.as_ref(), *carry);
+                self.reduce(&Reduction { out, op, src, over, base, bounds, carry })
             }
             Stmt::Scan { out, op, src, along, carry, bounds } => self.scan(*out, *op, *src, *along, *carry, bounds),
             Stmt::Load { out, src, bounds } => self.load(*out, src, bounds),

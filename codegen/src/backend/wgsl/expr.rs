@@ -4,54 +4,20 @@
 //! where ranges show that they agree. Minimum and maximum keep NaN. Invariant: a value is kept only while the variables
 //! it names are unchanged: within one statement.
 
-use std::collections::{BTreeSet, HashMap};
-
 use einfall_ir::artifact::Slot;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{BufId, Expr, FragId};
+use einfall_ir::kernel::{BufId, Expr};
 use einfall_ir::ops::{BinaryOp, UnaryOp};
 
 use super::Res;
 use super::emit::{Emit, plain};
 use super::frag::class;
 use super::value::{Ty, Val};
+use crate::backend::gpu::fold;
+use crate::backend::gpu::memo::{self, Element};
 
-/// The element an elementwise expression is computed for.
-#[derive(Clone)]
-pub(super) struct Element {
-    /// The fragment whose element it is.
-    pub(super) of: FragId,
-    /// Its number in the thread.
-    pub(super) v: usize,
-    /// Constant part of its coordinates.
-    pub(super) at: Vec<i64>,
-}
-
-/// What one statement has computed.
-#[derive(Default)]
-pub(super) struct Memo {
-    values: HashMap<(usize, Vec<i64>), Val>,
-    dims: HashMap<usize, Vec<usize>>,
-}
-
-impl Memo {
-    /// Dimensions of the result that `e` depends on.
-    pub(super) fn dims(&mut self, e: &Expr) -> Vec<usize> {
-        let key = std::ptr::from_ref(e) as usize;
-        if let Some(d) = self.dims.get(&key) {
-            return d.clone();
-        }
-        let mut all = BTreeSet::new();
-        match e {
-            Expr::Frag { dims, .. } => all.extend(dims.iter().copied()),
-            Expr::Coord(d) => all.extend([*d]),
-            _ => e.for_each_operand(|o| all.extend(self.dims(o))),
-        }
-        let d: Vec<usize> = all.into_iter().collect();
-        self.dims.insert(key, d.clone());
-        d
-    }
-}
+/// What one statement has computed, by expression and coordinates.
+pub(super) type Memo = memo::Memo<(usize, Vec<i64>), Val>;
 
 impl Emit<'_> {
     /// A uniform expression.
@@ -117,7 +83,7 @@ impl Emit<'_> {
             }
             Expr::Frag { frag, dims } => {
                 let el = el.ok_or_else(|| self.fail("a fragment in a uniform expression"))?;
-                let Some(served) = self.serve(*frag, el.of, dims) else {
+                let Some(served) = self.frags.serve(*frag, el.of, dims) else {
                     let (f, r) = (&self.held(*frag).name, &self.held(el.of).name);
                     let what = format!("`{f}` in `{r}`, whose threads do not hold its elements");
                     return Err(self.fail(&what));
@@ -241,12 +207,8 @@ impl Emit<'_> {
         match op {
             And | Or => {
                 let (a, b) = (self.to(a, Ty::Bool), self.to(b, Ty::Bool));
-                for (x, y) in [(&a, &b), (&b, &a)] {
-                    match x.known() {
-                        Some(c) if (c == 1) == (op == And) => return Ok(y.clone()),
-                        Some(_) => return Ok(x.clone()),
-                        None => {}
-                    }
+                if let Some(i) = fold::decided(op == And, [a.known(), b.known()]) {
+                    return Ok([a, b][i].clone());
                 }
                 let sign = if op == And { "&&" } else { "||" };
                 return Ok(Val::new(Ty::Bool, format!("({} {sign} {})", a.s, b.s)));
@@ -260,7 +222,6 @@ impl Emit<'_> {
     }
 
     fn compare(&self, op: BinaryOp, a: &Val, b: &Val) -> Val {
-        use BinaryOp::*;
         let ty = join(a, b);
         let (a, b) = (self.to(a, ty), self.to(b, ty));
         if ty == Ty::Float {
@@ -268,20 +229,7 @@ impl Emit<'_> {
                 return Val::bool(op.eval(x, y, false) != 0.0);
             }
         } else {
-            let known = match op {
-                Lt if a.hi < b.lo => Some(true),
-                Lt if a.lo >= b.hi => Some(false),
-                Le if a.hi <= b.lo => Some(true),
-                Le if a.lo > b.hi => Some(false),
-                Gt if a.lo > b.hi => Some(true),
-                Gt if a.hi <= b.lo => Some(false),
-                Ge if a.lo >= b.hi => Some(true),
-                Ge if a.hi < b.lo => Some(false),
-                Eq | Ne if a.hi < b.lo || b.hi < a.lo => Some(op == Ne),
-                Eq | Ne if a.lo == a.hi && b.lo == b.hi => Some((a.lo == b.lo) == (op == Eq)),
-                _ => None,
-            };
-            if let Some(v) = known {
+            if let Some(v) = fold::compared(op, (a.lo, a.hi), (b.lo, b.hi)) {
                 return Val::bool(v);
             }
         }
@@ -291,18 +239,7 @@ impl Emit<'_> {
     fn integer(&self, op: BinaryOp, a: &Val, b: &Val) -> Res<Val> {
         use BinaryOp::*;
         if let (Some(x), Some(y)) = (a.known(), b.known()) {
-            let v = match op {
-                Add => x.checked_add(y),
-                Sub => x.checked_sub(y),
-                Mul => x.checked_mul(y),
-                Div => Some(if y == 0 { 0 } else { floor(x, y) }),
-                Mod => Some(if y == 0 { 0 } else { x - y * floor(x, y) }),
-                Min => Some(x.min(y)),
-                Max => Some(x.max(y)),
-                Pow => u32::try_from(y).ok().and_then(|y| x.checked_pow(y)),
-                Lt | Le | Gt | Ge | Eq | Ne | And | Or => None,
-            };
-            let v = v.filter(|v| i32::try_from(*v).is_ok());
+            let v = fold::integers(op, x, y).filter(|v| i32::try_from(*v).is_ok());
             return v.map(Val::int).ok_or_else(|| self.fail("an integer constant beyond 32 bits"));
         }
         let (lo, hi) = (i64::from(i32::MIN), i64::from(i32::MAX));
@@ -430,12 +367,6 @@ impl Emit<'_> {
         // A conversion of a value just converted is the value.
         Ok(if x.s.starts_with(&format!("{name}(")) { x } else { Val::new(Ty::Float, format!("{name}({})", x.s)) })
     }
-}
-
-/// The quotient rounded down.
-fn floor(x: i64, y: i64) -> i64 {
-    let q = x / y;
-    if x % y != 0 && (x < 0) != (y < 0) { q - 1 } else { q }
 }
 
 /// The common class of two operands.

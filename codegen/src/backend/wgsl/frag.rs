@@ -1,88 +1,20 @@
-//! Fragments as function variables: who holds what, as a thread part and a constant part of every coordinate.
+//! Fragments as function variables.
 //!
-//! A coordinate of element `v` of thread `t` is `T(t) + C(v)`: the thread part is computed once, the constant part is
-//! known here. Invariant: an element's variable holds its value rounded to the fragment's type.
+//! The thread part of a coordinate (see [`crate::backend::gpu::held`]) is computed once, before the body. Invariant: an
+//! element's variable holds its value rounded to the fragment's type.
 
-use std::collections::HashMap;
-use std::rc::Rc;
-
-use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Frag, FragId};
+use einfall_ir::kernel::FragId;
 
 use super::Res;
 use super::emit::Emit;
 use super::value::{Ty, Val};
-
-/// A digit of the thread number: `(t / place) % extent` moves `stride` elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct ThreadDigit {
-    pub(super) place: u64,
-    pub(super) extent: u64,
-    pub(super) stride: u64,
-}
-
-/// One fragment.
-pub(super) struct Held {
-    pub(super) name: String,
-    pub(super) dtype: DType,
-    /// Extents of the tile.
-    pub(super) dims: Vec<i64>,
-    /// Constant part of each element's coordinates.
-    pub(super) consts: Vec<Vec<i64>>,
-    /// Thread digits that move along each dimension.
-    pub(super) threads: Vec<Vec<ThreadDigit>>,
-    /// Thread digits that replicate.
-    pub(super) replicas: Vec<ThreadDigit>,
-    /// Threads that the distribution tells apart.
-    pub(super) thread_count: u64,
-}
+use crate::backend::gpu::held::{Held, ThreadDigit};
 
 impl Held {
-    pub(super) fn new(f: &Frag) -> Held {
-        let dist = &f.dist;
-        let (thread_count, count, _) = dist.counts();
-        let mut threads = vec![Vec::new(); dist.dims.len()];
-        let mut replicas = Vec::new();
-        let mut place = 1;
-        for g in dist.threads.iter() {
-            let digit = ThreadDigit { place, extent: g.extent, stride: g.stride };
-            place *= g.extent;
-            match g.extent {
-                1 => {}
-                _ if g.stride == 0 || dist.dims.is_empty() => replicas.push(digit),
-                _ => threads[g.dim].push(digit),
-            }
-        }
-        let at = |v| dist.coords(0, v, 0).into_iter().map(|c| c as i64).collect();
-        Held {
-            name: f.name.clone(),
-            dtype: f.dtype,
-            dims: dist.dims.iter().map(|d| *d as i64).collect(),
-            consts: (0..count).map(at).collect(),
-            threads,
-            replicas,
-            thread_count,
-        }
-    }
-
-    /// Elements per thread.
-    pub(super) fn count(&self) -> usize {
-        self.consts.len()
-    }
-
     /// The variable of element `v`.
     pub(super) fn variable(&self, v: usize) -> String {
         format!("r_{}_{v}", super::emit::plain(&self.name))
-    }
-
-    /// Largest thread part of a coordinate.
-    pub(super) fn thread_max(&self, dim: usize) -> i64 {
-        self.threads[dim].iter().map(|g| ((g.extent - 1) * g.stride) as i64).sum()
-    }
-
-    fn thread_part(&self, dim: usize, thread: u64) -> u64 {
-        self.threads[dim].iter().map(|g| thread / g.place % g.extent * g.stride).sum()
     }
 }
 
@@ -91,12 +23,9 @@ pub(super) fn class(dtype: DType) -> Ty {
     if dtype.is_float() { Ty::Float } else { Ty::Int }
 }
 
-/// For each element of a result, the operand's element at its place; none: other threads hold it.
-pub(super) type Served = Option<Rc<Vec<Option<usize>>>>;
-
 impl Emit<'_> {
     pub(super) fn held(&self, f: FragId) -> &Held {
-        &self.frags[f.index()]
+        self.frags.get(f)
     }
 
     /// The value of element `v` of a fragment.
@@ -114,28 +43,6 @@ impl Emit<'_> {
             self.line(&format!("{name} = {};", x.s));
         }
         Ok(())
-    }
-
-    /// For each element of `result`, the element of `operand` (whose dimensions are `dims` of it) at its coordinates;
-    /// none where that is beyond the tile. None if a thread would need another thread's element.
-    pub(super) fn serve(&mut self, operand: FragId, result: FragId, dims: &[usize]) -> Served {
-        let key = (operand, result, dims.to_vec());
-        if let Some(found) = self.served.get(&key) {
-            return found.clone();
-        }
-        let (f, r) = (self.held(operand), self.held(result));
-        let threads = f.thread_count.max(r.thread_count);
-        let same = |(i, d): (usize, &usize)| (0..threads).all(|t| f.thread_part(i, t) == r.thread_part(*d, t));
-        let found = dims.iter().enumerate().all(same).then(|| {
-            let mut at: HashMap<&[i64], usize> = HashMap::new();
-            for (v, c) in f.consts.iter().enumerate() {
-                at.entry(c.as_slice()).or_insert(v);
-            }
-            let look = |c: &Vec<i64>| at.get(dims.iter().map(|d| c[*d]).collect::<Vec<_>>().as_slice()).copied();
-            Rc::new(r.consts.iter().map(look).collect::<Vec<_>>())
-        });
-        self.served.insert(key, found.clone());
-        found
     }
 
     /// The thread part of a coordinate: computed once, before the body.

@@ -4,16 +4,15 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use einfall_ir::arena::Id;
-use einfall_ir::artifact::{Artifact, Code, GpuLaunch, Launch, Slot, WgslModule};
-use einfall_ir::cascade::Size;
+use einfall_ir::artifact::{Artifact, Code, Launch, Slot, WgslModule};
 use einfall_ir::kernel::{BufSpace, Kernel, Module};
-use einfall_ir::tile::{self, BufferId, Plan};
+use einfall_ir::tile::{BufferId, Plan};
 
 use super::access::stage_elems;
 use super::emit::Emit;
 use super::{Dialect, Res, Target, Unprintable, prelude};
-use crate::backend::llvm::launch::{add, buffer_bytes, flops, is_parameter, launch_bytes, size_of, symbol, traffic};
-use crate::backend::ptx::launch::{arrays, condition};
+use crate::backend::gpu::launch::{Printed, launch};
+use crate::backend::llvm::launch::{artifact, is_parameter, symbol};
 
 /// Prints every kernel of `module`, which was lowered from `plan`, as WGSL for `target`.
 ///
@@ -22,31 +21,14 @@ use crate::backend::ptx::launch::{arrays, condition};
 pub fn print(plan: &Plan, module: &Module, target: &Target) -> Result<Artifact, Unprintable> {
     let (mut modules, mut launches) = (Vec::new(), Vec::new());
     for k in &module.kernels {
-        let name = k.variant_of.as_ref().unwrap_or(&k.name);
-        let source = plan.kernels.iter().find(|s| s.name == *name);
-        let (text, launch) = kernel(plan, module, k, source, target)?;
+        let (text, launch) = kernel(plan, module, k, target)?;
         modules.push(text);
         launches.push(launch);
     }
-    Ok(Artifact {
-        name: plan.name.clone(),
-        target: target.name.clone(),
-        ranks: plan.ranks.clone(),
-        buffers: plan.buffers.clone(),
-        code: Code::Wgsl { modules },
-        launches,
-        defaults: Vec::new(),
-        facts: Vec::new(),
-    })
+    Ok(artifact(plan, &target.name, Code::Wgsl { modules }, launches))
 }
 
-fn kernel(
-    plan: &Plan,
-    module: &Module,
-    k: &Kernel,
-    source: Option<&tile::Kernel>,
-    target: &Target,
-) -> Res<(WgslModule, Launch)> {
+fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(WgslModule, Launch)> {
     let name = symbol(module, k);
     let mut e = Emit::new(k, &module.ranks, target)?;
     let body = e.run()?;
@@ -117,33 +99,8 @@ fn kernel(
     );
     slots.extend(e.words.iter().copied());
 
-    let (reads, writes) = source.map_or_else(|| arrays(k), traffic);
-    let bytes = match source {
-        Some(source) => launch_bytes(plan, source),
-        None => reads.iter().chain(&writes).fold(Size::Const(0), |acc, b| add(acc, buffer_bytes(plan, *b))),
-    };
-    let grid = k.grid.iter().map(|g| size_of(g).ok_or_else(|| e.fail("a grid of that form"))).collect::<Res<_>>()?;
-    let launch = Launch {
-        symbol: name,
-        slots,
-        grid,
-        scratch_bytes: Size::Const(0),
-        reads: reads.into_iter().collect(),
-        writes: writes.into_iter().collect(),
-        flops: source.map_or(Size::Const(0), flops),
-        bytes,
-        gpu: Some(GpuLaunch {
-            threads: threads as u32,
-            cluster: Vec::new(),
-            shared_bytes,
-            cooperative: false,
-            dependent: false,
-            counters: Vec::new(),
-            maps: Vec::new(),
-            variant_of: k.variant_of.clone(),
-            assumes: k.assumes.iter().map(|a| condition(k, a).map_err(|what| e.fail(what))).collect::<Res<_>>()?,
-        }),
-    };
+    let printed = Printed { symbol: name, slots, threads, shared_bytes, maps: Vec::new() };
+    let launch = launch(plan, k, printed).map_err(|what| e.fail(what))?;
     let subgroup = if subgroups { target.subgroup } else { 1 };
     Ok((WgslModule { text, written, subgroup }, launch))
 }

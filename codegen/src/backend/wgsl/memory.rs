@@ -11,9 +11,10 @@ use einfall_ir::ops::{BinaryOp, ReduceOp};
 use super::Res;
 use super::access::Addresses;
 use super::emit::Emit;
-use super::expr::{Element, Memo};
+use super::expr::Memo;
 use super::frag::class;
 use super::value::{Ty, Val};
+use crate::backend::gpu::memo::Element;
 
 /// The accessor of a narrow type: `get_X(word, number)`, `X_bits(value)`.
 fn narrow(dtype: DType) -> Option<&'static str> {

@@ -6,20 +6,17 @@
 //! holds an element of the result holds its whole value afterwards, but for sums that are completed later, as in
 //! [`crate::backend::ptx`].
 
-use std::collections::HashMap;
-
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Bound, Expr, FragId};
+use einfall_ir::kernel::FragId;
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::Res;
 use super::access::Addresses;
 use super::emit::Emit;
-use super::frag::{ThreadDigit, class};
+use super::frag::class;
 use super::value::{Ty, Val};
-
-/// Chains of a reduction within a thread.
-const CHAINS: usize = 4;
+use crate::backend::gpu::held::ThreadDigit;
+use crate::backend::gpu::reduction::{CHAINS, Reduction, joined};
 
 /// Values that one exchange between threads reads at most; more go in two.
 const PEERS: u64 = 16;
@@ -36,35 +33,25 @@ pub(super) fn identity(op: ReduceOp, dtype: DType) -> Val {
 }
 
 impl Emit<'_> {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn reduce(
-        &mut self,
-        out: &[FragId],
-        op: ReduceOp,
-        src: FragId,
-        over: &[usize],
-        base: Option<&Expr>,
-        bounds: &[Bound],
-        carry: bool,
-    ) -> Res<()> {
+    pub(super) fn reduce(&mut self, r: &Reduction) -> Res<()> {
+        let Reduction { op, src, over, bounds, carry, .. } = *r;
         if op.selects_argument() {
-            return self.select_argument(out, op, src, over, base, bounds, carry);
+            return self.select_argument(r);
         }
-        let out = out[0];
-        let kept: Vec<usize> = (0..self.held(src).dims.len()).filter(|d| !over.contains(d)).collect();
-        let groups = self.groups(out, src, &kept)?;
+        let out = r.out[0];
+        let kept = r.kept(self.held(src).dims.len());
+        let groups = self.frags.groups(out, src, &kept).map_err(|what| self.fail(&what))?;
         let digits = self.reduced(src, over);
         let dtype = self.held(src).dtype;
         let identity = identity(op, dtype);
         let ty = identity.ty;
         let partial = carry && op == ReduceOp::Sum && self.partial.contains_key(&out);
-        let idempotent = matches!(op, ReduceOp::Min | ReduceOp::Max | ReduceOp::Any | ReduceOp::All);
         let alone = digits.is_empty() || partial;
         let mut a = Addresses::default();
         let mut results = Vec::new();
         for (v, members) in groups.iter().enumerate() {
             let mut chains: Vec<Val> = Vec::new();
-            if carry && (idempotent || alone) {
+            if carry && (r.idempotent() || alone) {
                 chains.push(self.to(&self.element(out, v), ty));
             }
             for (n, &m) in members.iter().enumerate() {
@@ -79,22 +66,18 @@ impl Emit<'_> {
                     chains[n] = self.named(&joined);
                 }
             }
-            while chains.len() > 1 {
-                let half = chains.len().div_ceil(2);
-                for i in half..chains.len() {
-                    let joined = self.combine(op, &chains[i - half], &chains[i])?;
-                    chains[i - half] = self.named(&joined);
-                }
-                chains.truncate(half);
-            }
-            let x = chains.pop().unwrap_or_else(|| identity.clone());
+            let joined = joined(chains, |a, b| {
+                let x = self.combine(op, a, b)?;
+                Ok(self.named(&x))
+            })?;
+            let x = joined.unwrap_or_else(|| identity.clone());
             results.push(self.to(&x, ty));
         }
         if !alone {
             let combine = |e: &mut Self, a: &[Val], b: &[Val]| Ok(vec![e.combine(op, &a[0], &b[0])?]);
             let rows = results.into_iter().map(|x| vec![x]).collect();
             results = self.across(rows, &digits, combine)?.into_iter().flatten().collect();
-            if carry && !idempotent {
+            if carry && !r.idempotent() {
                 for (v, x) in results.iter_mut().enumerate() {
                     *x = self.combine(op, &self.to(&self.element(out, v), ty), x)?;
                 }
@@ -118,18 +101,6 @@ impl Emit<'_> {
             self.set(f, v, &x[0])?;
         }
         Ok(())
-    }
-
-    /// For every element of the result, the elements of the source that it joins.
-    fn groups(&mut self, out: FragId, src: FragId, kept: &[usize]) -> Res<Vec<Vec<usize>>> {
-        let (o, s) = (self.held(out), self.held(src));
-        let mut at: HashMap<Vec<i64>, Vec<usize>> = HashMap::new();
-        for (v, c) in s.consts.iter().enumerate() {
-            at.entry(kept.iter().map(|d| c[*d]).collect()).or_default().push(v);
-        }
-        let groups = o.consts.iter().map(|c| at.get(c).cloned()).collect::<Option<Vec<_>>>();
-        let what = format!("a reduction of `{}` into `{}`, which other threads hold", s.name, o.name);
-        groups.filter(|_| self.serve(out, src, kept).is_some()).ok_or_else(|| self.fail(&what))
     }
 
     /// The digits of the thread number along reduced dimensions.
@@ -326,21 +297,13 @@ impl Emit<'_> {
     }
 
     /// (value, position) of the best element: NaN first, ties to the lowest position.
-    #[allow(clippy::too_many_arguments)]
-    fn select_argument(
-        &mut self,
-        out: &[FragId],
-        op: ReduceOp,
-        src: FragId,
-        over: &[usize],
-        base: Option<&Expr>,
-        bounds: &[Bound],
-        carry: bool,
-    ) -> Res<()> {
-        let [value, position] = out else { return Err(self.fail("an argument selection without two results")) };
+    fn select_argument(&mut self, r: &Reduction) -> Res<()> {
+        let Reduction { op, src, over, base, bounds, carry, .. } = *r;
+        let [value, position] = r.out else { return Err(self.fail("an argument selection without two results")) };
         let dims = self.held(src).dims.clone();
-        let kept: Vec<usize> = (0..dims.len()).filter(|d| !over.contains(d)).collect();
-        let (groups, also) = (self.groups(*value, src, &kept)?, self.groups(*position, src, &kept)?);
+        let kept = r.kept(dims.len());
+        let groups = self.frags.groups(*value, src, &kept).map_err(|what| self.fail(&what))?;
+        let also = self.frags.groups(*position, src, &kept).map_err(|what| self.fail(&what))?;
         if groups != also || class(self.held(src).dtype) != Ty::Float {
             return Err(self.fail("an argument selection whose results are held differently, or of integers"));
         }

@@ -4,17 +4,15 @@
 //! its own elements, adds what threads before it have, and blocks follow one another. Invariant: elements are joined in
 //! order; every thread ends with the same carry.
 
-use std::collections::BTreeMap;
-
 use einfall_ir::kernel::{Bound, FragId};
 use einfall_ir::ops::ReduceOp;
 
 use super::Res;
 use super::access::Addresses;
 use super::emit::Emit;
-use super::frag::ThreadDigit;
 use super::reduce::{identity, offsets};
 use super::value::{Ty, Val};
+use crate::backend::gpu::held::{ThreadDigit, Walk};
 
 impl Emit<'_> {
     pub(super) fn scan(
@@ -26,42 +24,15 @@ impl Emit<'_> {
         carry: Option<FragId>,
         bounds: &[Bound],
     ) -> Res<()> {
-        if op.selects_argument() {
-            return Err(self.fail(&format!("a scan by {}", op.name())));
-        }
-        let rank = self.held(src).dims.len();
-        let all: Vec<usize> = (0..rank).collect();
-        if self.held(out).consts != self.held(src).consts || self.serve(src, out, &all).is_none() {
-            return Err(self.fail("a scan between fragments that are held differently"));
-        }
-        let kept: Vec<usize> = (0..rank).filter(|d| *d != along).collect();
-        let carried = match carry {
-            None => None,
-            Some(c) => Some((c, self.serve(c, src, &kept).ok_or_else(|| self.fail("a scan whose carry others hold"))?)),
-        };
-        let mut lanes = self.held(src).threads[along].clone();
-        lanes.sort_by_key(|g| g.stride);
-        // Elements of a thread that stand before the next thread's.
-        let run = lanes.first().map_or(i64::MAX, |g| g.stride as i64);
-        let mut ends = run;
-        for g in &lanes {
-            if g.stride as i64 != ends {
-                return Err(self.fail("a scan over threads that do not follow one another"));
-            }
-            ends *= g.extent as i64;
-        }
+        let walk = self.frags.walk(op, out, src, along, carry).map_err(|what| self.fail(&what))?;
+        let Walk { carried, lanes, run, mut rows } = walk;
+        rows.sort();
         let zero = identity(op, self.held(src).dtype);
         let ty = zero.ty;
-        let mut rows: BTreeMap<Vec<i64>, Vec<usize>> = BTreeMap::new();
-        for (v, c) in self.held(src).consts.iter().enumerate() {
-            rows.entry(kept.iter().map(|d| c[*d]).collect()).or_default().push(v);
-        }
         let mut a;
         let mut results: Vec<Val> = vec![zero.clone(); self.held(src).count()];
         let mut last: Vec<(usize, Val)> = Vec::new();
-        for row in rows.values() {
-            let mut row = row.clone();
-            row.sort_by_key(|v| self.held(src).consts[*v][along]);
+        for (_, row) in rows {
             let place = |e: &Self, v: usize| e.held(src).consts[v][along] / run;
             let mut running = carried.as_ref().and_then(|(c, at)| at[row[0]].map(|i| self.element(*c, i)));
             let mut from = 0;

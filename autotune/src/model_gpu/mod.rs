@@ -113,7 +113,7 @@ pub fn choose(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping 
         if !contracts(kernel) {
             return elementwise::variants(kernel, plan, sheet, sizes);
         }
-        if let Some(all) = multiply_add::variants(kernel, plan, sheet) {
+        if let Some(all) = multiply_add::variants(kernel, plan, sheet, sizes) {
             return all;
         }
         let found: Vec<KernelMapping> = match Facts::new(plan, kernel, sizes) {

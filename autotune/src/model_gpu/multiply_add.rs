@@ -6,12 +6,15 @@
 //! operands of 64, and what addresses take), else 4 by 8; warps one below the other; as many steps of k under way as
 //! shared memory holds, two at most. Tiles in shared memory have one word per element. Invariant: what is returned
 //! keeps within the sheet's registers, threads and shared memory. Kernels of any other form get blocks alone: small ones,
-//! whose products are held in registers.
+//! whose products are held in registers, or those of [`products`] where a state goes from step to step, which the threads
+//! of a task then share.
 
 use einfall_ir::kernel::{Engine, Scope};
 use einfall_ir::mapping::{AxisMapping, KernelMapping, OpMapping, RoleMapping, TileMapping};
 use einfall_ir::target::{DataSheet, Gpu};
 use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, TileId};
+
+use super::products;
 
 /// Bytes of a shared tile's element.
 const WORD: u64 = 4;
@@ -69,12 +72,18 @@ fn contraction(kernel: &Kernel) -> Option<Contraction> {
     inside.then_some(Contraction { op: *op, operands: *operands, rows, columns, summed: *summed })
 }
 
+/// Whether what a step of a stream leaves is what the next one takes.
+fn steps_in_order(kernel: &Kernel) -> bool {
+    kernel.body.iter().any(|n| matches!(n, Node::Stream(s) if s.sequential))
+}
+
 /// The mappings of a kernel with contractions for the device of `sheet`, in the order a launch tries them; none if it has
 /// instructions for tiles.
-pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet) -> Option<Vec<KernelMapping>> {
+pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option<Vec<KernelMapping>> {
     let gpu = sheet.gpu.as_ref().filter(|g| g.atoms.iter().any(|a| a == "fma"))?;
     Some(match contraction(kernel) {
         Some(c) => vec![tiled(kernel, plan, gpu, &c)],
+        None if steps_in_order(kernel) => products::variants(kernel, plan, sheet, sizes),
         None if kernel.axes.iter().any(|(_, a)| inner(a)) => INNER.into_iter().map(|n| blocks(kernel, n)).collect(),
         None => vec![blocks(kernel, 1)],
     })

@@ -5,13 +5,15 @@
 //! It needs node, the packages of `web/` (`make web`) and SwiftShader, the Vulkan driver that comes with Chromium; without
 //! one of them it says that it is skipped.
 
+mod library;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use einfall::build::{self, Settings, Target};
 use einfall_ir::artifact::Code;
-use einfall_ir::cascade::bind::{Given, bind, check_facts};
-use einfall_ir::cascade::{Cascade, eval, parse};
+use einfall_ir::cascade::bind::{Given, bind};
+use einfall_ir::cascade::{Cascade, eval};
 use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_ir::tolerance::{Expected, expect};
 use einfall_runtime::HostArray;
@@ -41,19 +43,6 @@ fn node() -> Result<Command, &'static str> {
     Ok(node)
 }
 
-/// Sizes around blocks' edges under which the facts of a cascade hold.
-fn sizes(c: &Cascade) -> Option<Vec<(String, u64)>> {
-    const EXTENTS: [u64; 9] = [17, 3, 33, 8, 65, 5, 16, 1, 48];
-    let open: Vec<&str> = c.ranks.iter().filter(|(_, r)| r.fixed.is_none()).map(|(_, r)| r.name.as_str()).collect();
-    (0..300).find_map(|i| {
-        let extent = |k: usize| EXTENTS[(i * (k + 1) + i / 9 + k) % EXTENTS.len()];
-        let sizes: Vec<_> = open.iter().enumerate().map(|(k, name)| ((*name).to_owned(), extent(k))).collect();
-        let b = bind(c, &Given { sizes: sizes.clone(), ..Given::default() }).ok()?;
-        let points = b.extents.iter().fold(1u64, |n, e| n.saturating_mul(*e));
-        (points < 500_000 && check_facts(c, &b, &[]).is_ok()).then_some(sizes)
-    })
-}
-
 /// Writes a cascade's shaders, manifest and inputs to `folder`: what the outputs should be, in which files, and the job.
 /// No outputs where a shader is long; none where something has no WGSL.
 fn job(c: &Cascade, folder: &Path, llvm: &Llvm) -> Option<(Vec<(Expected, PathBuf)>, Value)> {
@@ -65,7 +54,7 @@ fn job(c: &Cascade, folder: &Path, llvm: &Llvm) -> Option<(Vec<(Expected, PathBu
     if modules.iter().any(|m| m.text.len() > SHORT) {
         return Some((Vec::new(), json!({ "manifest": manifest, "outputs": null })));
     }
-    let sizes = sizes(c).unwrap_or_else(|| panic!("{}: no sizes satisfy its facts", c.name));
+    let sizes = library::sizes(c, 500_000).next().unwrap_or_else(|| panic!("{}: no sizes satisfy its facts", c.name));
     let b = bind(c, &Given { sizes: sizes.clone(), ..Given::default() }).expect("sizes");
     let inputs = random(c, &b, 11, Variant::Small).expect("inputs");
     let expected = expect(c, &b, &inputs, &eval::Options::default()).expect("evaluates");
@@ -96,12 +85,10 @@ fn the_library_agrees_in_tint() {
     let folder = tempfile::tempdir().expect("a folder");
     let llvm = Llvm::load(&LoadOptions::default()).expect("LLVM");
     let (mut cases, mut jobs) = (Vec::new(), Vec::new());
-    for (file, text) in einfall_kernels::SOURCES {
-        for c in parse(text).expect("library files parse").cascades {
-            if let Some((outputs, job)) = job(&c, &folder.path().join(file).join(&c.name), &llvm) {
-                cases.push((format!("{file}/{}", c.name), outputs));
-                jobs.push(job);
-            }
+    for (name, c) in library::all() {
+        if let Some((outputs, job)) = job(&c, &folder.path().join(&name), &llvm) {
+            cases.push((name, outputs));
+            jobs.push(job);
         }
     }
     let list = folder.path().join("jobs.json");

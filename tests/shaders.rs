@@ -1,0 +1,286 @@
+//! The library's shaders on a machine that forgives nothing ([`shader`]): results against the float64 evaluator, and every
+//! barrier needed.
+
+mod library;
+mod shader;
+
+use std::collections::BTreeSet;
+
+use einfall::codegen::backend::wgsl::Target;
+use einfall::{autotune::model_gpu, compile_wgsl, wgsl_plan};
+use einfall_ir::arena::Id;
+use einfall_ir::artifact::{Artifact, Code, Condition, Slot};
+use einfall_ir::cascade::bind::{Bindings, Given, bind};
+use einfall_ir::cascade::{Cascade, eval};
+use einfall_ir::target::DataSheet;
+use einfall_ir::tile::{BufferId, BufferKind};
+use einfall_ir::tolerance::expect;
+use einfall_ir::tolerance::inputs::{Variant, random};
+use einfall_runtime::HostArray;
+use shader::Machine;
+
+/// Points of a cascade at the sizes tested, at most.
+const MOST: u64 = 10_000;
+/// Sizes that a barrier is tried at.
+const TRIES: usize = 24;
+
+/// A cascade's artifact by the rules for a sheet; none where something has no WGSL.
+fn compiled(c: &Cascade, sheet: &str) -> Option<Artifact> {
+    let sheet = DataSheet::named(sheet).expect("a sheet");
+    let target = Target::of(&sheet).expect("an adapter");
+    let plan = wgsl_plan(c).ok()?;
+    let mapping = model_gpu::choose(&plan, &sheet, None);
+    compile_wgsl(&plan, &mapping, &target).ok().map(|a| a.with_formulas(c))
+}
+
+fn parsed(text: &str) -> naga::Module {
+    naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(text)))
+}
+
+/// What is bound at sizes: where arrays are, and scalars.
+struct Launch<'a> {
+    artifact: &'a Artifact,
+    extents: Vec<u64>,
+    shapes: Vec<Vec<u64>>,
+    scalars: Vec<f64>,
+    /// The words of every array, whole vectors of four.
+    arrays: Vec<Vec<u32>>,
+}
+
+impl<'a> Launch<'a> {
+    fn new(c: &Cascade, b: &Bindings, artifact: &'a Artifact, seed: u64) -> Launch<'a> {
+        let inputs = random(c, b, seed, Variant::Small).expect("inputs");
+        let extent = |name: &str| c.ranks.iter().zip(&b.extents).find(|((_, r), _)| r.name == name).map(|(_, n)| *n);
+        let extents: Vec<u64> = artifact.ranks.iter().map(|(_, r)| extent(&r.name).expect("a rank")).collect();
+        let (mut shapes, mut scalars, mut arrays) = (Vec::new(), Vec::new(), Vec::new());
+        for (_, buffer) in artifact.buffers.iter() {
+            let shape: Vec<u64> = buffer.dims.iter().map(|d| d.eval(&extents).expect("an extent")).collect();
+            let given = c.params.iter().zip(&inputs).find(|(p, _)| c.tensors[**p].name == buffer.name).map(|(_, a)| a);
+            let bytes = match given {
+                Some(a) => HostArray::from_values(a).expect("an array").bytes().to_vec(),
+                None => vec![0xFF; buffer.dtype.bytes(shape.iter().product()) as usize],
+            };
+            let mut words: Vec<u32> =
+                bytes.chunks(4).map(|w| w.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b))).collect();
+            words.resize(words.len().next_multiple_of(4).max(4), 0xFFFF_FFFF);
+            scalars.push(given.map_or(0.0, |a| a.data[0]));
+            shapes.push(shape);
+            arrays.push(words);
+        }
+        Launch { artifact, extents, shapes, scalars, arrays }
+    }
+
+    fn stride(&self, b: BufferId, d: usize) -> u64 {
+        self.shapes[b.index()][d + 1..].iter().product()
+    }
+
+    fn holds(&self, c: &Condition) -> bool {
+        match c {
+            Condition::AtMost(s, n) => s.eval(&self.extents).expect("a size") <= *n,
+            Condition::Multiple(s, n) => s.eval(&self.extents).expect("a size").is_multiple_of(*n),
+            Condition::Aligned(b, n) => {
+                let (shape, bytes) = (&self.shapes[b.index()], self.artifact.buffers[*b].dtype.bytes(1));
+                let whole = |d: usize| shape[d] <= 1 || (self.stride(*b, d) * bytes).is_multiple_of(*n);
+                shape.contains(&0) || (1..shape.len()).all(|d| whole(d - 1))
+            }
+        }
+    }
+
+    /// The kernels to run, in order: of variants the first that fits.
+    fn chosen(&self) -> Vec<usize> {
+        let mut done: Vec<&String> = Vec::new();
+        let fits = |(i, l): (usize, &'a einfall_ir::artifact::Launch)| {
+            let gpu = l.gpu.as_ref().expect("a GPU's launch");
+            if let Some(k) = &gpu.variant_of {
+                if done.contains(&k) || !gpu.assumes.iter().all(|c| self.holds(c)) {
+                    return None;
+                }
+                done.push(k);
+            }
+            Some(i)
+        };
+        self.artifact.launches.iter().enumerate().filter_map(fits).collect()
+    }
+
+    /// Runs kernel `i`, whose code is `module`: `most` of its workgroups, one barrier taken out. The barriers reached.
+    fn run(
+        &mut self,
+        i: usize,
+        module: &naga::Module,
+        most: u64,
+        without: Option<usize>,
+    ) -> Result<BTreeSet<usize>, String> {
+        let launch = &self.artifact.launches[i];
+        let mut words = Vec::new();
+        let mut bound: Vec<BufferId> = Vec::new();
+        for slot in &launch.slots {
+            words.push(match *slot {
+                Slot::Base(b) => {
+                    bound.push(b);
+                    continue;
+                }
+                Slot::Stride(b, d) => self.stride(b, d) as u32,
+                Slot::Extent(r) => self.extents[r.index()] as u32,
+                Slot::Scalar(b) => {
+                    let (x, dtype) = (self.scalars[b.index()], self.artifact.buffers[b].dtype);
+                    if dtype.is_float() { (dtype.round(x) as f32).to_bits() } else { x as i32 as u32 }
+                }
+            });
+        }
+        words.resize(words.len().next_multiple_of(4).max(4), 0);
+        let arrays = bound.iter().map(|b| self.arrays[b.index()].clone());
+        let bindings: Vec<Vec<u32>> = [words].into_iter().chain(arrays).collect();
+        let groups: u64 = launch.grid.iter().map(|g| g.eval(&self.extents).expect("a grid")).product();
+        let subgroup = modules(self.artifact)[i].subgroup.max(4);
+        let mut machine = Machine::new(module, &bindings, subgroup as usize);
+        machine.without = without;
+        for group in 0..groups.min(most) {
+            machine.run(group as u32, groups as u32).map_err(|e| format!("{}: {e}", launch.symbol))?;
+        }
+        for (n, b) in bound.iter().enumerate() {
+            self.arrays[b.index()] = machine.binding(n as u32 + 1).to_vec();
+        }
+        Ok(machine.barriers)
+    }
+
+    /// An array's values.
+    fn values(&self, name: &str) -> Vec<f64> {
+        let of = |(_, b): &(BufferId, &einfall_ir::tile::Buffer)| b.name == name;
+        let (id, buffer) = self.artifact.buffers.iter().find(of).expect("an array");
+        assert!(buffer.kind != BufferKind::Workspace);
+        let shape = &self.shapes[id.index()];
+        let bytes: Vec<u8> = self.arrays[id.index()].iter().flat_map(|w| w.to_le_bytes()).collect();
+        let bytes = &bytes[..buffer.dtype.bytes(shape.iter().product()) as usize];
+        HostArray::from_bytes(buffer.dtype, shape, bytes).and_then(|a| a.to_values()).expect("values").data
+    }
+}
+
+fn modules(artifact: &Artifact) -> &[einfall_ir::artifact::WgslModule] {
+    let Code::Wgsl { modules } = &artifact.code else { panic!("no WGSL") };
+    modules
+}
+
+fn agrees(name: &str, c: &Cascade, sheet: &str) -> Result<bool, String> {
+    let Some(artifact) = compiled(c, sheet) else { return Ok(false) };
+    let sizes = library::sizes(c, MOST).next().ok_or("no sizes satisfy its facts")?;
+    let b = bind(c, &Given { sizes, ..Given::default() }).map_err(|e| format!("{e:?}"))?;
+    let mut launch = Launch::new(c, &b, &artifact, 5);
+    let inputs = random(c, &b, 5, Variant::Small).expect("inputs");
+    let expected = expect(c, &b, &inputs, &eval::Options::default()).expect("evaluates");
+    for i in launch.chosen() {
+        let m = &modules(&artifact)[i];
+        launch.run(i, &parsed(&m.text), u64::MAX, None)?;
+    }
+    for e in &expected {
+        e.compare(&launch.values(&e.name)).map_err(|m| format!("{m}"))?;
+    }
+    println!("{name} for {sheet}");
+    Ok(true)
+}
+
+#[test]
+fn the_library_agrees_and_no_invocation_disturbs_another() {
+    for (sheet, least) in [("webgpu", 55), ("webgpu-nvidia", 55)] {
+        let mut wrong = Vec::new();
+        let mut right = 0;
+        for (name, c) in library::all() {
+            match agrees(&name, &c, sheet) {
+                Ok(ran) => right += usize::from(ran),
+                Err(e) => wrong.push(format!("{name} for {sheet}: {e}")),
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        assert!(right >= least, "{right} cascades for {sheet}");
+    }
+}
+
+/// Rows, running sums, selections and contractions: every form of kernel that meets, but streams of several operands.
+const MEETING: [&str; 9] =
+    ["argmax", "cumsum", "entropy", "layernorm", "linear_gelu", "logsumexp", "matmul", "rmsnorm", "softmax"];
+
+/// Where one barrier is taken out, invocations disturb each other at some sizes: each is needed.
+#[test]
+fn every_barrier_is_needed() {
+    let (mut needed, mut kernels, mut idle) = (0, 0, Vec::new());
+    for (name, c) in library::all().filter(|(name, _)| MEETING.iter().any(|m| name.starts_with(&format!("{m}/")))) {
+        let Some(artifact) = compiled(&c, "webgpu") else { continue };
+        let codes: Vec<naga::Module> = modules(&artifact).iter().map(|m| parsed(&m.text)).collect();
+        // Barriers by kernel: those that nothing has shown to be needed, those that something has.
+        let (mut open, mut shown) = (BTreeSet::new(), BTreeSet::new());
+        let mut ran = false;
+        for sizes in library::sizes(&c, MOST).take(TRIES) {
+            ran = true;
+            let b = bind(&c, &Given { sizes, ..Given::default() }).expect("sizes");
+            let mut launch = Launch::new(&c, &b, &artifact, 7);
+            for i in launch.chosen() {
+                let before = launch.arrays.clone();
+                let reached = launch.run(i, &codes[i], 1, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+                for barrier in reached {
+                    if shown.contains(&(i, barrier)) {
+                        continue;
+                    }
+                    launch.arrays.clone_from(&before);
+                    match launch.run(i, &codes[i], 1, Some(barrier)) {
+                        Err(_) => {
+                            shown.insert((i, barrier));
+                            open.remove(&(i, barrier));
+                        }
+                        Ok(_) => {
+                            open.insert((i, barrier));
+                        }
+                    }
+                }
+                // What follows reads what this one leaves behind.
+                launch.arrays = before;
+                if artifact.launches.len() > 1 {
+                    launch.run(i, &codes[i], u64::MAX, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+                }
+            }
+            if open.is_empty() {
+                break;
+            }
+        }
+        assert!(ran, "{name}: no sizes satisfy its facts");
+        let of = |i: usize| open.iter().filter(|o| o.0 == i).count();
+        idle.extend(
+            (0..codes.len()).filter(|i| of(*i) > 0).map(|i| format!("{}: {}", artifact.launches[i].symbol, of(i))),
+        );
+        kernels += usize::from(!shown.is_empty());
+        needed += shown.len();
+    }
+    println!("{needed} barriers of {kernels} cascades are needed");
+    assert!(idle.is_empty(), "barriers that order nothing:\n{}", idle.join("\n"));
+    assert!(needed > 20 && kernels == MEETING.len(), "{needed} barriers of {kernels} cascades");
+}
+
+#[test]
+fn the_machine_finds_what_devices_may_do_differently() {
+    let run = |body: &str| {
+        let text = format!(
+            "@group(0) @binding(1) var<storage, read_write> y: array<u32>;\nvar<workgroup> s: array<u32, 8>;\n\
+             @compute @workgroup_size(8)\nfn f(@builtin(local_invocation_index) i: u32) {{\n{body}\n}}"
+        );
+        let module = parsed(&text);
+        let mut machine = Machine::new(&module, &[Vec::new(), vec![7; 8]], 4);
+        machine.run(0, 1).map(|()| machine.binding(1).to_vec())
+    };
+    assert_eq!(run("s[i] = i * i; workgroupBarrier(); y[i] = s[7u - i];"), Ok(vec![49, 36, 25, 16, 9, 4, 1, 0]));
+    assert_eq!(run("if (i > 3u) { y[i] = 1u; } else { y[i] = 2u; }"), Ok(vec![2, 2, 2, 2, 1, 1, 1, 1]));
+    assert_eq!(
+        run("for (var k = 0u; k < i; k++) { if (k == 2u) { break; } y[i] += k; }"),
+        Ok(vec![7, 7, 8, 8, 8, 8, 8, 8])
+    );
+    assert_eq!(run("y[i] = subgroupShuffleXor(i, 1u);"), Ok(vec![1, 0, 3, 2, 5, 4, 7, 6]));
+    for (body, what) in [
+        ("s[i] = i; y[i] = s[7u - i];", "reads word 7 of `s` while another touches it"),
+        ("s[0] = i;", "writes word 0 of `s` while another touches it"),
+        ("s[i] = i; storageBarrier(); y[i] = s[7u - i];", "reads word 7 of `s` while another touches it"),
+        ("y[i] = 1u; workgroupBarrier(); y[7u - i] = 2u;", "of `y` while another touches it"),
+        ("y[i + 1u] = i;", "word 8 of `y`, which has 8"),
+        ("if (i > 3u) { workgroupBarrier(); }", "a barrier that not all invocations reach"),
+        ("if (i > 0u) { y[i] = subgroupShuffleXor(i, 1u); }", "one that does not take part"),
+    ] {
+        let error = run(body).expect_err(body);
+        assert!(error.contains(what), "{body}: {error}");
+    }
+}

@@ -1,4 +1,4 @@
-//! A compiled cascade on a device that has memory of its own: what [`crate::cuda`] and [`crate::wgpu`] share.
+//! A compiled cascade on a device that has memory of its own: what `cuda` and `wgpu` share.
 //!
 //! Invariant: sizes are bound only where the cascade's facts over ranks hold, and scalars with a default need not be given.
 

@@ -151,7 +151,7 @@ impl Engine {
     }
 
     /// Assembles (or takes from the cache) and loads an artifact. Of a kernel with variants, each is assembled when
-    /// [`Bound::prepare`] first chooses it.
+    /// [`prepare`](super::Bound::prepare) first chooses it.
     ///
     /// # Errors
     /// [`Error::Artifact`] where it contradicts itself or is not for a GPU, [`Error::Cuda`] where the driver refuses

@@ -147,7 +147,7 @@ pub fn target_of(mapping: &Mapping, gpu: &Gpu) -> ptx::Target {
     let own = target(gpu);
     let capability = 10 * gpu.capability.0 + gpu.capability.1;
     let older = DataSheet::named(&mapping.target)
-        .filter(|s| s.gpu.as_ref().is_some_and(|g| g.capability < capability))
+        .filter(|s| s.webgpu.is_none() && s.gpu.as_ref().is_some_and(|g| g.capability < capability))
         .and_then(|s| ptx::Target::of(&s));
     older.map_or(own.clone(), |t| ptx::Target { registers: own.registers, ..t })
 }
@@ -157,7 +157,9 @@ pub fn target_of(mapping: &Mapping, gpu: &Gpu) -> ptx::Target {
 pub fn data_sheet(gpu: &Gpu) -> DataSheet {
     let capability = 10 * gpu.capability.0 + gpu.capability.1;
     let name = gpu.name.to_lowercase();
-    let older = |s: &DataSheet| s.gpu.as_ref().filter(|g| g.capability <= capability).map(|g| g.capability);
+    let older = |s: &DataSheet| {
+        s.gpu.as_ref().filter(|g| s.webgpu.is_none() && g.capability <= capability).map(|g| g.capability)
+    };
     let sheets = DataSheet::all();
     let named = sheets.iter().find(|s| older(s).is_some() && name.contains(&s.name));
     let nearest = || sheets.iter().rev().filter(|s| older(s).is_some()).max_by_key(|s| older(s));

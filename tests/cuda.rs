@@ -78,6 +78,8 @@ fn devices_find_their_sheets() {
     assert_eq!((sheet.gpu.as_ref().unwrap().multiprocessors, sheet.levels[0].bytes), (132, 100 << 30));
     assert_eq!(target(&h200).arch, "sm_90a");
     assert_eq!(data_sheet(&gpu("NVIDIA H100 PCIe", (9, 0), 114, 232_448)).name, "h100");
+    // Older than every sheet: the oldest card's, whose architecture the driver then refuses by name.
+    assert_eq!(data_sheet(&gpu("Tesla T4", (7, 5), 40, 65_536)).name, "a100");
     let a40 = gpu("NVIDIA A40", (8, 6), 84, 101_376);
     assert_eq!(target(&a40).arch, "sm_80");
     // A mapping for an older device keeps to what that has; one for a later device cannot.

@@ -34,7 +34,11 @@ pub(crate) fn is_identity(c: &Cascade, e: ExprId, op: ReduceOp, dtype: DType) ->
     match c.exprs[e] {
         Expr::Int(n) => op.is_identity(n as f64, dtype),
         Expr::Float(x) => op.is_identity(x, dtype),
-        Expr::Cast(DType::Bool, x) => is_identity(c, x, op, dtype),
+        Expr::Cast(DType::Bool, x) => match c.exprs[x] {
+            Expr::Int(n) => op.is_identity(DType::Bool.round(n as f64), dtype),
+            Expr::Float(x) => op.is_identity(DType::Bool.round(x), dtype),
+            _ => false,
+        },
         _ => false,
     }
 }
@@ -44,7 +48,11 @@ pub(crate) fn is_identity_in(k: &tile::Kernel, e: tile::ExprId, op: ReduceOp, dt
     match k.exprs[e] {
         tile::Expr::Int(n) => op.is_identity(n as f64, dtype),
         tile::Expr::Float(x) => op.is_identity(x, dtype),
-        tile::Expr::Cast(DType::Bool, x) => is_identity_in(k, x, op, dtype),
+        tile::Expr::Cast(DType::Bool, x) => match k.exprs[x] {
+            tile::Expr::Int(n) => op.is_identity(DType::Bool.round(n as f64), dtype),
+            tile::Expr::Float(x) => op.is_identity(DType::Bool.round(x), dtype),
+            _ => false,
+        },
         _ => false,
     }
 }

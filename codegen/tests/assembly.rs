@@ -73,6 +73,10 @@ fn pairs(arch: &str) -> &'static [(&'static str, &'static str)] {
             ("HMMA", "mma.sync"),
             ("LDSM", "ldmatrix"),
             ("STSM", "stmatrix"),
+            ("UTMALDG", ".shared::cluster.global.mbarrier::complete_tx"),
+            ("UTMASTG", ".global.shared::cta.bulk_group"),
+            ("ACQBULK", "griddepcontrol.wait"),
+            ("PREEXIT", "griddepcontrol.launch_dependents"),
         ],
         _ => &[
             ("HMMA", "mma.sync"),
@@ -99,7 +103,9 @@ fn check(name: &str, plan: &Plan, module: &Module, target: &Target) -> Result<()
         let made: Assembled = assemble(ptx, arch).map_err(|e| format!("{name} for {arch}:\n{e}"))?;
         for (machine, printed) in pairs(arch) {
             let (got, want) = (made.count(machine), ptx.lines().filter(|l| l.contains(printed)).count());
-            if got != want {
+            // Loads of the same operand for several contractions become one.
+            let merged = *machine == "LDSM" && got > 0 && got < want;
+            if got != want && !merged {
                 return Err(format!("{name} for {arch}: {got} {machine} of {want} {printed}"));
             }
         }
@@ -108,11 +114,13 @@ fn check(name: &str, plan: &Plan, module: &Module, target: &Target) -> Result<()
             let threads = u64::from(l.gpu.as_ref().map_or(0, |g| g.threads));
             let used = registers.iter().find(|(n, _)| *n == l.symbol).map(|r| r.1);
             let used = used.ok_or_else(|| format!("{name} for {arch}: nothing is said of {}", l.symbol))?;
-            // Registers are given out by 8 to each thread; roles hand theirs over by budgets.
+            // Registers are given out by 8 to each thread; roles hand theirs over by budgets, out of what the task starts
+            // with.
             let budgets = k.roles.len() > 1 && k.roles.iter().any(|r| r.regs.is_some());
             let limits =
                 DataSheet::named(&target.name).and_then(|s| s.gpu).map_or_else(Limits::h100, |g| Limits::of(&g));
-            let taken = if budgets { resources(k, &limits).registers } else { used.next_multiple_of(8) * threads };
+            let start = used.next_multiple_of(8) * threads;
+            let taken = if budgets { resources(k, &limits).registers.max(start) } else { start };
             if taken > target.registers {
                 return Err(format!("{name} for {arch}: {} takes {taken} registers", l.symbol));
             }

@@ -20,14 +20,13 @@ use einfall_ir::tile::{AxisKind, Kernel, Plan};
 
 /// How far the least traffic may lie above the bound.
 const NEAR: f64 = 1.5;
-/// Rows of the largest blocks.
-const LARGEST: u64 = 256;
-/// Bytes of a row of queries with its accumulator, at most.
-const ROW_BYTES: u64 = 1024;
 
-fn formed(c: &Cascade, gpu: bool) -> Plan {
-    let atoms = if gpu { atoms::all().collect() } else { Vec::new() };
-    let context = Context { atoms, ..Context::default() };
+/// Sheets of devices that run few tasks at once: what those share of what they read is less than the level between them
+/// holds, and the blocks tried here do not make up for it.
+const FEW_TASKS: [&str; 1] = ["lavapipe"];
+
+fn formed(c: &Cascade, sheet: &DataSheet) -> Plan {
+    let context = Context { atoms: atoms::of(sheet), ..Context::default() };
     let records = pipeline::run(tables::TO_TILE, tables::FORMS, Program::Cascade(c.clone()), &context, None);
     match records.unwrap_or_else(|_| panic!("{} forms", c.name)).into_iter().next_back().map(|r| r.program) {
         Some(Program::Tile(plan)) => plan,
@@ -73,7 +72,7 @@ fn the_least_traffic_is_near_the_bound_on_every_sheet() {
         ("attention_full", "B=1,H=4,M=4096,N=4096,E=128,F=128"),
         ("attention_full", "B=2,H=2,M=1024,N=8192,E=64,F=64"),
     ];
-    let (mut far, mut few) = (Vec::new(), BTreeSet::new());
+    let mut far = BTreeSet::new();
     for (name, sizes) in cases {
         let text = einfall_kernels::source(name).expect("a library file");
         let c = parse(text).unwrap_or_else(|d| panic!("{d:?}")).cascades.remove(0);
@@ -82,7 +81,7 @@ fn the_least_traffic_is_near_the_bound_on_every_sheet() {
         let extents: Vec<u64> = c.ranks.iter().map(|(_, r)| given[r.name.as_str()]).collect();
         let derived: Vec<_> = c.ranks.ids().filter_map(|r| derive(&c, r)).collect();
         for sheet in DataSheet::all() {
-            let plan = formed(&c, sheet.gpu.is_some());
+            let plan = formed(&c, &sheet);
             let [kernel] = plan.kernels.as_slice() else { panic!("{name} is one kernel") };
             let level = &sheet.levels[1].name;
             let bounds = io::bounds(&c, &derived, &extents, &sheet);
@@ -95,15 +94,10 @@ fn the_least_traffic_is_near_the_bound_on_every_sheet() {
             let ratio = least / bound.bytes;
             println!("{name} {sizes} on {}: {ratio:.3} of {:.3e} bytes into {level}", sheet.name, bound.bytes);
             assert!(ratio > 0.999, "{name} on {}: below the bound", sheet.name);
-            // Tasks that run at once share what they read: those of two multiprocessors hold less than the level does.
-            let rows = sheet.gpu.as_ref().map_or(u64::MAX, |g| LARGEST * g.multiprocessors);
-            if rows.saturating_mul(ROW_BYTES) < sheet.levels[1].bytes && rows < 1024 {
-                few.insert(sheet.name.clone());
-            } else if ratio > NEAR {
-                far.push(format!("{name} {sizes} on {}: {ratio:.2}", sheet.name));
+            if ratio > NEAR {
+                far.insert(sheet.name.clone());
             }
         }
     }
-    assert_eq!(few.into_iter().collect::<Vec<_>>(), ["lavapipe"]);
-    assert!(far.is_empty(), "{}", far.join("\n"));
+    assert_eq!(far.into_iter().collect::<Vec<_>>(), FEW_TASKS);
 }

@@ -118,7 +118,14 @@ fn decode_in_parts() {
 /// The library's grouped-query attention with one query position is decode: the heads of a group fill the rows.
 #[test]
 fn grouped_queries_in_parts() {
-    ["attention_decode", "attention_decode_columns", "attention_decode_ahead"].iter().for_each(|m| grouped_queries(m));
+    let mappings = [
+        "attention_decode",
+        "attention_decode_columns",
+        "attention_decode_ahead",
+        "attention_decode_dependent",
+        "attention_decode_a100",
+    ];
+    mappings.iter().for_each(|m| grouped_queries(m));
 }
 
 fn grouped_queries(mapping: &str) {

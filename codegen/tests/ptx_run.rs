@@ -377,8 +377,11 @@ fn ragged_attention_agrees() {
 #[test]
 fn extreme_integers_agree() {
     let plan = device::formed_text(
-        "cascade ends[M, N](x: i32[M], w: i64[M], f: f32[M]) -> (below: i32[M,N], narrow: i32[M], wide: i64[M]) {
+        "cascade ends[M, N](x: i32[M], w: i64[M], f: f32[M], y: i32[N]) -> (below: i32[M,N], from: i32[M,N],
+            most: i32[M,N], narrow: i32[M], wide: i64[M]) {
             below[m,n] = if x[m] < n then 1 else 0
+            from[m,n]  = if -1 - x[m] >= n + 2 then 1 else 0
+            most[m,n]  = if max(x[m], -5) < max(y[n], -7) + 1 then 1 else 0
             narrow[m]  = i32(w[m])
             wide[m]    = i64(f[m])
         }",
@@ -390,8 +393,10 @@ fn extreme_integers_agree() {
     let x = [least, least + 1.0, -1.0, 0.0, 1.0, 5.0, most - 1.0, most];
     let w = [-1e12, 1e12, most + 1.0, least - 1.0, 7.0, -7.0, most, least];
     let f = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30, -1e30, 3.7, -3.7, 0.0];
-    let given =
-        [(DType::I32, x), (DType::I64, w), (DType::F32, f)].map(|(t, v)| Array::from_fn(t, &[8], |i| t.round(v[i])));
+    // One less than the largest is the most that 1 may be added to.
+    let y = [least, -9.0, -7.0, -6.0, 0.0, 3.0, 63.0, most - 2.0, most - 1.0];
+    let array = |t: DType, v: &[f64]| Array::from_fn(t, &[v.len() as u64], |i| t.round(v[i]));
+    let given = [array(DType::I32, &x), array(DType::I64, &w), array(DType::F32, &f), array(DType::I32, &y)];
     let want = tile::eval::run(&plan, &[8, 9], &given, &tile::eval::Options::default()).unwrap();
     for (got, want) in execute(&artifact, &[8, 9], &given).iter().zip(&want) {
         assert_eq!(*got, want.data);

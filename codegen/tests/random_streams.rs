@@ -1,28 +1,18 @@
 //! Random streams with 1 to 6 contractions, reductions, filters and emits go through the passes that every plan goes
-//! through, lower by drawn mappings, and give under every adversarial schedule what their plans mean.
+//! through, lower by drawn mappings, give under every adversarial schedule what their plans mean, and assemble without a
+//! warning or a spill to as many wgmma as their text has.
 
-use einfall_codegen::lower::gpu;
-use einfall_codegen::pipeline::{self, Context, Program};
-use einfall_codegen::random::{Choices, Rng, extents, mapping, stream};
-use einfall_codegen::tables;
+mod assembler;
+
+use assembler::{all, assemble};
+use einfall_codegen::backend::ptx::{Target, print};
+use einfall_codegen::random::{Drawn, Rng, drawn, extents};
 use einfall_ir::array::Array;
+use einfall_ir::artifact::Code;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::atoms;
 use einfall_ir::kernel::eval::{GlobalBuffer, Options, Schedule, run};
 use einfall_ir::kernel::verify::{Limits, verify};
-use einfall_ir::tile::{self, BufferKind, Op, Plan};
-
-/// The plan as a device with contraction instructions gets it.
-fn prepared(plan: Plan) -> Plan {
-    let context = Context { atoms: atoms::all().collect(), ..Context::default() };
-    let passes: Vec<_> = tables::TO_TILE.iter().filter(|p| p.level == pipeline::Level::Tile).copied().collect();
-    let records = pipeline::run(&passes, tables::FORMS, Program::Tile(plan), &context, None)
-        .unwrap_or_else(|(_, stop)| panic!("{stop}"));
-    match records.into_iter().next_back().map(|r| r.program) {
-        Some(Program::Tile(plan)) => plan,
-        other => panic!("{other:?}"),
-    }
-}
+use einfall_ir::tile::{self, BufferKind, Expr, Op, Plan};
 
 fn arrays(plan: &Plan, ranks: &[u64], seed: u64) -> Vec<Array> {
     let mut rng = Rng::new(seed);
@@ -35,33 +25,11 @@ fn arrays(plan: &Plan, ranks: &[u64], seed: u64) -> Vec<Array> {
         .collect()
 }
 
-/// One stream: its plan lowers by a drawn mapping and agrees; says how many contractions it has, and whether what was drawn was refused.
+/// One stream: its plan lowers by a drawn mapping and agrees; says how many contractions it has, and whether what was
+/// drawn was refused.
 fn holds(seed: u64) -> (usize, bool) {
-    let plan = prepared(stream(seed));
-    let mut rng = Rng::new(seed ^ 0x5eed);
-    let mut choices = Choices::draw(&mut rng);
-    let mut fell_back = false;
-    let lowered = |choices: &Choices| {
-        let m = mapping(&plan, choices).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{plan}"));
-        gpu::lower(&plan, &m).map_err(|e| format!("seed {seed}: {e:?}\n{plan}\n{m}"))
-    };
-    // What is drawn may be too large, or ask an operation to run behind what it feeds: those are expected answers.
-    let expected = |e: &String| {
-        let refused = ["schedule", "resources", "work loop", "persistent"].iter().any(|c| e.contains(c));
-        assert!(refused, "{e}");
-    };
-    let module = lowered(&choices).or_else(|e| {
-        expected(&e);
-        choices.behind = false;
-        lowered(&choices)
-    });
-    let module = module.or_else(|e| {
-        expected(&e);
-        fell_back = true;
-        choices = Choices { block: 32, ..Choices::plain() };
-        lowered(&choices)
-    });
-    let module = module.unwrap_or_else(|e| panic!("{e}"));
+    let Drawn { plan, choices, module, plain, .. } = drawn(seed).unwrap_or_else(|e| panic!("{e}"));
+    let mut rng = Rng::new(seed ^ 0xed6e);
     let faults = verify(&module, &Limits::SM90);
     assert!(faults.is_empty(), "seed {seed}: {}", faults.iter().map(|v| format!("{v}\n")).collect::<String>());
     let ranks = extents(&plan, &mut rng, 64 * choices.units);
@@ -101,7 +69,7 @@ fn holds(seed: u64) -> (usize, bool) {
     }
     let mut n = 0;
     plan.kernels[0].for_each_op(&mut |op, _| n += usize::from(matches!(op, Op::Contract { .. })));
-    (n, fell_back)
+    (n, plain)
 }
 
 /// Streams of these seeds; how many have each number of contractions, and how many took the plain mapping.
@@ -125,4 +93,58 @@ fn a_hundred_random_streams_lower_and_agree() {
 #[test]
 fn another_hundred_random_streams_lower_and_agree() {
     all_hold(100..200);
+}
+
+/// Whether every contraction has a part in what is stored.
+fn all_read(plan: &Plan) -> bool {
+    let k = &plan.kernels[0];
+    let mut live = std::collections::BTreeSet::new();
+    loop {
+        let before = live.len();
+        let mut dead = 0;
+        k.for_each_op(&mut |op, _| {
+            if !matches!(op, Op::Store { .. }) && !op.outs().iter().any(|t| live.contains(t)) {
+                dead += usize::from(matches!(op, Op::Contract { .. }));
+                return;
+            }
+            if let Op::Contract { a, b, .. } = op {
+                live.extend([*a, *b]);
+            }
+            for root in op.roots() {
+                k.walk(root, &mut |_, e| {
+                    if let Expr::Tile(t) | Expr::TileAt { tile: t, .. } = e {
+                        live.insert(*t);
+                    }
+                });
+            }
+        });
+        if live.len() == before {
+            return dead == 0;
+        }
+    }
+}
+
+/// NVIDIA's assembler takes the streams of these seeds as they are: nothing spills, nothing is serialised.
+fn all_assemble(seeds: std::ops::Range<u64>) {
+    let seeds: Vec<u64> = seeds.collect();
+    all(&seeds, |seed| {
+        let Drawn { plan, mapping, module, .. } = drawn(*seed)?;
+        let artifact = print(&plan, &module, &Target::sm_90a()).map_err(|e| format!("seed {seed}: {e}"))?;
+        let Code::Ptx { text, .. } = &artifact.code else { panic!("a GPU artifact has PTX") };
+        let made = assemble(text, "sm_90a").map_err(|e| format!("seed {seed}: {e}\n{mapping}"))?;
+        // What nothing reads is not computed.
+        let (got, want) = (made.count("HGMMA"), text.matches("wgmma.mma_async").count());
+        let right = if all_read(&plan) { got == want } else { got <= want };
+        if right && got > 0 { Ok(()) } else { Err(format!("seed {seed}: {got} HGMMA of {want} wgmma\n{plan}")) }
+    });
+}
+
+#[test]
+fn a_hundred_random_streams_assemble() {
+    all_assemble(0..100);
+}
+
+#[test]
+fn another_hundred_random_streams_assemble() {
+    all_assemble(100..200);
 }

@@ -75,6 +75,19 @@ fn full_attention_in_eight_warps() {
     }
 }
 
+/// The state goes round through shared memory, from every warp to every warp; by mma.sync, R resident in registers.
+#[test]
+fn lstm_in_four_warps() {
+    let plan = device::plan("lstm_gates");
+    let module = lowered(&plan, &mapping_text("lstm_64_a100"));
+    let artifact = printed(&plan, &module);
+    for ranks in [[4, 11, 2, 56], [3, 8, 1, 64], [1, 1, 1, 24]] {
+        agrees(&plan, &module, &ranks, 1);
+        // H is rounded to bf16 at every step, which the next multiplies on.
+        runs(&plan, &artifact, &ranks, 4.0);
+    }
+}
+
 /// Extents in the order of a plan's ranks.
 fn extents(plan: &tile::Plan, given: &[(&str, u64)]) -> Vec<u64> {
     let of = |name: &str| given.iter().find(|g| g.0 == name).unwrap_or_else(|| panic!("no extent of {name}")).1;

@@ -213,6 +213,12 @@ fn arrays_that_do_not_fit_are_refused() {
     assert!(refused(&case.arguments().input("z", &bf16)).contains("there is no input `z`"));
     let wrong = Arguments::new().input("x", &bf16).input("y0", &case.y0).output("y", &case.y).scalar("a", 1.0);
     assert!(refused(&wrong).contains("bf16 is given"));
+    // Nor is another device's memory this one's.
+    if let Ok(second) = Engine::new(&EngineOptions { index: 1, cache: None }) {
+        let elsewhere = second.array(DType::F32, &[256]).unwrap();
+        let foreign = Arguments::new().input("x", &elsewhere).input("y0", &case.y0).output("y", &case.y);
+        assert!(refused(&foreign.scalar("a", 1.0)).contains("`x` is in"));
+    }
     // Host memory is not device memory.
     let host = vec![0f32; 256];
     // SAFETY: the array is refused before anything reads it.
@@ -235,6 +241,23 @@ fn memory_that_cannot_be_had_is_given_back() {
     drop(first);
     let (after, _) = engine.memory().unwrap();
     assert!(after + (64 << 20) >= before, "{before} {after}");
+    // What a launch's first arrays took is given back when a later one cannot be had.
+    let executable = load(&engine, SAXPY).unwrap();
+    let bound = executable.bind(&[("N", i32::MAX as u64)]).unwrap();
+    let room = 3 * i32::MAX as u64 * 4;
+    if before > 2 * room {
+        let filler = engine.array(DType::U8, &[before - room]).unwrap();
+        let (start, _) = engine.memory().unwrap();
+        let all = ["x", "y0", "y"].map(|name| bound.array(name));
+        assert!(
+            all.iter().any(Result::is_ok) && all.iter().any(Result::is_err),
+            "some fit into {start} bytes, not all"
+        );
+        drop(all);
+        let (end, _) = engine.memory().unwrap();
+        assert!(end + (64 << 20) >= start, "{start} {end}");
+        drop(filler);
+    }
     // The engine is still of use.
     let executable = load(&engine, SAXPY).unwrap();
     assert!(executable.bind(&[("N", 5)]).is_ok());

@@ -10,7 +10,7 @@ use einfall_runtime::HostArray;
 use super::Failure;
 
 /// Points of an iteration space up to which whole outputs are evaluated (17 evaluations of each).
-const WHOLE: u64 = 4_000_000;
+pub const WHOLE: u64 = 4_000_000;
 /// Elements sampled of each larger output.
 const SAMPLES: u64 = 48;
 
@@ -22,8 +22,21 @@ pub fn outputs(
     outputs: &[(String, HostArray)],
     seed: u64,
 ) -> Result<Vec<String>, Failure> {
+    outputs_within(c, b, inputs, outputs, seed, WHOLE)
+}
+
+/// As [`outputs`], sampled where there are more than `whole` points. Of every two samples one lies at the far end along
+/// about half of its dimensions: that is where blocks have tails.
+pub fn outputs_within(
+    c: &Cascade,
+    b: &Bindings,
+    inputs: &[Array],
+    outputs: &[(String, HostArray)],
+    seed: u64,
+    whole: u64,
+) -> Result<Vec<String>, Failure> {
     let options = eval::Options::default();
-    let expected: Vec<Expected> = if points(c, b) <= WHOLE {
+    let expected: Vec<Expected> = if points(c, b) <= whole {
         expect(c, b, inputs, &options).map_err(Failure::wrong)?
     } else {
         let mut list = Vec::new();
@@ -31,12 +44,20 @@ pub fn outputs(
             let dims = b.sizes(c, &o.name, &o.dims).map_err(Failure::wrong)?;
             let total = element_count(&dims).unwrap_or(u64::MAX);
             let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut random = || {
+                state ^= state >> 12;
+                state ^= state << 25;
+                state ^= state >> 27;
+                state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+            };
             let points: Vec<Vec<u64>> = (0..SAMPLES.min(total))
-                .map(|_| {
-                    state ^= state >> 12;
-                    state ^= state << 25;
-                    state ^= state >> 27;
-                    coordinates(&dims, (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) % total)
+                .map(|i| {
+                    let mut at = coordinates(&dims, random() % total);
+                    let far = if i % 2 == 0 { 0 } else { random() };
+                    for (k, n) in dims.iter().enumerate().filter(|(k, _)| far >> k & 1 == 1) {
+                        at[k] = n - 1;
+                    }
+                    at
                 })
                 .collect();
             list.push(expect_points(c, b, inputs, &options, k, &points).map_err(Failure::wrong)?);

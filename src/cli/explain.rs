@@ -74,8 +74,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
 /// The kernels of a cascade, the mapping that the model of the target chooses for them, and what that costs where every
 /// extent is known. None for what has no lowering: its analyses stand all the same.
 fn map(c: &Cascade, target: &DataSheet, given: &BTreeMap<String, u64>) -> Option<Mapped> {
-    let atoms = if target.gpu.is_some() { atoms::all().collect() } else { Vec::new() };
-    let plan = einfall::plan_for(c, &Context { atoms, ..Context::default() }).ok()?;
+    let plan = einfall::plan_for(c, &Context { atoms: atoms::of(target), ..Context::default() }).ok()?;
     let extent = |r: &Rank| given.get(&r.name).copied().or(r.fixed);
     let extents: Option<Vec<u64>> = plan.ranks.iter().map(|(_, r)| extent(r)).collect();
     let mapping = match target.gpu {
@@ -133,7 +132,7 @@ fn why_not(
             names.join(", ")
         )));
     };
-    let Some(plan) = gpu_plan(cascade) else {
+    let Some(plan) = gpu_plan(cascade, sheet) else {
         return Err(Failure::Wrong(format!("{}: `{}` has no plan", source.name, cascade.name)));
     };
     einfall::fits(&mapping, &plan).map_err(|why| Failure::Wrong(format!("{}: {why}", path.display())))?;

@@ -178,8 +178,7 @@ fn records(
 ) -> Result<(Vec<Record>, Option<Mapping>), Failure> {
     let (lower, atoms) = match target {
         Lowering::Cpu => (tables::CPU, Vec::new()),
-        Lowering::Gpu(sheet) if sheet.webgpu.is_some() => (tables::GPU, atoms::multiply_adds().collect()),
-        Lowering::Gpu(_) => (tables::GPU, atoms::all().collect()),
+        Lowering::Gpu(sheet) => (tables::GPU, atoms::of(sheet)),
     };
     let to_tile = Context { atoms, ..Context::default() };
     let first = stop_after.filter(|n| tables::TO_TILE.iter().any(|p| p.name == *n));
@@ -231,8 +230,8 @@ fn records(
 }
 
 /// The plan of a cascade for a GPU, with operands rounded for its instructions; none where it is refused.
-pub fn gpu_plan(cascade: &Cascade) -> Option<tile::Plan> {
-    let context = Context { atoms: atoms::all().collect(), ..Context::default() };
+pub fn gpu_plan(cascade: &Cascade, sheet: &DataSheet) -> Option<tile::Plan> {
+    let context = Context { atoms: atoms::of(sheet), ..Context::default() };
     let made = trace(tables::TO_TILE, Program::Cascade(cascade.clone()), &context, None).ok()?;
     match made.into_iter().last()?.program {
         Program::Tile(plan) => Some(plan),

@@ -7,12 +7,18 @@
 
 use std::collections::BTreeMap;
 
+use einfall_ir::analysis::resources::launch_registers;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Engine, Scope};
 use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping, OpMapping, RoleMapping, Source, TileMapping};
 use einfall_ir::tile::{AxisId, AxisKind, Expr, Kernel, Op, Plan, Space, TileId};
 
 use super::Rng;
+
+/// Registers of each thread of the producer.
+const PRODUCER_REGISTERS: u64 = 24;
+/// Registers of each thread of the consumers, at most.
+const CONSUMER_REGISTERS: u64 = 240;
 
 /// What a mapping is drawn with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,11 +165,19 @@ fn kernel(plan: &Plan, k: &Kernel, choices: &Choices) -> Result<KernelMapping, S
         }
         m.axes.push(axis);
     }
-    let role =
-        |role: &str, scope, units, ping_pong| RoleMapping { role: role.into(), scope, units, regs: None, ping_pong };
+    // The producer's share of registers goes to the consumers, by eights.
+    let role = |role: &str, scope, units, regs: u64, ping_pong| RoleMapping {
+        role: role.into(),
+        scope,
+        units,
+        regs: Some(regs),
+        ping_pong,
+    };
+    let even = launch_registers(65_536, 255, (1 + choices.units) * 128, 1);
+    let rest = ((1 + choices.units) * even - PRODUCER_REGISTERS) / choices.units / 8 * 8;
     m.roles = vec![
-        role("producer", Scope::Warp, 1, false),
-        role("consumer", Scope::Warpgroup, choices.units, choices.ping_pong),
+        role("producer", Scope::Warp, 1, PRODUCER_REGISTERS, false),
+        role("consumer", Scope::Warpgroup, choices.units, rest.min(CONSUMER_REGISTERS), choices.ping_pong),
     ];
     m.work.persistent = choices.persistent;
     let behind = turned.iter().rposition(|t| t.carried).filter(|_| choices.behind && turned.len() > 1);

@@ -15,7 +15,72 @@ pub use derive::{Choices, mapping};
 
 use std::fmt::Write as _;
 
+use einfall_ir::analysis::resources::{Limits, RoleResources, resources};
+use einfall_ir::kernel::{Module, atoms};
+use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::{Plan, parse};
+
+use crate::lower::gpu;
+use crate::pipeline::{self, Context, Program};
+use crate::tables;
+
+/// Registers per thread that drawn mappings leave beside fragments.
+const ROOM: u64 = 72;
+
+/// A stream as a device with contraction instructions gets it, by a drawn mapping.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// Its plan, after every pass of the tile level.
+    pub plan: Plan,
+    /// What the mapping was drawn with.
+    pub choices: Choices,
+    /// The mapping.
+    pub mapping: Mapping,
+    /// The kernels.
+    pub module: Module,
+    /// Whether what was drawn was refused, so that the plain mapping was taken.
+    pub plain: bool,
+}
+
+/// The stream of a seed, lowered.
+///
+/// # Errors
+/// What refuses the plan itself, or a mapping other than for being too large or for asking an operation to run behind
+/// what it feeds: those may be drawn, and other choices are taken instead.
+pub fn drawn(seed: u64) -> Result<Drawn, String> {
+    let context = Context { atoms: atoms::all().collect(), ..Context::default() };
+    let passes: Vec<_> = tables::TO_TILE.iter().filter(|p| p.level == pipeline::Level::Tile).copied().collect();
+    let records = pipeline::run(&passes, tables::FORMS, Program::Tile(stream(seed)), &context, None)
+        .map_err(|(_, stop)| format!("seed {seed}: {stop}"))?;
+    let Some(Program::Tile(plan)) = records.into_iter().next_back().map(|r| r.program) else {
+        return Err(format!("seed {seed}: the passes of the tile level make no plan"));
+    };
+    let first = Choices::draw(&mut Rng::new(seed ^ 0x5eed));
+    let level = Choices { behind: false, ..first.clone() };
+    let plain = Choices { block: 32, ..Choices::plain() };
+    let mut refusal = String::new();
+    for (choices, plain) in [(first, false), (level, false), (plain, true)] {
+        let mapping = mapping(&plan, &choices).map_err(|e| format!("seed {seed}: {e}\n{plan}"))?;
+        match gpu::lower(&plan, &mapping) {
+            Ok(module) if roomy(&module) || plain => return Ok(Drawn { plan, choices, mapping, module, plain }),
+            Ok(_) => refusal = format!("seed {seed}: resources leave too few registers\n{plan}\n{mapping}"),
+            Err(e) => refusal = format!("seed {seed}: {e:?}\n{plan}\n{mapping}"),
+        }
+        if !["schedule", "resources", "work loop", "persistent"].iter().any(|c| refusal.contains(c)) {
+            break;
+        }
+    }
+    Err(refusal)
+}
+
+/// Whether each role has registers left for what the assembler keeps beside fragments. Streams of many contractions with
+/// functions between them keep more than the kernels that mappings are chosen for (ptxas 13.0: 188 registers of
+/// fragments spill in 255, 112 in 168).
+fn roomy(module: &Module) -> bool {
+    let limits = Limits::h100();
+    let fits = |r: &RoleResources| r.fragment_registers + ROOM <= r.budget;
+    module.kernels.iter().all(|k| resources(k, &limits).roles.iter().all(|r| r.fragment_registers == 0 || fits(r)))
+}
 
 /// A small deterministic generator (xorshift64*).
 #[derive(Clone, Debug)]

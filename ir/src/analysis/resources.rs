@@ -194,8 +194,10 @@ pub fn resources(kernel: &Kernel, limits: &Limits) -> Resources {
     // A role alone hands over no registers: its number is a bound that the assembler keeps, by holding fewer values at
     // once.
     let sets = kernel.roles.len() > 1 && kernel.roles.iter().any(|r| r.regs.is_some());
-    // Without budgets of their own all threads get the same, a multiple of 8.
-    let even = (limits.registers / threads.max(1) / 8 * 8).min(limits.thread_registers);
+    // Without budgets of their own all threads get the same, a multiple of 8. A multiprocessor's four parts have a quarter
+    // of the registers each, so that warps count by fours.
+    let padded = threads.next_multiple_of(128);
+    let even = (limits.registers / padded.max(1) / 8 * 8).min(limits.thread_registers);
     let mut registers = 0;
     let mut roles = Vec::new();
     for r in &kernel.roles {
@@ -205,7 +207,6 @@ pub fn resources(kernel: &Kernel, limits: &Limits) -> Resources {
         let fragment_registers = peak(kernel, r);
         roles.push(RoleResources { name: r.name.clone(), threads: own(r), fragment_registers, budget });
     }
-    let padded = threads.next_multiple_of(128);
     let most_registers = match sets {
         true => launch_registers(limits.registers, limits.thread_registers, padded, 1) * padded,
         false => limits.registers,

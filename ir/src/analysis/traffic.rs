@@ -122,18 +122,33 @@ fn count(all: &mut Vec<(DType, f64)>, d: DType, n: f64) {
 pub fn plan_traffic(plan: &Plan, mapping: &Mapping, extents: &[u64], sheet: &DataSheet) -> Option<Traffic> {
     let mut out = Traffic::default();
     for k in &plan.kernels {
-        let default = KernelMapping::default();
-        let m = mapping.kernels.iter().find(|m| m.kernel == k.name).unwrap_or(&default);
-        out.add(&kernel_traffic(plan, k, m, extents, sheet)?);
+        out.add(&kernel_traffic(plan, k, &entry(k, mapping, extents)?, extents, sheet)?);
     }
     Some(out)
 }
 
+/// The entry of a mapping that a kernel is launched by at these extents: the first whose `whole` blocks hold them, else
+/// the last. None if an extent does not evaluate.
+fn entry(k: &Kernel, mapping: &Mapping, extents: &[u64]) -> Option<KernelMapping> {
+    let mut last = None;
+    for m in mapping.kernels.iter().filter(|m| m.kernel == k.name) {
+        let mut holds = true;
+        for (_, a) in k.axes.iter() {
+            let n = a.extent.eval(extents).ok()?;
+            holds &= m.axis(&a.name).is_none_or(|x| !x.whole || n <= x.block);
+        }
+        if holds {
+            return Some(m.clone());
+        }
+        last = Some(m);
+    }
+    Some(last.cloned().unwrap_or_default())
+}
+
 /// The roofline times of a plan's kernels, one after another, in microseconds. None if an extent does not evaluate.
 pub fn roofline_us(plan: &Plan, mapping: &Mapping, extents: &[u64], sheet: &DataSheet) -> Option<f64> {
-    let default = KernelMapping::default();
-    let own = |k: &Kernel| mapping.kernels.iter().find(|m| m.kernel == k.name).unwrap_or(&default).clone();
-    let us = |k: &Kernel| Some(kernel_traffic(plan, k, &own(k), extents, sheet)?.roofline_us(sheet));
+    let us =
+        |k: &Kernel| Some(kernel_traffic(plan, k, &entry(k, mapping, extents)?, extents, sheet)?.roofline_us(sheet));
     plan.kernels.iter().map(us).sum()
 }
 

@@ -7,6 +7,7 @@
 use super::{AtomName, Scope};
 use crate::dtype::DType;
 use crate::layout::{DistDigit, Distribution, MemLayout, Swizzle};
+use crate::target::DataSheet;
 
 /// A contraction instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +191,16 @@ pub fn all() -> impl Iterator<Item = Atom> {
     let wgmmas = types.into_iter().flat_map(|t| (8..=256).step_by(8).filter_map(move |n| wgmma(t, n)));
     let halves = types.into_iter().flat_map(|t| (8..=256).step_by(8).filter_map(move |n| wgmma_half(t, n)));
     wgmmas.chain(halves).chain([DType::BF16, DType::F16].into_iter().filter_map(mma))
+}
+
+/// The instructions that kernels for a device are formed with: none for processors, whose own are chosen when they are
+/// lowered; on adapters of WebGPU multiply-adds of each thread; else those for tiles.
+pub fn of(sheet: &DataSheet) -> Vec<Atom> {
+    match &sheet.gpu {
+        None => Vec::new(),
+        Some(_) if sheet.webgpu.is_some() => multiply_adds().collect(),
+        Some(_) => all().collect(),
+    }
 }
 
 /// The atom of this name.

@@ -193,7 +193,7 @@ const EQUIVALENT: [(&str, Fault, &str, &str); 5] = [
         "paged_attention",
         Fault::DroppedElement,
         "of X",
-        "no outlier drawn stands alone there: a softmax has many anchors",
+        "any finite anchor gives the same softmax; only an overflow would tell, and no outlier drawn stands alone there",
     ),
     ("mean_pool", Fault::DroppedElement, "of C", "the count cancels when the pooled row is normalised"),
     ("mean_pool", Fault::DroppedTile, "of C", "the same"),

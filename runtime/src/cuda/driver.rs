@@ -26,15 +26,17 @@ pub(super) fn version() -> Result<u32, CudaError> {
             // SAFETY: the library is there; both calls are in every driver.
             unsafe {
                 call(sys::cuDriverGetVersion(&mut found), || "asking the driver's version".into())?;
-                let found = found as u32;
-                if found < OLDEST_DRIVER {
-                    return Err(CudaError::OldDriver { found, needed: OLDEST_DRIVER });
-                }
+                let found = suffices(found as u32)?;
                 call(sys::cuInit(0), || "initialising the CUDA driver".into())?;
                 Ok(found)
             }
         })
         .clone()
+}
+
+/// An error for a driver that lacks calls made here.
+fn suffices(found: u32) -> Result<u32, CudaError> {
+    if found < OLDEST_DRIVER { Err(CudaError::OldDriver { found, needed: OLDEST_DRIVER }) } else { Ok(found) }
 }
 
 /// An error unless the call succeeded.
@@ -546,5 +548,17 @@ impl Drop for Graph {
             // SAFETY: made once.
             let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_that_lack_calls_are_refused() {
+        assert!(matches!(suffices(12000), Ok(12000)));
+        let old = suffices(11080).unwrap_err().to_string();
+        assert_eq!(old, "the CUDA driver is too old: it supports CUDA 11.8, and 12.0 is needed; update the driver");
     }
 }

@@ -1,6 +1,6 @@
-//! `selftest --device cuda`: reference plans by every mapping for them, and library cascades, against the float64
-//! evaluators at sizes around every tile edge; one-hot operands through every operand layout of the instructions; then
-//! repeated runs, bit by bit.
+//! `selftest --device cuda`: reference plans by every mapping for them, library cascades and random streams against the
+//! float64 evaluators at sizes around every tile edge; one-hot operands through every operand layout of the
+//! instructions; then repeated runs, bit by bit.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use einfall::CompileOptions;
 use einfall::cuda::{Engine, Kernel};
 use einfall_codegen::probes::{self, Hot, Probe};
+use einfall_codegen::random::{Drawn, drawn};
+use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::Plan;
@@ -27,10 +29,12 @@ use super::text;
 const REPEATS: usize = 20;
 /// Points that the evaluator visits per case.
 const BUDGET: f64 = 2e5;
+/// Random streams, by their seeds.
+const STREAMS: u64 = 48;
 
 /// Something to test.
 enum Item {
-    /// A reference plan by a mapping file.
+    /// A reference plan by a mapping file, or a random stream by a drawn one.
     Mapped { name: String, plan: Box<Plan>, mapping: Mapping },
     /// A library cascade by a mapping file, or by the model's choice.
     Cascade { name: String, cascade: Box<Cascade>, mapping: Option<Mapping> },
@@ -92,6 +96,10 @@ fn items(args: &SelftestArgs) -> Result<Vec<Item>, Failure> {
         if !used {
             list.push(Item::Skipped(format!("{file}: there is no plan `{}` with its kernels", mapping.plan)));
         }
+    }
+    for seed in 0..STREAMS {
+        let Drawn { plan, mapping, .. } = drawn(seed).map_err(Failure::Wrong)?;
+        list.push(Item::Mapped { name: format!("random stream {seed}"), plan: Box::new(plan), mapping });
     }
     list.extend(Probe::all().into_iter().map(|p| Item::Probe(Box::new(p))));
     let cases = large::CASES.iter().enumerate().filter(|_| args.large);
@@ -205,7 +213,12 @@ fn item(engine: &Engine, stream: &Stream, item: &Item, args: &SelftestArgs) -> T
                 };
                 let what = named(cascade.ranks.iter().map(|(_, r)| r.name.as_str()), &b.extents);
                 let seed = next(&mut state);
-                report(what, one(&kernel, stream, cascade, &b, seed, i == 0));
+                report(what, one(&kernel, stream, cascade, &b, seed, Variant::Small, i == 0));
+            }
+            for (i, b) in edges(cascade, &kernel).into_iter().enumerate() {
+                let what = named(cascade.ranks.iter().map(|(_, r)| r.name.as_str()), &b.extents);
+                let seed = next(&mut state);
+                report(what, one(&kernel, stream, cascade, &b, seed, variants[i % variants.len()], i == 0));
             }
         }
         Item::Probe(probe) => {
@@ -290,16 +303,29 @@ fn probed(kernel: &Kernel, stream: &Stream, probe: &Probe, hot: Hot) -> Result<O
     }
 }
 
+/// Sizes around the edges of the blocks that a cascade was mapped with, where its facts hold.
+fn edges(c: &Cascade, kernel: &Kernel) -> Vec<Bindings> {
+    let plan = kernel.plan();
+    let bound = |sizes: Vec<u64>| {
+        let sizes = plan.ranks.iter().zip(sizes).filter(|((_, r), _)| r.fixed.is_none());
+        let sizes = sizes.map(|((_, r), n)| (r.name.clone(), n)).collect();
+        let b = bind(c, &Given { sizes, ..Given::default() }).ok()?;
+        check_facts(c, &b, &[]).is_ok().then_some(b)
+    };
+    edge_sizes(plan, kernel.mapping()).into_iter().filter_map(bound).collect()
+}
+
 /// A cascade at some sizes.
 fn one(
     kernel: &Kernel,
     stream: &Stream,
     c: &Cascade,
-    b: &einfall_ir::cascade::bind::Bindings,
+    b: &Bindings,
     seed: u64,
+    variant: Variant,
     repeat: bool,
 ) -> Result<Outcome, String> {
-    let values = random(c, b, seed, Variant::Small).map_err(|e| e.to_string())?;
+    let values = random(c, b, seed, variant).map_err(|e| e.to_string())?;
     let sizes: Vec<(&str, u64)> = c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
     let bound = match kernel.bind(&sizes) {
         Ok(bound) => bound,
@@ -311,7 +337,7 @@ fn one(
         Ok(outputs) => outputs,
         Err(e) => return refused_or(e),
     };
-    compare::outputs(c, b, &values, &outputs, seed).map_err(|e| match e {
+    compare::outputs_within(c, b, &values, &outputs, seed, BUDGET as u64).map_err(|e| match e {
         Failure::Wrong(m) | Failure::Usage(m) | Failure::Machine(m) => m,
     })?;
     if repeat {

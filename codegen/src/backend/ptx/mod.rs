@@ -73,9 +73,9 @@ impl Target {
     }
 
     /// What a data sheet's device runs: Hopper's own instructions where it has them, else what every GPU since Ampere
-    /// has. None for processors.
+    /// has. None for processors and for adapters of WebGPU.
     pub fn of(sheet: &DataSheet) -> Option<Target> {
-        let gpu = sheet.gpu.as_ref()?;
+        let gpu = sheet.gpu.as_ref().filter(|_| sheet.webgpu.is_none())?;
         let own = gpu.capability == 90 && gpu.atoms.iter().any(|a| a == "wgmma");
         let arch = if own { "sm_90a" } else { "sm_80" };
         Some(Target {

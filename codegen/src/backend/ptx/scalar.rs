@@ -78,8 +78,8 @@ impl Emit<'_> {
             }
         };
         match ty {
-            Ty::S64 if !v.ty.is_float() => Val { lo: v.lo, hi: v.hi, ..Val::reg(ty, d) },
-            Ty::S32 if v.ty == Ty::S64 => Val::ranged(d, v.lo, v.hi),
+            Ty::S64 if !v.ty.is_float() => Val { lo: v.lo, hi: v.hi, any: v.any, ..Val::reg(ty, d) },
+            Ty::S32 if v.ty == Ty::S64 => Val { any: v.any, ..Val::ranged(d, v.lo, v.hi) },
             Ty::Pred | Ty::B16 | Ty::S32 | Ty::S64 | Ty::F32 | Ty::F64 => Val::reg(ty, d),
         }
     }
@@ -154,7 +154,8 @@ impl Emit<'_> {
     fn sum(&mut self, minus: bool, a: &Val, b: &Val) -> Val {
         let sign = if minus { -1 } else { 1 };
         let (lo, hi) = if minus { (a.lo - b.hi, a.hi - b.lo) } else { (a.lo + b.lo, a.hi + b.hi) };
-        let ranged = |s: String, off: i64| Val { off, ..Val::ranged(s, lo, hi) };
+        let any = a.any || b.any;
+        let ranged = |s: String, off: i64| Val { off, any, ..Val::ranged(s, lo, hi) };
         match (a.int_const(), b.int_const()) {
             (Some(x), Some(y)) => Val::int(x + sign * y),
             (_, Some(y)) => ranged(a.s.clone(), a.off + sign * y),
@@ -181,9 +182,8 @@ impl Emit<'_> {
     fn compare(&mut self, op: BinaryOp, a: &Val, b: &Val) -> Val {
         use BinaryOp::*;
         let ty = Self::join(a, b);
-        // A difference with what may be any integer (positions lie within ±2³¹) may not fit one: order would be lost.
-        let any = |v: &Val| v.lo.min(v.lo - v.off) <= I32.0;
-        let fits = matches!(op, Eq | Ne) || a.int_const().is_some() || b.int_const().is_some() || !any(a) && !any(b);
+        // The difference of what may be any integer may not fit one: order would be lost.
+        let fits = matches!(op, Eq | Ne) || a.int_const().is_some() || b.int_const().is_some() || !a.any && !b.any;
         let apart = a.ty == Ty::S32 && b.ty == Ty::S32 && (a.off != 0 || b.off != 0) && fits;
         let (a, b) = match (apart, a.int_const(), b.int_const()) {
             // The registers' difference against the constants': one register serves all elements.
@@ -191,7 +191,7 @@ impl Emit<'_> {
                 let d = self.t.def(Ty::S32, "sub.s32", &[&a.s, &b.s]);
                 let k = b.off - a.off;
                 let (lo, hi) = (a.lo - b.hi + k, a.hi - b.lo + k);
-                (Val::ranged(d, lo, hi), Val::int(k))
+                (Val { any: a.any || b.any, ..Val::ranged(d, lo, hi) }, Val::int(k))
             }
             (true, None, Some(k)) => {
                 (Val { off: 0, lo: a.lo - a.off, hi: a.hi - a.off, ..a.clone() }, Val::int(k - a.off))
@@ -357,13 +357,15 @@ impl Emit<'_> {
             Pow => return Err(self.fail("`pow` of integers")),
             Lt | Le | Gt | Ge | Eq | Ne | And | Or => unreachable!("predicates are compared"),
         };
-        if ty == Ty::S32 { Ok(Val::ranged(s, lo, hi)) } else { Ok(Val { lo, hi, ..Val::reg(ty, s) }) }
+        let made = if ty == Ty::S32 { Val::ranged(s, lo, hi) } else { Val { lo, hi, ..Val::reg(ty, s) } };
+        Ok(Val { any: a.any || b.any, ..made })
     }
 
     fn divide(&mut self, quotient: bool, ty: Ty, a: &Val, b: &Val) -> Val {
         let w = if ty == Ty::S32 { "32" } else { "64" };
         let ranged = |s: String, lo, hi| {
-            if ty == Ty::S32 { Val::ranged(s, lo, hi) } else { Val { lo, hi, ..Val::reg(ty, s) } }
+            let made = if ty == Ty::S32 { Val::ranged(s, lo, hi) } else { Val { lo, hi, ..Val::reg(ty, s) } };
+            Val { any: a.any || b.any, ..made }
         };
         if let Some(k) = b.int_const() {
             match k {
@@ -479,6 +481,6 @@ impl Emit<'_> {
             Ty::S32 | Ty::Pred | Ty::B16 => "selp.b32",
         };
         let s = self.t.def(ty, name, &[&a.s, &b.s, &c.s]);
-        Val { lo: a.lo.min(b.lo), hi: a.hi.max(b.hi), ..Val::reg(ty, s) }
+        Val { lo: a.lo.min(b.lo), hi: a.hi.max(b.hi), any: a.any || b.any, ..Val::reg(ty, s) }
     }
 }

@@ -240,6 +240,8 @@ impl Emit<'_> {
 
     pub(super) fn fence(&mut self, kind: FenceKind) {
         match kind {
+            // What reads asynchronously came with Hopper: before, there is one proxy.
+            FenceKind::ProxyAsync if !self.target.hopper() => {}
             FenceKind::ProxyAsync => self.t.line("fence.proxy.async.shared::cta"),
             FenceKind::Wgmma => self.wgmma_fence(),
             FenceKind::MbarrierInit => self.t.line("fence.mbarrier_init.release.cluster"),

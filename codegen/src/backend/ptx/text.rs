@@ -57,6 +57,9 @@ pub(super) struct Val {
     /// Still to be added to the register of a 32-bit integer: sums that differ by constants share a register, and
     /// comparisons take the constants as immediates. `Emit::to` and `Emit::in_reg` add it.
     pub(super) off: i64,
+    /// It may be any integer, as elements of tensors are. Positions, extents and what is computed of them alone are not:
+    /// launches check that they fit, and so do their differences.
+    pub(super) any: bool,
 }
 
 /// Values of 32 bits.
@@ -69,31 +72,39 @@ impl Val {
             Ty::S32 => I32,
             Ty::B16 | Ty::S64 | Ty::F32 | Ty::F64 => (i64::MIN, i64::MAX),
         };
-        Val { ty, s, k: None, lo, hi, off: 0 }
+        Val { ty, s, k: None, lo, hi, off: 0, any: matches!(ty, Ty::S32 | Ty::S64) }
     }
 
     pub(super) fn ranged(s: String, lo: i64, hi: i64) -> Val {
-        Val { ty: Ty::S32, s, k: None, lo: lo.max(I32.0), hi: hi.min(I32.1), off: 0 }
+        Val { ty: Ty::S32, s, k: None, lo: lo.max(I32.0), hi: hi.min(I32.1), off: 0, any: false }
     }
 
     /// An integer; 32 bits if they hold it.
     pub(super) fn int(v: i64) -> Val {
         let ty = if (I32.0..=I32.1).contains(&v) { Ty::S32 } else { Ty::S64 };
-        Val { ty, s: v.to_string(), k: Some(v as f64), lo: v, hi: v, off: 0 }
+        Val { ty, s: v.to_string(), k: Some(v as f64), lo: v, hi: v, off: 0, any: false }
     }
 
     pub(super) fn pred(v: bool) -> Val {
         let v = i64::from(v);
-        Val { ty: Ty::Pred, s: v.to_string(), k: Some(v as f64), lo: v, hi: v, off: 0 }
+        Val { ty: Ty::Pred, s: v.to_string(), k: Some(v as f64), lo: v, hi: v, off: 0, any: false }
     }
 
     pub(super) fn f32(v: f64) -> Val {
         let s = format!("0f{:08X}", (v as f32).to_bits());
-        Val { ty: Ty::F32, s, k: Some(v), lo: i64::MIN, hi: i64::MAX, off: 0 }
+        Val { ty: Ty::F32, s, k: Some(v), lo: i64::MIN, hi: i64::MAX, off: 0, any: false }
     }
 
     pub(super) fn f64(v: f64) -> Val {
-        Val { ty: Ty::F64, s: format!("0d{:016X}", v.to_bits()), k: Some(v), lo: i64::MIN, hi: i64::MAX, off: 0 }
+        Val {
+            ty: Ty::F64,
+            s: format!("0d{:016X}", v.to_bits()),
+            k: Some(v),
+            lo: i64::MIN,
+            hi: i64::MAX,
+            off: 0,
+            any: false,
+        }
     }
 
     /// The value of a constant integer or predicate.

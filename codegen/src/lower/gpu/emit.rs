@@ -360,8 +360,9 @@ impl<'f, 'a> Emit<'f, 'a> {
         }
         let tail = !f.axis(axis).exact;
         let sums = match f.ops[i].op {
-            Op::Reduce { over, op, value, .. } => {
-                over.contains(&axis) && !self.absorbs(i, *value, axis, filter, op.identity())
+            Op::Reduce { out, over, op, value, .. } => {
+                let nothing = op.identity_of(f.kernel.tiles[out[0]].dtype);
+                over.contains(&axis) && !self.absorbs(i, *value, axis, filter, nothing)
             }
             Op::Map { out, value } => summed(f, *out).contains(&axis) && !self.absorbs(i, *value, axis, filter, 0.0),
             Op::Load { .. } | Op::Store { .. } | Op::Contract { .. } | Op::Scan { .. } => false,

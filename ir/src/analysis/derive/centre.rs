@@ -6,7 +6,9 @@
 //! and where the output's value is a centred form, a leaves it by algebra alone. The anchor is then never moved, and
 //! accumulators of parts of a fiber still add. With a an element of the fiber, (a − μ)² ≤ N·σ²: what is subtracted is
 //! at most N times what remains, whatever the mean, as in the error bound of a sum of N terms (Chan, Golub & LeVeque
-//! 1983 on shifted data). Invariant: a value is rewritten only when a is gone from it, or stands in it once as an offset.
+//! 1983 on shifted data). Where third and higher powers are summed, a is the mean of up to [`NEAR_POINTS`] elements: one
+//! alone may be an outlier, whose distance from μ those powers magnify. Invariant: a value is rewritten only when a is
+//! gone from it, or stands in it once as an offset.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -81,9 +81,9 @@ impl Nest<'_, '_> {
                     continue;
                 }
                 let bytes = self.footprint(w, t, fit) * self.trips(w, t, fit);
-                // The same data in two places of what fits is moved once.
-                let outside: Vec<usize> =
-                    self.around(w).filter(|(p, _)| *p < fit).filter_map(|(_, l)| l.stream).collect();
+                // The same data in two places of what fits is moved once; streams of one step are places of one step.
+                let steps = |(p, l): &(usize, &Loop)| *p < fit && l.count() > 1.0;
+                let outside: Vec<usize> = self.around(w).filter(steps).filter_map(|(_, l)| l.stream).collect();
                 let alone = if fit <= shared { 0 } else { n + 1 };
                 let have = moved.entry((&t.place, t.write, outside, alone)).or_insert(0.0);
                 *have = have.max(bytes);

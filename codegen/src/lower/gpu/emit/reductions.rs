@@ -100,7 +100,8 @@ impl Emit<'_, '_> {
         let dtype = f.kernel.tiles[outs[0]].dtype;
         let (value, guards) = self.guarded(whole, (*op, dtype), over, &frame, place);
         let src = self.source(i, value, dtype, &frame, place, at, out)?;
-        let left_out = |a: &AxisId| is_walked(place, *a) && self.absorbs(i, whole, *a, self.filter, op.identity());
+        let left_out =
+            |a: &AxisId| is_walked(place, *a) && self.absorbs(i, whole, *a, self.filter, op.identity_of(dtype));
         let limited: Vec<AxisId> = over.iter().copied().filter(|a| op.selects_argument() || !left_out(a)).collect();
         let mut bounds = self.limits(&limited, &frame, place);
         bounds.extend(guards);

@@ -29,7 +29,7 @@ test-aot: llvm
 
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features wgpu,aot-tests -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 	python3 .ci/public_api.py target/doc docs/public-api.txt
 

@@ -34,6 +34,19 @@ fn ptx_needs_neither_llvm_nor_a_device() {
     let ptx = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     assert!(ptx.contains(".target sm_90a") && ptx.contains("wgmma.mma_async"));
+    // Ahead of time likewise: only what runs on processors is made by LLVM.
+    let folder = tempfile::tempdir().unwrap();
+    let softmax = folder.path().join("softmax.ein");
+    std::fs::write(&softmax, einfall::kernels::source("softmax").unwrap()).unwrap();
+    let files = [softmax.to_str().unwrap(), "--out", folder.path().to_str().unwrap()];
+    let out = einfall(&[&["compile", "--target", "sm_80"], &files[..]].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = einfall(&[&["compile", "--target", "sm_80,x86-64-v3"], &files[..]].concat());
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("/nonexistent/libLLVM.so"));
+    // Nor is any in the program itself.
+    let program = std::fs::read(env!("CARGO_BIN_EXE_einfall")).unwrap();
+    let program = String::from_utf8_lossy(&program);
+    assert!(program.contains("no usable LLVM") && !program.contains("LLVM ERROR: "), "as LLVM says where it gives up");
     // The same in this process, which then has no LLVM in it.
     let plan = tile::parse::parse(&text("plans/gemm.tile")).unwrap();
     let mapping = mapping::parse::parse(&text("mappings/gemm.mapping")).unwrap();

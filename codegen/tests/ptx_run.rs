@@ -14,6 +14,7 @@ use einfall_ir::kernel::Module;
 use einfall_ir::kernel::eval::Schedule;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, BufferKind, Plan};
+use einfall_ir::tolerance::expect;
 use einfall_ir::tolerance::inputs::{Variant, random};
 use machine::launch::{execute, launched};
 
@@ -400,5 +401,34 @@ fn extreme_integers_agree() {
     let want = tile::eval::run(&plan, &[8, 9], &given, &tile::eval::Options::default()).unwrap();
     for (got, want) in execute(&artifact, &[8, 9], &given).iter().zip(&want) {
         assert_eq!(*got, want.data);
+    }
+}
+
+/// With few keys the roundings of a one-pass form's weights, relative to the running maximum, come close to the bound
+/// that the text's own weights have.
+#[test]
+fn weights_of_few_keys_agree() {
+    let name = "paged_attention";
+    let plan = device::formed(name);
+    let mapping = einfall_autotune::model_gpu::choose(&plan, &DataSheet::h100(), None);
+    let artifact = printed(&plan, &gpu::lower(&plan, &mapping).unwrap_or_else(|e| panic!("{e:?}")));
+    let c = einfall_ir::cascade::parse(einfall_kernels::source(name).unwrap()).unwrap().cascades.remove(0);
+    let sizes = [("B", 33), ("G", 2), ("R", 2), ("C", 2), ("S", 2), ("L", 2), ("E", 16), ("F", 16)];
+    let given = Given { sizes: sizes.iter().map(|(n, v)| (n.to_string(), *v)).collect(), ..Given::default() };
+    let b = bind(&c, &given).unwrap();
+    let ranks: Vec<u64> =
+        plan.ranks.iter().map(|(_, r)| sizes.iter().find(|s| s.0 == r.name).expect("a size").1).collect();
+    for (variant, seed) in [
+        (Variant::Normal, 8),
+        (Variant::Normal, 10),
+        (Variant::Uniform, 4),
+        (Variant::Integers, 1),
+        (Variant::Small, 9),
+    ] {
+        let inputs = random(&c, &b, seed, variant).unwrap();
+        let expected = expect(&c, &b, &inputs, &Default::default()).unwrap();
+        let got = execute(&artifact, &ranks, &inputs);
+        let report = expected[0].compare(&got[0]).unwrap_or_else(|m| panic!("{variant:?} {seed}: {m}"));
+        assert!(report.worst_ratio > 0.3, "{variant:?} {seed}: the tolerance is far from what is rounded: {report:?}");
     }
 }

@@ -51,6 +51,11 @@ impl Target {
         }
     }
 
+    /// Whether its code is made by LLVM.
+    pub fn needs_llvm(self) -> bool {
+        matches!(self, Target::Cpu(_))
+    }
+
     /// The target of this name.
     pub fn from_name(name: &str) -> Option<Target> {
         Target::ALL.into_iter().find(|t| t.name() == name)
@@ -90,16 +95,22 @@ pub struct Product {
     pub pieces: Vec<Piece>,
 }
 
-/// Compiles a cascade for every target.
+/// Compiles a cascade for every target; without LLVM for those that need none ([`Target::needs_llvm`]).
 ///
 /// # Errors
 /// [`Error::Refused`] where something has no lowering, [`Error::Size`] for a rank that is not there, [`Error::Runtime`]
-/// where LLVM refuses.
-pub fn compile(cascade: &Cascade, targets: &[Target], settings: &Settings, llvm: &Llvm) -> Result<Product, Error> {
+/// where LLVM refuses, [`Error::Internal`] where a target needs LLVM and none is given.
+pub fn compile(
+    cascade: &Cascade,
+    targets: &[Target],
+    settings: &Settings,
+    llvm: Option<&Llvm>,
+) -> Result<Product, Error> {
     let cascade = with_statics(cascade, &settings.options.statics)?;
     let pieces = targets.iter().map(|target| {
         let (artifact, object) = match target {
             Target::Cpu(level) => {
+                let llvm = llvm.ok_or_else(|| Error::Internal(format!("{} needs LLVM", target.name())))?;
                 let (artifact, object) = for_level(&cascade, *level, settings, llvm)?;
                 (artifact, Some(object))
             }

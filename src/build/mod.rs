@@ -90,7 +90,7 @@ pub fn compile_file(
     path: &Path,
     targets: &[Target],
     settings: &Settings,
-    llvm: &Llvm,
+    llvm: Option<&Llvm>,
 ) -> Result<Vec<Product>, Failure> {
     let (text, parsed, _) = read(path)?;
     let name = path.display().to_string();
@@ -277,8 +277,9 @@ impl Kernels {
             let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
             tables.push(Table::parse(&bytes).map_err(|e| fail(&e))?);
         }
-        let llvm = Llvm::load(&LoadOptions { path: self.llvm.clone(), ..LoadOptions::default() })
-            .map_err(|e| Failure::plain(e.to_string()))?;
+        let load = || Llvm::load(&LoadOptions { path: self.llvm.clone(), ..LoadOptions::default() });
+        let llvm = targets.iter().any(|t| t.needs_llvm()).then(load);
+        let llvm = llvm.transpose().map_err(|e| Failure::plain(e.to_string()))?;
         let mut products: Vec<Product> = Vec::new();
         for path in &self.files {
             lines.push(format!("cargo::rerun-if-changed={}", path.display()));
@@ -286,7 +287,7 @@ impl Kernels {
             lines.extend(warnings.iter().map(|w| format!("cargo::warning={}", w.replace('\n', " "))));
             let (options, prefix) = (self.options.clone(), format!("einfall_{package}"));
             let settings = Settings { options, tables: tables.clone(), triple: Some(triple.clone()), prefix };
-            for product in compile_file(path, &targets, &settings, &llvm)? {
+            for product in compile_file(path, &targets, &settings, llvm.as_ref())? {
                 let name = &product.cascade.name;
                 if products.iter().any(|p| p.cascade.name == *name) {
                     let what = format!("{}: there is another cascade `{name}`; names must differ", path.display());

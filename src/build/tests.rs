@@ -14,7 +14,7 @@ fn products(text: &str, targets: &[Target]) -> Result<Vec<Product>, Failure> {
     std::fs::write(&path, text).unwrap();
     let options = CompileOptions { statics: vec![("N".to_owned(), 8)], ..CompileOptions::default() };
     let settings = Settings { options, prefix: "einfall_test".to_owned(), ..Settings::default() };
-    compile_file(&path, targets, &settings, &Llvm::load(&LoadOptions::default()).unwrap())
+    compile_file(&path, targets, &settings, Some(&Llvm::load(&LoadOptions::default()).unwrap()))
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn mistakes_have_places() {
         Path::new("no/such.ein"),
         &[],
         &Settings::default(),
-        &Llvm::load(&LoadOptions::default()).unwrap(),
+        Some(&Llvm::load(&LoadOptions::default()).unwrap()),
     );
     assert!(missing.unwrap_err().lines[0].starts_with("no/such.ein: "));
 }

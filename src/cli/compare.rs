@@ -65,7 +65,7 @@ pub fn outputs_within(
         list
     };
     let mut lines = Vec::new();
-    for e in &expected {
+    for mut e in expected {
         let Some((_, got)) = outputs.iter().find(|(n, _)| *n == e.name) else {
             return Err(Failure::Wrong(format!("output `{}` is missing", e.name)));
         };
@@ -74,6 +74,12 @@ pub fn outputs_within(
             // Only what is sampled is decoded: the rest may be larger than memory in float64.
             Some(points) => points.iter().map(|p| element(got, p)).collect::<Result<_, Failure>>()?,
         };
+        // A one-pass form may give a finite value where the text's own is 0/0 of an empty fiber (docs/language.md).
+        if b.extents.contains(&0) {
+            for (v, got) in e.values.iter_mut().zip(&actual).filter(|(v, _)| v.is_nan()) {
+                *v = *got;
+            }
+        }
         let report = e.compare(&actual).map_err(Failure::wrong)?;
         let which = if e.points.is_some() { "sampled elements" } else { "elements" };
         lines.push(format!(

@@ -56,11 +56,12 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
         tables.push(einfall::TableSource::File(path.clone()).read().map_err(Failure::Wrong)?);
     }
     let llvm = Options::from_env().map_err(Failure::Usage)?.llvm;
-    let llvm = Llvm::load(&LoadOptions { path: llvm, ..LoadOptions::default() }).map_err(Failure::machine)?;
+    let load = || Llvm::load(&LoadOptions { path: llvm, ..LoadOptions::default() });
+    let llvm = args.targets.iter().any(|t| t.needs_llvm()).then(load).transpose().map_err(Failure::machine)?;
     let settings = Settings { options, tables, triple: args.triple.clone(), prefix: "einfall".to_owned() };
     let mut products: Vec<build::Product> = Vec::new();
     for path in &args.files {
-        for product in build::compile_file(path, &args.targets, &settings, &llvm).map_err(failed)? {
+        for product in build::compile_file(path, &args.targets, &settings, llvm.as_ref()).map_err(failed)? {
             let name = &product.cascade.name;
             if products.iter().any(|p| p.cascade.name == *name) {
                 let what = format!("{}: there is another cascade `{name}`; names must differ", path.display());

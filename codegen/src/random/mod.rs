@@ -6,8 +6,8 @@
 //! functions of scores against streamed rows into accumulators `[m, f]`, some relative to a running maximum that repairs
 //! them; reductions carry rows `[m]`; a contraction after the stream may take an accumulator on. What leaves is stored
 //! per step or at the end. Nothing in them is any user's operation. Invariant: a seed gives one plan, whose result does
-//! not depend on its blocks and stays of order one; every contribution selects its identity outside the stream's
-//! filter, as the tile IR asks.
+//! not depend on its blocks, stays of order one and takes every contraction; every contribution selects its identity
+//! outside the stream's filter, as the tile IR asks.
 
 mod derive;
 
@@ -230,6 +230,11 @@ impl Builder {
             self.outputs.push(format!("output {out}: bf16[M, F{f}]"));
             self.after.push(format!("store {out}[m, f{f}] = {o} * 0.5 over m, f{f}"));
         }
+        for s in self.scores.clone() {
+            if !self.is_read(&s) {
+                self.reduce_of(format!("tanh({s} * 0.25)"));
+            }
+        }
         for _ in 0..self.rng.below(3) {
             self.reduce();
         }
@@ -376,10 +381,22 @@ impl Builder {
         self.features.push((o, f));
     }
 
+    /// Whether an operation other than its own reads a tile of the stream's.
+    fn is_read(&self, tile: &str) -> bool {
+        let own = format!("{tile} = ");
+        let others = self.body.iter().filter(|line| !line.starts_with(&own));
+        let words = |line: &str| line.split(|c: char| !c.is_alphanumeric()).any(|w| w == tile);
+        others.into_iter().any(|line| words(line))
+    }
+
     /// A row carried over the stream.
     fn reduce(&mut self) {
-        let (op, identity) = *self.rng.pick(&[("sum", "0.0"), ("max", "-inf"), ("min", "inf")]);
         let value = self.elementwise();
+        self.reduce_of(value);
+    }
+
+    fn reduce_of(&mut self, value: String) {
+        let (op, identity) = *self.rng.pick(&[("sum", "0.0"), ("max", "-inf"), ("min", "inf")]);
         let value = self.guarded(&value, identity);
         let row = self.tile("l", "f32", "m");
         self.before.push(format!("{row} = {identity}"));

@@ -196,8 +196,11 @@ impl Domain for Bounded {
         bound(x, a.e + to.ulp(a.x.abs() + a.e))
     }
 
+    /// A derived form rounds operands at its own scale (P = e^(s−m) where the text has P/ΣP), where the same value may lie
+    /// anywhere between two powers of two: a rounding adds up to u·|x|, not half the spacing at x.
     fn operand(&mut self, to: DType, a: Bound) -> Bound {
-        bound(a.x, a.e + narrowed(to, a))
+        let relative = if a.x.is_finite() { to.unit_roundoff() * (a.x.abs() + a.e) } else { 0.0 };
+        bound(a.x, a.e + narrowed(to, a).max(relative))
     }
 
     fn store(&mut self, to: DType, ty: Ty, a: Bound) -> Bound {

@@ -17,7 +17,6 @@ use einfall_ir::cascade::{Cascade, eval};
 use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_ir::tolerance::{Expected, expect};
 use einfall_runtime::HostArray;
-use einfall_runtime::llvm::{Llvm, LoadOptions};
 use serde_json::{Map, Value, json};
 
 /// Where Chromium keeps SwiftShader.
@@ -45,8 +44,8 @@ fn node() -> Result<Command, &'static str> {
 
 /// Writes a cascade's shaders, manifest and inputs to `folder`: what the outputs should be, in which files, and the job.
 /// No outputs where a shader is long; none where something has no WGSL.
-fn job(c: &Cascade, folder: &Path, llvm: &Llvm) -> Option<(Vec<(Expected, PathBuf)>, Value)> {
-    let product = build::compile(c, &[Target::named("wgsl")], &Settings::default(), llvm).ok()?;
+fn job(c: &Cascade, folder: &Path) -> Option<(Vec<(Expected, PathBuf)>, Value)> {
+    let product = build::compile(c, &[Target::named("wgsl")], &Settings::default(), None).ok()?;
     std::fs::create_dir_all(folder).expect("a folder");
     build::write(std::slice::from_ref(&product), folder).expect("writes");
     let Code::Wgsl { modules } = &product.pieces[0].artifact.code else { panic!("{}: no WGSL", c.name) };
@@ -83,10 +82,9 @@ fn the_library_agrees_in_tint() {
         Err(why) => return eprintln!("SKIPPED: {why}"),
     };
     let folder = tempfile::tempdir().expect("a folder");
-    let llvm = Llvm::load(&LoadOptions::default()).expect("LLVM");
     let (mut cases, mut jobs) = (Vec::new(), Vec::new());
     for (name, c) in library::all() {
-        if let Some((outputs, job)) = job(&c, &folder.path().join(&name), &llvm) {
+        if let Some((outputs, job)) = job(&c, &folder.path().join(&name)) {
             cases.push((name, outputs));
             jobs.push(job);
         }

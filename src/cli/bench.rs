@@ -24,15 +24,15 @@ use super::source::Pairs;
 einfall bench softmax.ein --size M=4096,N=4096 --mapping a.mapping --mapping b.mapping\n  \
 einfall bench --family attn_fwd --jsonl")]
 pub struct BenchArgs {
-    /// A .ein file with a cascade to time on random arrays; without it library cascades are timed (CPU)
+    /// A .ein file with a cascade to time on random arrays; without it library cascades are timed (CPU, WebGPU)
     #[arg(requires = "size")]
-    file: Option<PathBuf>,
+    pub file: Option<PathBuf>,
     /// Which cascade of the file
     #[arg(long, requires = "file")]
-    cascade: Option<String>,
+    pub cascade: Option<String>,
     /// Extents of the file's cascade
     #[arg(long, value_name = "RANK=N,..", requires = "file")]
-    size: Vec<Pairs<u64>>,
+    pub size: Vec<Pairs<u64>>,
     /// Extents of the file's cascade, fixed at compile time
     #[arg(long = "static", value_name = "RANK=N,..", requires = "file")]
     statics: Vec<Pairs<u64>>,
@@ -136,20 +136,20 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.device == DeviceArg::Reference {
         return Err(Failure::Usage("the reference device is for checking, not for timing".to_owned()));
     }
+    #[cfg(feature = "wgpu")]
+    if let DeviceArg::Wgpu(name) = &args.device {
+        return super::wgpu::bench(args, name.as_deref());
+    }
     if let Some(file) = &args.file {
         if args.device != DeviceArg::Cpu {
             return Err(Failure::Usage(
-                "a file is timed on the cpu; `einfall tune FILE --device cuda` times it on a GPU".to_owned(),
+                "a file is timed on the cpu or on wgpu; `einfall tune FILE --device cuda` times it on a GPU".to_owned(),
             ));
         }
         return own::bench(file, args);
     }
     if args.device == DeviceArg::Cuda {
         return super::gpu::bench::bench(args);
-    }
-    #[cfg(feature = "wgpu")]
-    if let DeviceArg::Wgpu(name) = &args.device {
-        return super::wgpu::bench(args, name.as_deref());
     }
     let list: Vec<Case> =
         cases().into_iter().filter(|c| args.family.as_deref().is_none_or(|f| f == c.family)).collect();

@@ -4,13 +4,14 @@
 //! A thread of a warp of 4 by 8 holds a tile of the result; per step of k it reads one row and one column piece, so that
 //! R rows by C columns cost R·C multiply-adds for (R + C)/4 vector reads. 8 by 8 where registers allow (a tile of 64,
 //! operands of 64, and what addresses take), else 4 by 8; warps one below the other; as many steps of k under way as
-//! shared memory holds, two at most. Tiles in shared memory have one word per element. Invariant: what is returned
+//! shared memory holds, two at most. Tiles in shared memory have one word per element. Tasks are taken in sections of rows
+//! ([`Work::group`]), so that those that run together read few rows and few columns. Invariant: what is returned
 //! keeps within the sheet's registers, threads and shared memory. Kernels of any other form get blocks alone: small ones,
 //! whose products are held in registers, or those of [`products`] where a state goes from step to step, which the threads
 //! of a task then share.
 
 use einfall_ir::kernel::{Engine, Scope};
-use einfall_ir::mapping::{AxisMapping, KernelMapping, OpMapping, RoleMapping, TileMapping};
+use einfall_ir::mapping::{AxisMapping, KernelMapping, OpMapping, RoleMapping, TileMapping, Work};
 use einfall_ir::target::{DataSheet, Gpu};
 use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, TileId};
 
@@ -132,12 +133,29 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction) -> KernelMapp
     let loads = c.operands.map(|t| OpMapping { slot: 0, ..OpMapping::new(&kernel.tiles[t].name) });
     let contract = OpMapping { atom: Some(atom.to_owned()), skew: stages - 1, slot: 1, ..OpMapping::new(&names[c.op]) };
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
+    let grid = |id: &AxisId| kernel.axes[*id].kind == AxisKind::Grid && ![c.rows, c.columns].contains(id);
+    let order = kernel.axes.ids().filter(grid).chain([c.rows, c.columns]).map(name).collect();
+    let threads = units * Scope::Warp.threads();
+    let each = [
+        gpu.threads_per_multiprocessor / threads,
+        gpu.registers / (threads * if large { LARGE } else { gpu.thread_registers }),
+        gpu.shared_per_multiprocessor / (stages * stage),
+    ];
+    let resident = gpu.multiprocessors * each.into_iter().min().unwrap_or(1).max(1);
     KernelMapping {
         kernel: kernel.name.clone(),
         axes: axes.collect(),
         tiles: tiles.to_vec(),
         ops: loads.into_iter().chain([contract]).collect(),
         roles: vec![role],
+        work: Work { order, group: group(resident, rows * units), ..Work::default() },
         ..KernelMapping::default()
     }
+}
+
+/// Blocks of rows walked together: tasks resident at a time form a rectangle whose sides are as long in elements, which
+/// reads least of both operands.
+fn group(resident: u64, rows: u64) -> u64 {
+    let side = ((resident * COLUMNS) as f64 / rows as f64).sqrt().max(1.0);
+    1 << side.log2().round() as u32
 }

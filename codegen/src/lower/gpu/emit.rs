@@ -150,7 +150,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             let mut bar = |name: String, count: u64| {
                 k.barriers.push(Barrier { name, kind: BarrierKind::Mbarrier { count }, stages: c.stages })
             };
-            full.push((!c.by_threads()).then(|| bar(format!("{}_full", c.name), writers)));
+            full.push(c.has_mbarriers().then(|| bar(format!("{}_full", c.name), writers)));
             empty.push(c.needs_empty().then(|| {
                 let sharers = f.peers(&c.multicast).len() as u64;
                 bar(format!("{}_empty", c.name), f.roles[c.consumer].units * sharers)
@@ -295,9 +295,14 @@ impl<'f, 'a> Emit<'f, 'a> {
     }
 
     /// Waits until the stage is filled, unless that is known.
-    pub(super) fn wait_full(&self, channel: usize, at: &Iteration, flow: &mut Flow, out: &mut Vec<Stmt>) {
-        if at.trip.is_some() && !flow.filled.insert((channel, at.rel)) {
+    pub(super) fn wait_full(&mut self, channel: usize, at: &Iteration, flow: &mut Flow, out: &mut Vec<Stmt>) {
+        let meets = self.f.channels[channel].meets;
+        let rel = if at.trip.is_some() { at.rel } else { BLOCK };
+        if (meets || at.trip.is_some()) && !flow.filled.insert((channel, rel)) {
             return;
+        }
+        if meets {
+            self.role_sync(self.f.channels[channel].consumer, out);
         }
         let Some(barrier) = self.full[channel] else { return };
         let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));

@@ -34,6 +34,9 @@ pub(super) struct Channel {
     pub last_reader: usize,
     /// The operation that starts filling a stage.
     pub first_writer: usize,
+    /// Whether the threads that store it are those that read it, without an instruction of another proxy: that they
+    /// meet before they read is enough, and there are no mbarriers.
+    pub meets: bool,
     readers: Vec<usize>,
 }
 
@@ -42,13 +45,18 @@ impl Channel {
     /// a unit fills step i+1 only after its reads of step i, and step i+2 only after every unit has filled step i+1.
     pub fn needs_empty(&self) -> bool {
         let tma = self.engine == Some(Engine::Tma);
-        !self.by_threads() && self.turns && (tma || self.producer != self.consumer || self.stages < 2)
+        !self.by_threads() && !self.meets && self.turns && (tma || self.producer != self.consumer || self.stages < 2)
     }
 
     /// Whether the threads that read it copy it themselves (`cp.async`): groups and a barrier of all of them order it,
     /// and there are no mbarriers.
     pub fn by_threads(&self) -> bool {
         self.engine == Some(Engine::CpAsync)
+    }
+
+    /// Whether mbarriers order it.
+    pub fn has_mbarriers(&self) -> bool {
+        !self.by_threads() && !self.meets
     }
 
     /// Operations that read it.
@@ -122,6 +130,13 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
             let message = format!("{} is copied by cp_async", tile.name);
             return refuse("multicast", message, "write `by tma`");
         }
+        let contracted = readers.iter().any(|r| matches!(f.ops[*r].op, Op::Contract { .. }));
+        let persistent = f.work_loop.as_ref().is_some_and(|w| w.persistent);
+        let meets = engine.is_none() && f.roles.len() == 1 && !contracted && !persistent;
+        if meets && stream.is_some() && stages < 2 {
+            let message = format!("{} is stored and read by the same threads in every step", tile.name);
+            return refuse("channels", message, "write `stages 2`: one copy is read while the other is stored");
+        }
         let joins = |c: &&mut Channel| {
             engine.is_some()
                 && c.engine == engine
@@ -152,6 +167,7 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
             multicast,
             last_reader,
             first_writer: *writer,
+            meets,
             readers,
         });
     }

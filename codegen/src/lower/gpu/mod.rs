@@ -72,7 +72,7 @@ pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagn
 /// One kernel by one entry of its mapping; none if its extents never fit.
 fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) -> Step<Option<kernel::Kernel>> {
     let whole = k;
-    let blocks_alone = m.tiles.is_empty() && m.ops.is_empty();
+    let blocks_alone = m.ops.is_empty() && m.tiles.iter().all(|t| t.engine.is_none());
     let products = if blocks_alone { reduce_products::run(k) } else { k.clone() };
     let mut k = walk_inner::run(plan, &hold_rows::run(&products, m)?, m)?;
     if m.ops.iter().all(|o| o.atom.is_none()) {

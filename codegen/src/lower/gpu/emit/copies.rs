@@ -220,6 +220,9 @@ impl Emit<'_, '_> {
         let stage = f.channel(f.home(t)).and_then(|c| self.stage(c, at));
         let dst = View { buf: self.shared(t), stage: stage.clone(), at: origin, walk };
         out.push(Stmt::Store { dst, src, bounds: Vec::new(), join: None });
+        if f.channel(t).is_some_and(|c| f.channels[c].meets) {
+            return Ok(());
+        }
         out.push(Stmt::Fence(FenceKind::ProxyAsync));
         self.unit_sync(place.role, out);
         if let Some(barrier) = f.channel(t).and_then(|c| self.full[c]) {

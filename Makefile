@@ -7,7 +7,7 @@ MODEL ?= target/model
 PTXAS ?= target/ptxas
 MDBOOK ?= target/mdbook
 
-.PHONY: run test test-aot lint book public-api features package model llvm ptxas vulkan web swiftshader benchmarks
+.PHONY: run test test-aot lint book public-api features package model llvm ptxas vulkan web swiftshader page benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -80,7 +80,7 @@ vulkan:
 # through it and is skipped, and says so, without node or SwiftShader.
 web:
 	@if command -v npm >/dev/null; then \
-		cd web && { [ -d node_modules ] || npm ci --no-audit --no-fund; } && npm test; \
+		cd web && { [ -d node_modules/playwright-core ] || npm ci --no-audit --no-fund; } && npm test; \
 	else \
 		echo "no npm (apt install nodejs npm): tests of the loader for browsers are skipped" >&2; \
 	fi
@@ -91,6 +91,13 @@ swiftshader:
 		|| { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq \
 			&& apt-get install -y -qq --no-install-recommends chromium libvulkan1 >/dev/null; } \
 		|| echo "no SwiftShader (apt install chromium libvulkan1): shaders are not run as a browser does" >&2
+
+# The page of examples/web in target/page; serve that folder from localhost, as `python3 -m http.server -d target/page` does.
+# The test `page` opens it in Chromium.
+page: web
+	$(CARGO) build --quiet
+	examples/web/build.sh target/debug/einfall target/page
+	@echo "target/page/index.html"
 
 # rustc's LLVM or the system's.
 llvm:

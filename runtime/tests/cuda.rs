@@ -217,7 +217,7 @@ fn arrays_that_do_not_fit_are_refused() {
     if let Ok(second) = Engine::new(&EngineOptions { index: 1, cache: None }) {
         let elsewhere = second.array(DType::F32, &[256]).unwrap();
         let foreign = Arguments::new().input("x", &elsewhere).input("y0", &case.y0).output("y", &case.y);
-        assert!(refused(&foreign.scalar("a", 1.0)).contains("`x` is in"));
+        assert!(refused(&foreign.scalar("a", 1.0)).contains("`x` is on CUDA device 1"));
     }
     // Host memory is not device memory.
     let host = vec![0f32; 256];

@@ -148,8 +148,8 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         }
         return own::bench(file, args);
     }
-    if args.device == DeviceArg::Cuda {
-        return super::gpu::bench::bench(args);
+    if let DeviceArg::Cuda(n) = args.device {
+        return super::gpu::bench::bench(args, n);
     }
     let list: Vec<Case> =
         cases().into_iter().filter(|c| args.family.as_deref().is_none_or(|f| f == c.family)).collect();

@@ -224,8 +224,8 @@ pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
     if args.device == super::run::DeviceArg::Reference {
         return Err(Failure::Usage("the reference device is what the others are tested against".to_owned()));
     }
-    if args.device == super::run::DeviceArg::Cuda {
-        return super::gpu::selftest::selftest(args);
+    if let super::run::DeviceArg::Cuda(n) = args.device {
+        return super::gpu::selftest::selftest(args, n);
     }
     #[cfg(feature = "wgpu")]
     if let super::run::DeviceArg::Wgpu(name) = &args.device {

@@ -21,8 +21,8 @@ use super::{Failure, compare, engine_failure};
 pub enum DeviceArg {
     /// This machine's processor, through LLVM.
     Cpu,
-    /// The first NVIDIA GPU.
-    Cuda,
+    /// An NVIDIA GPU by its number.
+    Cuda(usize),
     /// An adapter of WebGPU by a part of its name; none: the only one, or the only one that is no processor.
     #[cfg(feature = "wgpu")]
     Wgpu(Option<String>),
@@ -36,7 +36,11 @@ impl std::str::FromStr for DeviceArg {
     fn from_str(text: &str) -> Result<DeviceArg, String> {
         match (text, text.split_once(':')) {
             ("cpu", _) => Ok(DeviceArg::Cpu),
-            ("cuda", _) => Ok(DeviceArg::Cuda),
+            ("cuda", _) => Ok(DeviceArg::Cuda(0)),
+            (_, Some(("cuda", n))) => n
+                .parse()
+                .map(DeviceArg::Cuda)
+                .map_err(|_| format!("`{n}` is no number of a device; `einfall devices` lists them")),
             ("reference", _) => Ok(DeviceArg::Reference),
             #[cfg(feature = "wgpu")]
             ("wgpu", _) => Ok(DeviceArg::Wgpu(None)),
@@ -47,9 +51,10 @@ impl std::str::FromStr for DeviceArg {
                 Err("this build has no WebGPU; build einfall with `--features wgpu`".to_owned())
             }
             _ if cfg!(feature = "wgpu") => {
-                Err("devices are cpu, cuda, wgpu, wgpu:NAME (a part of an adapter's name) and reference".to_owned())
+                Err("devices are cpu, cuda, cuda:N, wgpu, wgpu:NAME (a part of an adapter's name) and reference"
+                    .to_owned())
             }
-            _ => Err("devices are cpu, cuda and reference".to_owned()),
+            _ => Err("devices are cpu, cuda, cuda:N and reference".to_owned()),
         }
     }
 }
@@ -190,8 +195,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
             let inputs: Vec<(&str, &Array)> = names.zip(&values).collect();
             kernel.bind(&named).and_then(|bound| bound.run_values(&inputs)).map_err(fail)?
         }
-        DeviceArg::Cuda => {
-            let engine = super::gpu::engine()?;
+        DeviceArg::Cuda(n) => {
+            let engine = super::gpu::engine(*n)?;
             let fail = |e| engine_failure(&source, e);
             let stream = engine.runtime().stream().map_err(Failure::machine)?;
             laps.end(Some("open the device"));
@@ -283,13 +288,13 @@ fn run_plan(args: &RunArgs) -> Result<(), Failure> {
             case.expected.iter().for_each(|e| println!("{}: {}{:?}", e.name, e.dtype, e.dims));
             Ok(())
         }
-        DeviceArg::Cuda => {
+        DeviceArg::Cuda(n) => {
             let Some(file) = &args.mapping else {
                 return Err(Failure::Usage("a plan is compiled by a mapping: --mapping FILE".to_owned()));
             };
             let source = Source::read(&args.file)?;
             let fail = |e| engine_failure(&source, e);
-            let engine = super::gpu::engine()?;
+            let engine = super::gpu::engine(n)?;
             let stream = engine.runtime().stream().map_err(Failure::machine)?;
             let kernel = engine.compile_plan(&plan, &super::lower::read_mapping(file)?).map_err(fail)?;
             let named: Vec<(&str, u64)> =

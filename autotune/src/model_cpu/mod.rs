@@ -166,6 +166,7 @@ fn kernel(k: &Kernel, l2: u64) -> KernelMapping {
         roles: Vec::new(),
         anchor: Anchor::default(),
         split: None,
+        early: false,
         dependent: false,
     }
 }

@@ -7,7 +7,9 @@
 //! (what it holds, and half of it again in f32 on the way), which bounds the threads of a multiprocessor and which the
 //! assembler is held to; the rule takes the fewest 16-byte loads per thread that keep enough resident. H200, bf16: 64
 //! bytes and 64 registers, so that a row of 4096 is held by four warps, and eight rows, 64 KB, are resident; one of
-//! 1024 is held by one warp. Walked rows have as much in flight per step.
+//! 1024 is held by one warp. Walked rows have as much in flight per step. What is read only after a reduction of the
+//! row (a norm's weights) is loaded early, beside the row, where its registers leave enough resident: a row is then held
+//! for one latency less ([`EARLY`]). H200, bf16 weights: 88 registers keep 48 KB resident, f32 ones would 35 KB.
 //! Invariant: blocks are multiples of whole accesses of whole warps, and the last entry of a kernel takes any extent.
 
 use std::collections::BTreeMap;
@@ -16,11 +18,14 @@ use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
 use einfall_ir::kernel::Scope;
 use einfall_ir::mapping::{AxisMapping, KernelMapping, RoleMapping};
-use einfall_ir::target::DataSheet;
+use einfall_ir::target::{DataSheet, Gpu};
 use einfall_ir::tile::{AxisId, AxisKind, BufferId, Expr, ExprId, Kernel, Node, Op, Plan};
 
 /// How often the bytes under way must be resident.
 const RESIDENT: f64 = 4.0;
+/// The same for rows that are held for no other load: between a LayerNorm with bf16 weights, which gains by it (48 KB
+/// resident on an H200), and one with f32 weights, which loses (35 KB).
+const EARLY: f64 = 2.5;
 /// Registers of a thread beside what it holds.
 const WORKING: u64 = 40;
 /// Registers of a thread that walks, beside that.
@@ -44,6 +49,8 @@ pub(super) struct Facts<'a> {
     pub(super) contiguous: BTreeMap<AxisId, (usize, u64)>,
     /// Bytes per element of a row of all arrays that several operations read, by the axis they are contiguous in.
     held: BTreeMap<AxisId, u64>,
+    /// Bytes per element of a row of all arrays that are first read after a reduction, by extent.
+    late: Vec<(Size, u64)>,
     /// Axes that scans run along.
     scanned: Vec<AxisId>,
     /// Axes of sequential streams, which take one step at a time.
@@ -60,6 +67,7 @@ impl<'a> Facts<'a> {
             sizes,
             contiguous: BTreeMap::new(),
             held: BTreeMap::new(),
+            late: Vec::new(),
             scanned: Vec::new(),
             stepped: Vec::new(),
             walked: Vec::new(),
@@ -95,9 +103,10 @@ impl<'a> Facts<'a> {
         f
     }
 
-    /// Notes what several operations read.
+    /// Notes what several operations read, and what is read only after a reduction.
     fn hold(&mut self) {
         let mut readers: BTreeMap<(Size, BufferId), (AxisId, usize)> = BTreeMap::new();
+        let (mut reduced, mut late) = (false, Vec::new());
         self.kernel.for_each_op(&mut |op, _| {
             let mut read = Vec::new();
             for root in op.roots() {
@@ -113,14 +122,25 @@ impl<'a> Facts<'a> {
             read.dedup();
             for (buffer, axis) in read {
                 let extent = self.kernel.axes[axis].extent.clone();
-                readers.entry((extent, buffer)).or_insert((axis, 0)).1 += 1;
+                let key = (extent, buffer);
+                if reduced && !readers.contains_key(&key) {
+                    late.push((key.0.clone(), self.bytes(buffer)));
+                }
+                readers.entry(key).or_insert((axis, 0)).1 += 1;
             }
+            reduced |= matches!(op, Op::Reduce { .. });
         });
+        self.late = late;
         for ((_, buffer), (axis, n)) in readers {
             if n > 1 {
-                *self.held.entry(axis).or_insert(0) += self.plan.buffers[buffer].dtype.bytes(1).max(1);
+                *self.held.entry(axis).or_insert(0) += self.bytes(buffer);
             }
         }
+    }
+
+    /// Bytes of an array's element.
+    fn bytes(&self, buffer: BufferId) -> u64 {
+        self.plan.buffers[buffer].dtype.bytes(1).max(1)
     }
 
     fn access(&mut self, buffer: BufferId, at: &[ExprId]) {
@@ -185,16 +205,32 @@ impl<'a> Facts<'a> {
     }
 }
 
+/// How much of a device's memory its threads keep under way.
+struct Memory<'a> {
+    gpu: &'a Gpu,
+    /// Bytes under way per multiprocessor that take all of the bandwidth.
+    under_way: f64,
+}
+
+impl<'a> Memory<'a> {
+    fn of(sheet: &'a DataSheet) -> Option<Memory<'a>> {
+        let (gpu, dram) = (sheet.gpu.as_ref()?, sheet.levels.first()?);
+        let under_way = dram.bandwidth * gpu.memory_latency as f64 / gpu.clock / gpu.multiprocessors as f64;
+        Some(Memory { gpu, under_way })
+    }
+
+    /// Whether threads of so many registers, each holding so many bytes of a row, are enough for rows that are held
+    /// `times` as long as they are loaded.
+    fn enough(&self, registers: u64, bytes: u64, times: f64) -> bool {
+        let threads = (self.gpu.registers / registers).min(self.gpu.threads_per_multiprocessor);
+        (threads * bytes) as f64 >= times * self.under_way
+    }
+}
+
 /// Bytes of a row that one thread holds on this device.
 pub fn bytes_per_thread(sheet: &DataSheet) -> u64 {
-    let (Some(gpu), Some(dram)) = (&sheet.gpu, sheet.levels.first()) else { return 4 * ACCESS };
-    let under_way = dram.bandwidth * gpu.memory_latency as f64 / gpu.clock / gpu.multiprocessors as f64;
-    let resident = |bytes: u64| {
-        let registers = WORKING + bytes / 4 + bytes / 8;
-        let threads = (gpu.registers / registers).min(gpu.threads_per_multiprocessor);
-        threads * bytes
-    };
-    let enough = |bytes: &u64| resident(*bytes) as f64 >= RESIDENT * under_way;
+    let Some(memory) = Memory::of(sheet) else { return 4 * ACCESS };
+    let enough = |bytes: &u64| memory.enough(WORKING + bytes / 4 + bytes / 8, *bytes, RESIDENT);
     [ACCESS, 2 * ACCESS, 4 * ACCESS, 8 * ACCESS].into_iter().find(enough).unwrap_or(8 * ACCESS)
 }
 
@@ -236,15 +272,14 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
         }
     }
     out.push(walked(&f, lead, width, bytes / ACCESS));
-    let most = sheet.gpu.as_ref().map_or(255, |g| g.thread_registers) / 8 * 8;
     for m in &mut out {
-        bound(&f, (lead, elem), bytes, most, m);
+        bound(&f, (lead, elem), bytes, sheet, m);
     }
     out
 }
 
-/// Bounds the registers of an entry's only role by what its threads hold.
-fn bound(f: &Facts<'_>, (lead, elem): (AxisId, u64), bytes: u64, most: u64, m: &mut KernelMapping) {
+/// Bounds the registers of an entry's only role by what its threads hold, and decides which loads are early.
+fn bound(f: &Facts<'_>, (lead, elem): (AxisId, u64), bytes: u64, sheet: &DataSheet, m: &mut KernelMapping) {
     let units = m.axes.iter().map(|a| a.units).max().unwrap_or(1);
     let Some(row) = m.axis(&f.kernel.axes[lead].name) else { return };
     let elems = row.block / row.units / WARP;
@@ -253,9 +288,16 @@ fn bound(f: &Facts<'_>, (lead, elem): (AxisId, u64), bytes: u64, most: u64, m: &
         // Few such rows fit in any case.
         return;
     }
+    let extent = &f.kernel.axes[lead].extent;
+    let late: u64 = f.late.iter().filter(|(n, _)| n == extent).map(|(_, bytes)| bytes).sum();
+    // What is held is packed; f32 on the way comes and goes before the early loads are used.
+    let early = WORKING + elems * (held + late) / 4;
     let more = if row.whole { 0 } else { WALKING };
     let registers = WORKING + more + elems * held / 4 + elems * elem / 8;
-    let regs = Some(registers.next_multiple_of(8).min(most));
+    let gains = row.whole && late > 0;
+    m.early = gains && Memory::of(sheet).is_some_and(|memory| memory.enough(early, elems * elem, EARLY));
+    let most = sheet.gpu.as_ref().map_or(255, |g| g.thread_registers) / 8 * 8;
+    let regs = Some(if m.early { registers.max(early) } else { registers }.next_multiple_of(8).min(most));
     m.roles = vec![RoleMapping { role: "main".into(), scope: Scope::Warp, units, regs, ping_pong: false }];
 }
 

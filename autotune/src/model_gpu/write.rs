@@ -121,6 +121,7 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
             merge: if value(x.last) == 1 { MergeSite::LastArriver } else { MergeSite::SecondKernel },
             ordered: false,
         }),
+        early: false,
         dependent: false,
     }
 }

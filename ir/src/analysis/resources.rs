@@ -266,13 +266,6 @@ fn peak(kernel: &Kernel, role: &Role) -> u64 {
     l.peak
 }
 
-fn reads(e: &Expr, out: &mut Live) {
-    if let Expr::Frag { frag, .. } = e {
-        out.insert(*frag);
-    }
-    e.for_each_operand(|o| reads(o, out));
-}
-
 impl Liveness<'_> {
     fn note(&mut self, live: &Live) {
         let sum = live.iter().map(|f| fragment_registers(self.kernel, *f)).sum();
@@ -307,47 +300,6 @@ impl Liveness<'_> {
                 let b = self.block(otherwise, live);
                 a.union(&b).copied().collect()
             }
-            Stmt::Map { out, value } => {
-                live.remove(out);
-                reads(value, &mut live);
-                live
-            }
-            Stmt::Reduce { out, src, carry, .. } => {
-                for o in out {
-                    if !carry {
-                        live.remove(o);
-                    }
-                }
-                live.insert(*src);
-                if *carry {
-                    live.extend(out);
-                }
-                live
-            }
-            Stmt::Scan { out, src, carry, .. } => {
-                live.remove(out);
-                live.insert(*src);
-                live.extend(carry);
-                live
-            }
-            Stmt::Load { out, .. } => {
-                live.remove(out);
-                live
-            }
-            Stmt::Gather { out, at, .. } => {
-                live.remove(out);
-                at.iter().for_each(|e| reads(e, &mut live));
-                live
-            }
-            Stmt::Store { src, .. } => {
-                live.insert(*src);
-                live
-            }
-            Stmt::Scatter { src, at, .. } => {
-                live.insert(*src);
-                at.iter().for_each(|e| reads(e, &mut live));
-                live
-            }
             Stmt::Atom { acc, acc_from, a, b, keep, .. } => {
                 let starts = *keep == Expr::Int(0) && acc_from.iter().all(|x| *x == 0);
                 if starts {
@@ -366,20 +318,14 @@ impl Liveness<'_> {
                 live.extend(&self.operands);
                 live
             }
-            Stmt::WaitGroup { .. }
-            | Stmt::Let { .. }
-            | Stmt::Copy { .. }
-            | Stmt::Arrive { .. }
-            | Stmt::Wait { .. }
-            | Stmt::NamedSync { .. }
-            | Stmt::NamedArrive { .. }
-            | Stmt::Fence(_)
-            | Stmt::Commit(_)
-            | Stmt::Last { .. }
-            | Stmt::TaskSync
-            | Stmt::ClusterSync
-            | Stmt::GridSync
-            | Stmt::GridDependency(_) => live,
+            _ => {
+                let (reads, writes) = s.frags();
+                writes.iter().for_each(|f| {
+                    live.remove(f);
+                });
+                live.extend(reads);
+                live
+            }
         }
     }
 }

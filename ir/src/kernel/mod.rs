@@ -14,6 +14,7 @@ pub mod eval;
 pub mod mutate;
 pub mod parse;
 pub mod print;
+mod uses;
 pub mod variants;
 pub mod verify;
 

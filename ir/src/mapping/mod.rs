@@ -45,6 +45,9 @@ pub struct KernelMapping {
     pub anchor: Anchor,
     /// Split of a stream over several tasks, with how the parts are merged.
     pub split: Option<Split>,
+    /// Whether loads of arrays that it only reads are issued beside the first load before them, not where their
+    /// elements are used: latencies side by side, for registers held longer.
+    pub early: bool,
     /// Whether its launch may start while the plan's kernel before it runs (programmatic dependent launch).
     pub dependent: bool,
 }

@@ -7,6 +7,7 @@
 //!         | "work" ["order" AXIS {"," AXIS}] ["persistent"] ["group" INT] ["longest_first"]
 //!         | "anchor" ("hoist" | "rolling" | "lazy" | "tree")
 //!         | "split" AXIS "parts" INT ["resident" INT] "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
+//!         | "early"
 //!         | "dependent"
 //!         | "role" NAME ":" INT ("thread" | "warp" | "warpgroup") ["regs" INT] ["ping_pong"]
 //!         | "tile" TILE "in" space ["stages" INT] ["swizzle" INT] ["contiguous" AXIS] ["by" engine] ["multicast" AXIS]
@@ -151,6 +152,8 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
         c.word("merge")?;
         let merge = choice(c, &MergeSite::ALL.map(|m| (m, m.name())), "where parts meet")?;
         k.split = Some(Split { axis, parts, resident, merge, ordered: c.eat_word("ordered") });
+    } else if c.eat_word("early") {
+        k.early = true;
     } else if c.eat_word("dependent") {
         k.dependent = true;
     } else if c.eat_word("role") {
@@ -189,7 +192,7 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
     } else {
         return Err(c
             .expected("a line of a mapping")
-            .help("write `axis`, `work`, `anchor`, `split`, `dependent`, `role`, `tile` or `op`"));
+            .help("write `axis`, `work`, `anchor`, `split`, `early`, `dependent`, `role`, `tile` or `op`"));
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ impl fmt::Display for Mapping {
 }
 
 fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
-    let KernelMapping { kernel, axes, work, tiles, ops, roles, anchor, split, dependent } = k;
+    let KernelMapping { kernel, axes, work, tiles, ops, roles, anchor, split, early, dependent } = k;
     writeln!(f, "    kernel {kernel} {{")?;
     for a in axes {
         write!(f, "        axis {} block {}", a.axis, a.block)?;
@@ -93,6 +93,7 @@ fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
         write!(f, " merge {}", s.merge.name())?;
         f.write_str(if s.ordered { " ordered\n" } else { "\n" })?;
     }
+    f.write_str(if *early { "        early\n" } else { "" })?;
     f.write_str(if *dependent { "        dependent\n" } else { "" })?;
     for r in roles {
         write!(f, "        role {}: {} {}", r.role, r.units, word(&SCOPES, r.scope))?;

@@ -39,6 +39,10 @@ struct Case {
     family: &'static str,
     name: String,
     cascade: &'static str,
+    /// Tensors that the peers keep in bf16, whatever the library's file says.
+    bf16: &'static [&'static str],
+    /// Ranks that a program knows when it compiles, as the peers do: with them fixed the model's choice is timed again.
+    fixed: &'static [&'static str],
     plans: &'static [&'static str],
     /// Reference mappings of the cascade, beside the folder of plans: timed with the model's choice.
     mappings: &'static [&'static str],
@@ -65,6 +69,8 @@ fn cases() -> Vec<Case> {
             family: "gemm",
             name: format!("m{m}_n{n}_k{k}_bf16"),
             cascade: "matmul",
+            bf16: &[],
+            fixed: &[],
             plans: &["gemm"],
             mappings: &[],
             sizes: vec![("M", m), ("N", n), ("K", k)],
@@ -87,6 +93,8 @@ fn cases() -> Vec<Case> {
             family: "attn_fwd",
             name: format!("b{b}_h{hq}_kv{hkv}_n{n}_d{d}_{}", if causal { "causal" } else { "full" }),
             cascade: if causal { "attention" } else { "attention_full" },
+            bf16: &[],
+            fixed: &[],
             plans: if causal { &["attention"] } else { &["attention_full"] },
             mappings: &[],
             // H counts the heads of K and V, R those of Q for each.
@@ -99,6 +107,8 @@ fn cases() -> Vec<Case> {
             family: "attn_decode",
             name: format!("b{b}_h{hq}_kv{hkv}_ctx{n}_d{d}"),
             cascade: "attention_gqa",
+            bf16: &[],
+            fixed: &[],
             plans: &["decode", "attention_decode"],
             mappings: &["attention_decode", "attention_decode_ahead"],
             sizes: vec![("B", b), ("H", hkv), ("G", hkv), ("R", hq / hkv), ("M", 1), ("N", n), ("E", d), ("F", d)],
@@ -111,6 +121,8 @@ fn cases() -> Vec<Case> {
                 family: "norm",
                 name: format!("{cascade}_{rows}x{d}_bf16"),
                 cascade,
+                bf16: &["gamma", "beta"],
+                fixed: &["K"],
                 plans: &[],
                 mappings: &[],
                 sizes: vec![("M", rows), ("K", d), ("N", d)],
@@ -123,6 +135,8 @@ fn cases() -> Vec<Case> {
             family: "rnn_fwd",
             name: format!("lstm_b{b}_t{t}_h{h}_d{d}"),
             cascade: "lstm",
+            bf16: &[],
+            fixed: &[],
             plans: &["lstm", "lstm_gates"],
             mappings: &[],
             sizes: vec![("T", t), ("B", b), ("H", h), ("D", d)],
@@ -181,12 +195,14 @@ enum Way {
     Plan(Box<Plan>, Mapping),
     /// A mapping, or the model's choice.
     Cascade(Option<Mapping>),
+    /// The model's choice with some ranks fixed.
+    Fixed,
 }
 
 /// The ways of a case: every mapping given that fits one of its plans; without any mapping given, the model's choice
 /// and the reference mappings where there are some.
 fn ways(case: &Case, mappings: &[(String, Mapping)], folder: &Path) -> Result<Vec<(String, Way)>, Failure> {
-    let cascade = library(case)?;
+    let cascade = library(case, &[])?;
     let own = einfall::cuda::plan(&cascade).ok();
     let mut list = Vec::new();
     for (name, m) in mappings {
@@ -206,6 +222,9 @@ fn ways(case: &Case, mappings: &[(String, Mapping)], folder: &Path) -> Result<Ve
     }
     if mappings.is_empty() {
         list.push(("model".to_owned(), Way::Cascade(None)));
+        if !case.fixed.is_empty() {
+            list.push((format!("model, {} fixed", case.fixed.join(", ")), Way::Fixed));
+        }
         for m in case.mappings {
             let path = folder.join("../mappings").join(format!("{m}.mapping"));
             if path.exists() {
@@ -216,14 +235,21 @@ fn ways(case: &Case, mappings: &[(String, Mapping)], folder: &Path) -> Result<Ve
     Ok(list)
 }
 
-fn library(case: &Case) -> Result<einfall_ir::cascade::Cascade, Failure> {
+/// The library's cascade with some of its ranks fixed at the case's sizes.
+fn library(case: &Case, fixed: &[&str]) -> Result<einfall_ir::cascade::Cascade, Failure> {
     let text = einfall_kernels::source(case.cascade).expect("a library file");
     let module = parse(text).map_err(|d| Failure::Wrong(format!("{}: {d:?}", case.cascade)))?;
-    Ok(module.cascades.into_iter().next_back().expect("a cascade"))
+    let mut cascade = module.cascades.into_iter().next_back().expect("a cascade");
+    let named = |t: &einfall_ir::cascade::Tensor| case.bf16.contains(&t.name.as_str());
+    cascade.tensors.iter_mut().filter(|(_, t)| named(t)).for_each(|(_, t)| t.dtype = DType::BF16);
+    for (_, rank) in cascade.ranks.iter_mut().filter(|(_, r)| fixed.contains(&r.name.as_str())) {
+        rank.fixed = case.sizes.iter().find(|(n, _)| *n == rank.name).map(|(_, size)| *size);
+    }
+    Ok(cascade)
 }
 
 /// Times every case of the family, each in a process that may fail.
-pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
+pub fn bench(args: &BenchArgs, device: usize) -> Result<(), Failure> {
     let wanted = args.family.as_deref().map(family);
     let list: Vec<Case> = cases()
         .into_iter()
@@ -235,8 +261,8 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("there is no such family or case; the families are {families}")));
     }
     let Some(first) = args.worker else {
-        drop(super::engine()?);
-        let mut arguments = vec!["bench".to_owned(), "--device".to_owned(), "cuda".to_owned()];
+        drop(super::engine(device)?);
+        let mut arguments = vec!["bench".to_owned(), "--device".to_owned(), format!("cuda:{device}")];
         let mut push = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         args.family.iter().for_each(|f| push("--family", f.clone()));
         args.case.iter().for_each(|c| push("--case", c.clone()));
@@ -250,7 +276,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
         let t = supervise(&arguments, list.len(), 1, Duration::from_secs(60))?;
         return if t.failed == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{} cases were not timed", t.failed))) };
     };
-    let engine = super::engine()?;
+    let engine = super::engine(device)?;
     let stream = engine.runtime().stream().map_err(Failure::machine)?;
     let named = |p: &PathBuf| Ok((p.display().to_string(), read_mapping(p)?));
     let mappings = args.mapping.iter().map(named).collect::<Result<Vec<_>, Failure>>()?;
@@ -336,10 +362,14 @@ fn prepare(
     let start = Instant::now();
     let kernel = match way {
         Way::Plan(plan, mapping) => engine.compile_plan(plan, mapping)?,
-        Way::Cascade(mapping) => {
-            let cascade = library(case).map_err(|_| einfall::Error::Size("a library file".to_owned()))?;
+        Way::Cascade(_) | Way::Fixed => {
+            let (fixed, mapping) = match way {
+                Way::Cascade(m) => (&[][..], m.clone()),
+                Way::Fixed | Way::Plan(..) => (case.fixed, None),
+            };
+            let cascade = library(case, fixed).map_err(|_| einfall::Error::Size("a library file".to_owned()))?;
             // Without a mapping the model's for just these sizes.
-            let mapping = mapping.clone().map(Ok).unwrap_or_else(|| {
+            let mapping = mapping.map(Ok).unwrap_or_else(|| {
                 let plan = einfall::cuda::plan(&cascade)?;
                 let sizes: Vec<(String, u64)> = case.sizes.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
                 let ranks = plans::ranks(&plan, &sizes).ok();

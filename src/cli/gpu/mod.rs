@@ -11,9 +11,9 @@ use einfall::cuda::Engine;
 
 use super::Failure;
 
-/// Opens the first device.
-pub fn engine() -> Result<Engine, Failure> {
-    Engine::new(&Options::from_env().map_err(Failure::Usage)?, 0).map_err(Failure::machine)
+/// Opens a device by its number.
+pub fn engine(index: usize) -> Result<Engine, Failure> {
+    Engine::new(&Options::from_env().map_err(Failure::Usage)?, index).map_err(Failure::machine)
 }
 
 /// An error as text.

@@ -117,16 +117,16 @@ fn first_line(e: &impl std::fmt::Display) -> String {
 }
 
 /// Tests everything in child processes and prints a closing line.
-pub fn selftest(args: &SelftestArgs) -> Result<(), Failure> {
+pub fn selftest(args: &SelftestArgs, device: usize) -> Result<(), Failure> {
     let items = items(args)?;
     if let Some(first) = args.worker {
-        let engine = super::engine()?;
+        let engine = super::engine(device)?;
         let stream = engine.runtime().stream().map_err(Failure::machine)?;
         work(first, args.step, items.len(), |i| items[i].name(), |i| item(&engine, &stream, &items[i], args));
         return Ok(());
     }
-    drop(super::engine()?);
-    let mut arguments = vec!["selftest".to_owned(), "--device".to_owned(), "cuda".to_owned()];
+    drop(super::engine(device)?);
+    let mut arguments = vec!["selftest".to_owned(), "--device".to_owned(), format!("cuda:{device}")];
     let path = |p: &PathBuf| p.display().to_string();
     arguments.extend(["--plans".to_owned(), path(&args.plans), "--mappings".to_owned(), path(&args.mappings)]);
     arguments.extend(["--seed".to_owned(), args.seed.to_string(), "--sizes".to_owned(), args.sizes.to_string()]);

@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Expr, FragId, Kernel, Operand, Stmt};
+use einfall_ir::kernel::{Expr, FragId, Kernel, Stmt};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::Res;
@@ -33,43 +33,6 @@ impl Partial {
     /// Whether lanes hold parts of `f` while it is summed.
     pub(super) fn holds(&self, f: FragId) -> bool {
         self.masks.contains_key(&f)
-    }
-}
-
-fn reads(e: &Expr, f: FragId) -> bool {
-    let mut found = matches!(e, Expr::Frag { frag, .. } if *frag == f);
-    e.for_each_operand(|x| found |= reads(x, f));
-    found
-}
-
-/// Whether the statement, or one within it, reads or writes `f`.
-fn touches(s: &Stmt, f: FragId) -> bool {
-    let operand = |o: &Operand| matches!(o, Operand::Frag { frag, .. } if *frag == f);
-    match s {
-        Stmt::For { lo, hi, body, .. } => reads(lo, f) || reads(hi, f) || body.iter().any(|s| touches(s, f)),
-        Stmt::If { cond, then, otherwise } => reads(cond, f) || then.iter().chain(otherwise).any(|s| touches(s, f)),
-        Stmt::Let { value, .. } => reads(value, f),
-        Stmt::Map { out, value } => *out == f || reads(value, f),
-        Stmt::Reduce { out, src, .. } => out.contains(&f) || *src == f,
-        Stmt::Scan { out, src, carry, .. } => *out == f || *src == f || *carry == Some(f),
-        Stmt::Load { out, .. } => *out == f,
-        Stmt::Store { src, .. } => *src == f,
-        Stmt::Gather { out, at, .. } => *out == f || at.iter().any(|e| reads(e, f)),
-        Stmt::Scatter { src, at, .. } => *src == f || at.iter().any(|e| reads(e, f)),
-        Stmt::Atom { acc, a, b, .. } => *acc == f || operand(a) || operand(b),
-        Stmt::Copy { .. }
-        | Stmt::Arrive { .. }
-        | Stmt::Wait { .. }
-        | Stmt::NamedSync { .. }
-        | Stmt::NamedArrive { .. }
-        | Stmt::Fence(_)
-        | Stmt::Commit(_)
-        | Stmt::WaitGroup { .. }
-        | Stmt::Last { .. }
-        | Stmt::TaskSync
-        | Stmt::ClusterSync
-        | Stmt::GridSync
-        | Stmt::GridDependency(_) => false,
     }
 }
 
@@ -106,7 +69,7 @@ fn linear(k: &Kernel, s: &Stmt, f: FragId) -> bool {
         e.for_each_operand(|x| all &= shared(k, x, f));
         all
     }
-    if !touches(s, f) || is_zero(s, f) || adds(s, f).is_some() {
+    if !s.touches(f) || is_zero(s, f) || adds(s, f).is_some() {
         return true;
     }
     match s {
@@ -114,8 +77,8 @@ fn linear(k: &Kernel, s: &Stmt, f: FragId) -> bool {
             let own = |e: &Expr| matches!(e, Expr::Frag { frag, .. } if *frag == f);
             (own(a) && shared(k, b, f)) || (own(b) && shared(k, a, f))
         }
-        Stmt::For { lo, hi, body, .. } => !reads(lo, f) && !reads(hi, f) && body.iter().all(|s| linear(k, s, f)),
-        Stmt::If { cond, then, otherwise } => !reads(cond, f) && then.iter().chain(otherwise).all(|s| linear(k, s, f)),
+        Stmt::For { lo, hi, body, .. } => !lo.reads(f) && !hi.reads(f) && body.iter().all(|s| linear(k, s, f)),
+        Stmt::If { cond, then, otherwise } => !cond.reads(f) && then.iter().chain(otherwise).all(|s| linear(k, s, f)),
         _ => false,
     }
 }
@@ -123,14 +86,14 @@ fn linear(k: &Kernel, s: &Stmt, f: FragId) -> bool {
 /// The statement after which `f` can be completed, in `list` or within.
 pub(in crate::backend) fn last<'s>(k: &Kernel, list: &'s [Stmt], f: FragId) -> Option<&'s Stmt> {
     let end = list.iter().rposition(|s| contains_adds(s, f))?;
-    let first = list.iter().position(|s| touches(s, f))?;
+    let first = list.iter().position(|s| s.touches(f))?;
     if is_zero(&list[first], f) && list[..=end].iter().all(|s| linear(k, s, f)) {
         return Some(&list[end]);
     }
     // Everything about it in one loop or branch.
-    let mut touching = list.iter().filter(|s| touches(s, f));
+    let mut touching = list.iter().filter(|s| s.touches(f));
     let (Some(only), None) = (touching.next(), touching.next()) else { return None };
-    let mut within = only.bodies().into_iter().filter(|l| l.iter().any(|s| touches(s, f)));
+    let mut within = only.bodies().into_iter().filter(|l| l.iter().any(|s| s.touches(f)));
     match (within.next(), within.next()) {
         (Some(l), None) => last(k, l, f),
         _ => None,

@@ -427,7 +427,7 @@ impl<'a> Emit<'a> {
 
     fn map(&mut self, out: FragId, value: &Expr) -> Res<()> {
         let mut memo = Memo::default();
-        let reads_itself = reads(value, out);
+        let reads_itself = value.reads(out);
         let mut late = Vec::new();
         for v in 0..self.held(out).count() {
             let el = Element { of: out, v, at: self.held(out).consts[v].clone() };
@@ -563,10 +563,4 @@ impl<'a> Emit<'a> {
         self.forget(otherwise);
         Ok(())
     }
-}
-
-fn reads(e: &Expr, f: FragId) -> bool {
-    let mut found = matches!(e, Expr::Frag { frag, .. } if *frag == f);
-    e.for_each_operand(|x| found |= reads(x, f));
-    found
 }

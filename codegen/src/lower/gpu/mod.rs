@@ -5,7 +5,7 @@
 //! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`work_loop`] (which blocks a task computes, and
 //! in which order), [`assign_layouts`] (swizzled shared layouts; who holds what in registers, from the atoms or as [`spread`] says), [`insert_channels`] (a ring buffer with full
 //! and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks of a stream that need
-//! no mask), [`left_out`] (which masks change nothing), [`variants`] (what a launch must check before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), [`emit`], and [`overlap_launches`].
+//! no mask), [`left_out`] (which masks change nothing), [`variants`] (what a launch must check before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), [`emit`], [`early_loads`] (where loads are issued), and [`overlap_launches`].
 //! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that
 //! cannot be done is refused with the constraint's name (codes G01xx), an expected answer.
 
@@ -20,6 +20,7 @@ use crate::pipeline::{Level, Pass, Program};
 
 mod apply_mapping;
 mod assign_layouts;
+mod early_loads;
 mod emit;
 mod exprs;
 mod hold_rows;
@@ -84,6 +85,7 @@ fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) ->
         .and_then(assign_layouts::run)
         .and_then(insert_channels::run)
         .and_then(emit::run)?;
+    let lowered = if m.early { early_loads::run(lowered) } else { lowered };
     Ok(Some(kernel::Kernel { assumes, ..lowered }))
 }
 

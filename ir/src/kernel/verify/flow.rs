@@ -104,7 +104,7 @@ fn walk<'a>(v: &mut Verifier<'a>, body: &'a [Stmt], path: &str, state: &mut Stat
             }
             _ => {
                 (v.path, v.line) = (path, Some(s));
-                let (reads, writes) = uses(s);
+                let (reads, writes) = s.frags();
                 for f in reads {
                     state.touched.insert(f);
                     if state.in_flight().any(|g| g.writes.contains(&f)) {
@@ -132,71 +132,4 @@ fn touched(v: &mut Verifier<'_>, state: &State, frag: FragId) {
         let name = v.kernel.frags[frag].name.clone();
         v.wrong(format!("`{name}` was used by ordinary statements since the last `fence wgmma`"));
     }
-}
-
-/// Fragments an ordinary statement reads and writes.
-fn uses(s: &Stmt) -> (Vec<FragId>, Vec<FragId>) {
-    fn of(e: &Expr, out: &mut Vec<FragId>) {
-        if let Expr::Frag { frag, .. } = e {
-            out.push(*frag);
-        }
-        e.for_each_operand(|o| of(o, out));
-    }
-    let mut reads = Vec::new();
-    let mut writes = Vec::new();
-    match s {
-        Stmt::Map { out, value } => {
-            of(value, &mut reads);
-            writes.push(*out);
-        }
-        Stmt::Reduce { out, src, carry, .. } => {
-            reads.push(*src);
-            if *carry {
-                reads.extend(out);
-            }
-            writes.extend(out);
-        }
-        Stmt::Scan { out, src, carry, .. } => {
-            reads.push(*src);
-            reads.extend(carry);
-            writes.push(*out);
-            writes.extend(carry);
-        }
-        Stmt::Load { out, .. } => writes.push(*out),
-        Stmt::Store { src, .. } => reads.push(*src),
-        Stmt::Gather { out, at, .. } => {
-            at.iter().for_each(|e| of(e, &mut reads));
-            writes.push(*out);
-        }
-        Stmt::Scatter { at, src, .. } => {
-            at.iter().for_each(|e| of(e, &mut reads));
-            reads.push(*src);
-        }
-        Stmt::Atom { acc, a, b, .. } => {
-            for o in [a, b] {
-                if let Operand::Frag { frag, .. } = o {
-                    reads.push(*frag);
-                }
-            }
-            reads.push(*acc);
-            writes.push(*acc);
-        }
-        Stmt::For { .. }
-        | Stmt::If { .. }
-        | Stmt::Let { .. }
-        | Stmt::Copy { .. }
-        | Stmt::Arrive { .. }
-        | Stmt::Wait { .. }
-        | Stmt::NamedSync { .. }
-        | Stmt::NamedArrive { .. }
-        | Stmt::Fence(_)
-        | Stmt::Commit(_)
-        | Stmt::WaitGroup { .. }
-        | Stmt::Last { .. }
-        | Stmt::TaskSync
-        | Stmt::ClusterSync
-        | Stmt::GridSync
-        | Stmt::GridDependency(_) => {}
-    }
-    (reads, writes)
 }

@@ -347,12 +347,14 @@ pub fn compile_ptx(plan: &Plan, mapping: &Mapping, target: &ptx::Target) -> Resu
         .map_err(|e| Error::Refused { pass: "print-ptx", diagnostics: vec![e.diagnostic()] })
 }
 
-/// The plan of a cascade for adapters of WebGPU, before any mapping.
+/// The plan of a cascade for an adapter of WebGPU, before any mapping: kernels have no more arrays than it binds, where
+/// packing some of them achieves that.
 ///
 /// # Errors
 /// [`Error::Refused`] where something has no lowering.
-pub fn wgsl_plan(cascade: &Cascade) -> Result<Plan, Error> {
-    plan_for(cascade, &Context { atoms: atoms::multiply_adds().collect(), ..Context::default() })
+pub fn wgsl_plan(cascade: &Cascade, target: &wgsl::Target) -> Result<Plan, Error> {
+    let arrays = usize::try_from(target.storage_buffers).ok();
+    plan_for(cascade, &Context { atoms: atoms::multiply_adds().collect(), arrays, ..Context::default() })
 }
 
 /// The WGSL of a plan by a mapping, with how to launch it. Needs no device and no LLVM.

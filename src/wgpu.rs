@@ -47,6 +47,10 @@ impl Engine {
         &self.sheet
     }
 
+    fn target(&self) -> wgsl::Target {
+        wgsl::Target::of(&self.sheet).unwrap_or_else(wgsl::Target::generic)
+    }
+
     /// Compiles a cascade for every size.
     ///
     /// # Errors
@@ -61,7 +65,7 @@ impl Engine {
     /// As [`Engine::compile`], and [`Error::Size`] for a rank that is not there or is fixed otherwise.
     pub fn compile_with(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Kernel, Error> {
         let cascade = with_statics(cascade, &options.statics)?;
-        let plan = wgsl_plan(&cascade)?;
+        let plan = wgsl_plan(&cascade, &self.target())?;
         let none = Table::new(Kind::Cpu, &self.sheet.name);
         let mapping = options.choose(&plan, &none, |sizes| model_gpu::choose(&plan, &self.sheet, sizes));
         Ok(Kernel { cascade: Some(cascade), ..self.compile_plan(&plan, &mapping)? })
@@ -72,8 +76,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::compile`].
     pub fn compile_plan(&self, plan: &Plan, mapping: &Mapping) -> Result<Kernel, Error> {
-        let target = wgsl::Target::of(&self.sheet).unwrap_or_else(wgsl::Target::generic);
-        let artifact = compile_wgsl(plan, mapping, &target)?;
+        let artifact = compile_wgsl(plan, mapping, &self.target())?;
         // SAFETY: the artifact was made by code generation a line above.
         let executable = unsafe { self.runtime.load(artifact)? };
         Ok(Kernel { cascade: None, plan: plan.clone(), mapping: mapping.clone(), executable })

@@ -67,6 +67,8 @@ pub struct Context {
     /// The contraction instructions of the device that the program is lowered for; none where contractions are made of
     /// scalar operations.
     pub atoms: Vec<Atom>,
+    /// Arrays that a kernel of the device may have; none: as many as it likes.
+    pub arrays: Option<usize>,
     /// The mapping, once there is one.
     pub mapping: Option<Mapping>,
     /// Vector facts of the core, when lowering to a CPU.

@@ -12,7 +12,7 @@ use einfall_ir::{kernel, tile};
 use crate::lower;
 use crate::passes::{
     expand_segments, expand_selections, extract_reductions, fix_extents, fold_exponents, fuse_indices, load_reads,
-    propagate_support, round_operands, split_constant_dims, unroll_axes,
+    pack_arrays, propagate_support, round_operands, split_constant_dims, unroll_axes,
 };
 use crate::pipeline::{Context, Forms, Level, Pass, Program};
 
@@ -95,6 +95,12 @@ pub const TO_TILE: &[Pass] = &[
         level: Level::Tile,
         step: |p, context| Ok(Program::Tile(round_operands::round_operands(plan(p), &context.atoms))),
         why: "after everything that decides what feeds a contraction; before the mapping, which names the tiles",
+    },
+    Pass {
+        name: "pack-arrays",
+        level: Level::Tile,
+        step: |p, context| Ok(Program::Tile(pack_arrays::pack_arrays(plan(p), context.arrays))),
+        why: "after loads are made, whose positions it rewrites; before the mapping, as it adds kernels and an array",
     },
 ];
 

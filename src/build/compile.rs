@@ -184,9 +184,10 @@ fn for_gpu(cascade: &Cascade, arch: &str, settings: &Settings) -> Result<Artifac
 
 fn for_webgpu(cascade: &Cascade, settings: &Settings) -> Result<Artifact, Error> {
     let sheet = DataSheet::named("webgpu").ok_or_else(|| Error::Internal("there is no sheet `webgpu`".to_owned()))?;
-    let plan = wgsl_plan(cascade)?;
+    let target = wgsl::Target::generic().tint();
+    let plan = wgsl_plan(cascade, &target)?;
     // No table is of such a device.
     let none = Table::new(Kind::Cuda, &sheet.name);
     let mapping = settings.options.choose(&plan, &none, |sizes| model_gpu::choose(&plan, &sheet, sizes));
-    compile_wgsl(&plan, &mapping, &wgsl::Target::generic().tint())
+    compile_wgsl(&plan, &mapping, &target)
 }

@@ -176,11 +176,10 @@ fn records(
     given: &[(String, u64)],
     stop_after: Option<&str>,
 ) -> Result<(Vec<Record>, Option<Mapping>), Failure> {
-    let (lower, atoms) = match target {
-        Lowering::Cpu => (tables::CPU, Vec::new()),
-        Lowering::Gpu(sheet) => (tables::GPU, atoms::of(sheet)),
+    let (lower, to_tile) = match target {
+        Lowering::Cpu => (tables::CPU, Context::default()),
+        Lowering::Gpu(sheet) => (tables::GPU, context(sheet)),
     };
-    let to_tile = Context { atoms, ..Context::default() };
     let first = stop_after.filter(|n| tables::TO_TILE.iter().any(|p| p.name == *n));
     let second = stop_after.filter(|n| lower.iter().any(|p| p.name == *n));
     if let (Some(name), None, None) = (stop_after, first, second) {
@@ -229,9 +228,15 @@ fn records(
     Ok((all, mapping))
 }
 
+/// What passes read of a GPU.
+fn context(sheet: &DataSheet) -> Context {
+    let arrays = sheet.webgpu.as_ref().and_then(|w| usize::try_from(w.storage_buffers).ok());
+    Context { atoms: atoms::of(sheet), arrays, ..Context::default() }
+}
+
 /// The plan of a cascade for a GPU, with operands rounded for its instructions; none where it is refused.
 pub fn gpu_plan(cascade: &Cascade, sheet: &DataSheet) -> Option<tile::Plan> {
-    let context = Context { atoms: atoms::of(sheet), ..Context::default() };
+    let context = context(sheet);
     let made = trace(tables::TO_TILE, Program::Cascade(cascade.clone()), &context, None).ok()?;
     match made.into_iter().last()?.program {
         Program::Tile(plan) => Some(plan),

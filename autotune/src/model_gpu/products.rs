@@ -154,7 +154,8 @@ fn exchanging(
         (None, AxisKind::Stream | AxisKind::Grid) => 1,
     };
     let most = sheet.gpu.as_ref().map_or(4 * WARPS, |g| (g.threads_per_task / 32).min(4 * WARPS));
-    let warps = 1 << most.min(block(cut)).max(1).ilog2();
+    // Two coordinates a warp or more: one alone is no dimension of what it stores.
+    let warps = 1 << most.min(block(cut) / 2).max(1).ilog2();
     let cut_block = block(cut).next_multiple_of(warps);
     let free = kernel.axes.iter().filter(|(id, a)| a.block.is_none() && !f.stepped.contains(id));
     let axes = free.map(|(id, a)| match a.kind {
@@ -176,7 +177,7 @@ fn exchanging(
         tiles: tiles.collect(),
         ..KernelMapping::default()
     };
-    let have = sheet.gpu.as_ref().map_or(255, |g| g.thread_registers);
+    let have = sheet.gpu.as_ref().map_or(255, |g| g.thread_registers.min(g.registers / (32 * warps)));
     if registers(kernel, warps, &block) + OVERHEAD <= have { Ok(m) } else { Err(m) }
 }
 

@@ -9,6 +9,7 @@ pub mod fix_extents;
 pub mod fold_exponents;
 pub mod fuse_indices;
 pub mod load_reads;
+pub mod pack_arrays;
 pub mod propagate_support;
 pub(crate) mod rewrite;
 pub(crate) mod rewrite_tiles;

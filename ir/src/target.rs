@@ -97,25 +97,8 @@ pub struct Gpu {
 /// Shared memory that the system takes per task (CUDA C++ Programming Guide, compute capability 8.0 and later).
 pub const TASK_SHARED_BYTES: u64 = 1024;
 
-/// The built-in sheets' texts.
-const TEXTS: [&str; 16] = [
-    include_str!("../data/h100.toml"),
-    include_str!("../data/h200.toml"),
-    include_str!("../data/a100.toml"),
-    include_str!("../data/rtx4090.toml"),
-    include_str!("../data/b200.toml"),
-    include_str!("../data/generic.toml"),
-    include_str!("../data/cpu.toml"),
-    include_str!("../data/x86-64-v3.toml"),
-    include_str!("../data/x86-64-v4.toml"),
-    include_str!("../data/aarch64.toml"),
-    include_str!("../data/webgpu.toml"),
-    include_str!("../data/webgpu-nvidia.toml"),
-    include_str!("../data/webgpu-amd.toml"),
-    include_str!("../data/webgpu-intel.toml"),
-    include_str!("../data/webgpu-apple.toml"),
-    include_str!("../data/lavapipe.toml"),
-];
+/// The built-in sheets: every file of `data` by its name, which the build script lists.
+const SHEETS: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/sheets.rs"));
 
 /// Rates as a table in text, in order of names.
 mod rates {
@@ -165,7 +148,7 @@ impl DataSheet {
 
     /// Every sheet that is built in.
     pub fn all() -> Vec<DataSheet> {
-        TEXTS.iter().map(|t| DataSheet::parse(t).expect("built-in sheets are tested")).collect()
+        SHEETS.iter().map(|(_, t)| DataSheet::parse(t).expect("built-in sheets are tested")).collect()
     }
 
     /// The sheet of this name.
@@ -173,23 +156,25 @@ impl DataSheet {
         DataSheet::all().into_iter().find(|s| s.name == name)
     }
 
-    fn built_in(text: &str) -> DataSheet {
-        DataSheet::parse(text).expect("built-in sheets are tested")
+    /// Sheets that code names have a test each.
+    fn built_in(name: &str) -> DataSheet {
+        let found = SHEETS.iter().find(|s| s.0 == name);
+        found.and_then(|(_, t)| DataSheet::parse(t).ok()).expect("built-in sheets are tested")
     }
 
     /// NVIDIA H100 SXM5 80 GB.
     pub fn h100() -> DataSheet {
-        DataSheet::built_in(TEXTS[0])
+        DataSheet::built_in("h100")
     }
 
     /// NVIDIA A100 SXM4 80 GB.
     pub fn a100() -> DataSheet {
-        DataSheet::built_in(TEXTS[2])
+        DataSheet::built_in("a100")
     }
 
     /// A generic server core with AVX-512; a runtime replaces its numbers by what it finds.
     pub fn cpu() -> DataSheet {
-        DataSheet::built_in(TEXTS[6])
+        DataSheet::built_in("cpu")
     }
 
     /// The level of this name.
@@ -226,6 +211,22 @@ mod tests {
     }
 
     #[test]
+    fn every_file_is_a_sheet_of_its_name() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/data");
+        let mut files: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        let listed: Vec<String> = SHEETS.iter().map(|(name, _)| format!("{name}.toml")).collect();
+        assert_eq!(files, listed);
+        for (name, text) in SHEETS {
+            assert_eq!(DataSheet::parse(text).map(|s| s.name), Ok(name.to_string()));
+        }
+        for (sheet, name) in [(DataSheet::h100(), "h100"), (DataSheet::a100(), "a100"), (DataSheet::cpu(), "cpu")] {
+            assert_eq!(sheet.name, name);
+        }
+    }
+
+    #[test]
     fn damaged_sheets_say_what_is_wrong() {
         for (from, to, says) in [
             ("clock = 1.83e9\n", "", "missing field `clock`"),
@@ -233,8 +234,9 @@ mod tests {
             ("3.35e12", "99.5e12", "level l2 is no faster than dram"),
             ("max_cluster", "cluster", "unknown field `cluster`"),
         ] {
-            assert!(TEXTS[0].contains(from), "{from}");
-            let e = DataSheet::parse(&TEXTS[0].replacen(from, to, 1)).expect_err(from);
+            let (_, text) = SHEETS.iter().find(|s| s.0 == "h100").expect("a sheet");
+            assert!(text.contains(from), "{from}");
+            let e = DataSheet::parse(&text.replacen(from, to, 1)).expect_err(from);
             assert!(e.contains(says), "{e}");
         }
     }

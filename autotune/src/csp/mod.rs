@@ -2,7 +2,8 @@
 //!
 //! Domains are progressions or value sets over a trail ([`domain`]); a model's terms and conditions are flattened into
 //! propagators ([`compile`], [`propagate`]) that run to a fixpoint ([`engine`]); presolve splits the problem into
-//! independent components ([`component`]); a depth-first search answers the queries ([`search`], [`solve`]).
+//! independent components ([`component`]); a depth-first search answers the queries ([`search`], [`solve`]); [`uniform`]
+//! draws.
 //!
 //! Invariant: every assignment handed out has passed [`Model::check`], the direct evaluation of the model; propagators
 //! never lose a solution, which [`check`] tests against enumeration.
@@ -30,6 +31,7 @@ mod report;
 pub mod search;
 mod solve;
 pub mod text;
+mod uniform;
 
 pub use explain::{Conflict, Explanation};
 pub use model::{Assignment, Broken, Cmp, Constraint, Domain, Expr, Model, Pred, VarId, Variable};
@@ -37,3 +39,4 @@ pub use number::{LIMIT, divisors, gcd, lcm};
 pub use report::{Conflicting, Report, SCHEMA, Solution, Status, Value};
 pub use search::Direction;
 pub use solve::{Costed, Diversity, Error, Left, Options, Solver};
+pub use uniform::Uniform;

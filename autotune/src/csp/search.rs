@@ -248,7 +248,7 @@ pub fn satisfy(engine: &mut Engine, limit: u64) -> Result<(Option<Store>, u64), 
 }
 
 /// The lower and the upper half of a domain.
-fn halves(store: &Store, var: Var) -> (Decision, Decision) {
+pub(crate) fn halves(store: &Store, var: Var) -> (Decision, Decision) {
     let (lo, hi) = (store.lo(var), store.hi(var));
     let mid = lo + (hi - lo) / 2;
     ((var, lo, mid), (var, mid + 1, hi))

@@ -131,7 +131,7 @@ impl<'m> Solver<'m> {
         }
     }
 
-    fn presolved(&self) -> Result<Option<Presolved>, Error> {
+    pub(crate) fn presolved(&self) -> Result<Option<Presolved>, Error> {
         Ok(self.compiler()?.and_then(|c| presolve(c.finish(), &[], self.options.audit).ok()))
     }
 
@@ -174,7 +174,8 @@ impl<'m> Solver<'m> {
         }
     }
 
-    fn base(&self, p: &Presolved) -> Assignment {
+    /// The assignment of the variables that presolve fixed; the others have some value of their domain.
+    pub(crate) fn base(&self, p: &Presolved) -> Assignment {
         self.model.var_ids().map(|v| p.store.lo(Var(v.0))).collect()
     }
 

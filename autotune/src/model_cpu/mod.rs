@@ -6,7 +6,7 @@
 //! second-level cache; other axes of the launch are walked one by one, so that there are tasks for every core.
 //! Invariant: functions of the plan, the data sheet, the sizes and the seed alone.
 
-use einfall_ir::mapping::{Anchor, AxisMapping, KernelMapping, Mapping, Work};
+use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping, Work};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan};
 
@@ -164,7 +164,6 @@ fn kernel(k: &Kernel, l2: u64) -> KernelMapping {
         tiles: Vec::new(),
         ops: Vec::new(),
         roles: Vec::new(),
-        anchor: Anchor::default(),
         split: None,
         early: false,
         dependent: false,

@@ -3,7 +3,8 @@
 //!
 //! Rates come from the data sheet. wgmma reads both operands from shared memory at 128 bytes per clock, so narrow
 //! instructions wait for it: that gives the measured rates (n ≥ 64 at 95%, n = 32 at 63% from shared memory and 94%
-//! from registers, n = 16 at 38%, n = 8 at 21%). Traffic counts blocks: what the tasks of one wave share is read from
+//! from registers, n = 16 at 38%, n = 8 at 21%). mma reads registers, which every unit loads from shared memory once per
+//! step of k. Traffic counts blocks: what the tasks of one wave share is read from
 //! device memory once if the wave's order brings them together. Invariant: costs are for ranking and say which term
 //! binds; nothing is fitted to a kernel.
 
@@ -187,7 +188,18 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
         let bytes = x.operand.bytes(1) as f64;
         let times = often(f.ops[x.op].stream);
         let memory = s.places[x.a.index()] != Place::Registers;
-        let read = 16.0 * bytes * (n + if memory { 64.0 } else { 0.0 });
+        if !space.family.asynchronous() {
+            // Every unit loads the rows it has once per step of k, and the columns it has; instructions take them from
+            // registers.
+            let along = |a: AxisId| if s.cut == Some(a) { c.units } else { 1.0 };
+            let read = bytes * bk * (bn * along(x.m) + if memory { bm * along(x.n) } else { 0.0 }) * times;
+            tensor += (2.0 * bm * bn * bk * times / peak / WIDE).max(read / SHARED_PER_CLOCK / WIDE);
+            shared += read;
+            continue;
+        }
+        // The hardware computes 64 rows whatever the instruction keeps.
+        let rows = v.rows.map_or(space.family.rows[0], |r| values[r.idx()]) as f64;
+        let read = 16.0 * bytes * (n + if memory { rows } else { 0.0 });
         let one = 2.0 * 64.0 * n * 16.0 / peak;
         // Narrow instructions do not fill the pipe whatever their operands come from.
         let narrow = if n < 16.0 {
@@ -198,7 +210,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
             1.0
         };
         let instruction = (one / (WIDE * narrow)).max(read / SHARED_PER_CLOCK / WIDE);
-        let count = (bm / 64.0) * (bn / n) * (bk / 16.0) * times;
+        let count = (bm / rows) * (bn / n) * (bk / 16.0) * times;
         tensor += instruction * count;
         shared += read * count;
     }
@@ -303,6 +315,8 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     // One task alone, and how much of a multiprocessor it keeps busy.
     let elementwise = special.max(plain);
     let turns = v.ping_pong.is_some_and(|p| values[p.idx()] == 1);
+    // Warps of a unit on each of a multiprocessor's four schedulers.
+    let per_scheduler = space.family.threads() as f64 / 128.0;
     let overlap = match s.schedule {
         Schedule::Overlapped => {
             if turns {
@@ -311,7 +325,8 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
                 0.9
             }
         }
-        Schedule::Plain | Schedule::Prefetched(_) if c.units > 1.0 => {
+        // Warps of one scheduler fill each other's gaps.
+        Schedule::Plain | Schedule::Prefetched(_) if c.units * per_scheduler > 1.0 => {
             if turns {
                 0.75
             } else {
@@ -322,7 +337,7 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
     };
     // So many tasks' warps share the schedulers; a task alone is as slow as its own.
     let together = |tasks: u64| {
-        let warps = (c.units.max(1.0) as u64 * tasks) as usize;
+        let warps = ((c.units * per_scheduler * tasks as f64).ceil() as usize).max(1);
         let slots = if ideal { 1.0 } else { ISSUED[warps.min(ISSUED.len()) - 1] };
         let elementwise = elementwise / slots;
         tensor.max(elementwise) + (1.0 - overlap) * tensor.min(elementwise)
@@ -454,7 +469,8 @@ fn price(space: &Space<'_, '_>, work: &Work, sheet: &DataSheet, gpu: &Gpu, value
 fn resident(space: &Space<'_, '_>, gpu: &Gpu, c: &Chosen, values: &[i64]) -> u64 {
     let s = space.structure;
     let shared = space.shared.eval(values).unwrap_or(0).max(0) as u64 + TASK_SHARED_BYTES;
-    let threads = c.units as u64 * 128 + u64::from(s.producer) * 128;
+    let own = (c.units as u64 * space.family.threads() as u64).next_multiple_of(128);
+    let threads = own + u64::from(s.producer) * 128;
     let by_registers = match space.vars.regs[..] {
         [producer, consumer] if values[consumer.idx()] > 0 => {
             let set = 128 * values[producer.idx()] as u64 + c.units as u64 * 128 * values[consumer.idx()] as u64;

@@ -78,6 +78,8 @@ pub struct StreamFacts {
     pub filter: Option<ExprId>,
     /// Whether it may be cut into parts that are merged.
     pub parts: bool,
+    /// Whether it may be walked from its last block to its first.
+    pub turns: bool,
 }
 
 /// A kernel as the model sees it.
@@ -140,6 +142,7 @@ impl<'a> Facts<'a> {
                         filtered,
                         filter: s.filter,
                         parts: order_free::parts(kernel, place).is_ok(),
+                        turns: !s.sequential && order_free::check(kernel, s).is_ok(),
                     });
                     for inner in &s.body {
                         match inner {

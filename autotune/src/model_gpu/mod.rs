@@ -14,11 +14,12 @@ use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping};
 use einfall_ir::target::{DataSheet, Gpu};
 use einfall_ir::tile::{AxisKind, Kernel, Op, Plan};
 
-use crate::csp::{Solver, VarId};
+use crate::csp::{Pred, Solver, VarId};
 
 pub mod cost;
 pub mod elementwise;
 pub mod facts;
+pub mod family;
 pub mod live;
 pub mod multiply_add;
 pub mod obstacle;
@@ -33,6 +34,7 @@ pub mod write;
 pub use cost::Cost;
 use facts::Facts;
 pub use facts::Unsupported;
+use family::Family;
 pub use obstacle::{Obstacle, obstacle};
 use rayon::prelude::*;
 pub use sample::sample;
@@ -48,17 +50,12 @@ fn contracts(kernel: &Kernel) -> bool {
     found
 }
 
-/// The wgmma device of a sheet, or why the model has no mappings for it.
-fn device(sheet: &DataSheet) -> Result<&Gpu, Unsupported> {
+/// The instructions of a sheet's device, or why the model has no mappings for it.
+fn device(sheet: &DataSheet) -> Result<(Family, &Gpu), Unsupported> {
+    let family = Family::of(sheet)?;
     match &sheet.gpu {
+        Some(gpu) => Ok((family, gpu)),
         None => facts::unsupported("device", format!("{} is not a GPU", sheet.name)),
-        Some(g) if !g.atoms.iter().any(|a| a == "wgmma") || !g.copy_engines.iter().any(|e| e == "tma") => {
-            facts::unsupported(
-                "atoms",
-                format!("{} has no wgmma fed by TMA, which contractions are mapped to", sheet.name),
-            )
-        }
-        Some(g) => Ok(g),
     }
 }
 
@@ -77,10 +74,10 @@ pub fn kernel_candidates(
 }
 
 fn mapped(facts: Facts<'_>, sheet: &DataSheet, k: usize) -> Result<Vec<(KernelMapping, Cost)>, Unsupported> {
-    let gpu = device(sheet)?;
+    let (family, gpu) = device(sheet)?;
     let kernel = facts.kernel;
-    let all = structures(&facts)?;
-    let found = search(&facts, &all, sheet, gpu, k);
+    let all = structures(&facts, family)?;
+    let found = search(&facts, &all, sheet, (family, gpu), k);
     if found.is_empty() {
         return facts::unsupported("resources", format!("no blocks of {} fit {}", kernel.name, sheet.name));
     }
@@ -91,7 +88,7 @@ fn mapped(facts: Facts<'_>, sheet: &DataSheet, k: usize) -> Result<Vec<(KernelMa
 /// no blocks fit one that does, the wrong blocks, so that the lowering says what it lacks.
 fn fallback(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Vec<KernelMapping> {
     let facts = Facts::new(plan, kernel, sizes).map(|f| f.with_inner(|_| Some(INNER_CLASSES[0])));
-    if device(sheet).is_err() || facts.and_then(|f| structures(&f)).is_err() {
+    if device(sheet).and_then(|(family, _)| structures(&facts?, family)).is_err() {
         return products::variants(kernel, plan, sheet, sizes);
     }
     let axes = kernel.axes.iter().filter(|(_, a)| a.kind != AxisKind::Inner).map(|(_, a)| {
@@ -249,15 +246,15 @@ pub fn admitted(
 ) -> Result<Cost, Rejected> {
     let reject = |constraint: String, message: String| Rejected { kernel: kernel.name.clone(), constraint, message };
     let outside = |u: Unsupported| reject(u.constraint, u.message);
-    let gpu = device(sheet).map_err(outside)?;
+    let (family, gpu) = device(sheet).map_err(outside)?;
     // Without sizes an inner axis is as long as the mapping's block.
     let facts = Facts::new(plan, kernel, sizes).map_err(outside)?;
     let facts = facts.with_inner(|a| m.axis(a).map(|l| l.block));
-    let all = structures(&facts).map_err(outside)?;
+    let all = structures(&facts, family).map_err(outside)?;
     let given = Normal::of(&facts, m);
     let mut best: Option<(usize, Rejected)> = None;
     for s in &all {
-        let space = Space::new(&facts, s, gpu);
+        let space = Space::new(&facts, s, family, gpu);
         let values = write::read(&space, m);
         let orders = space.vars.order.is_some_and(|o| values[o.idx()] < 0);
         let mut differs = if orders { vec!["work order".to_string()] } else { Vec::new() };
@@ -307,11 +304,11 @@ pub fn count(
     sizes: Option<&[u64]>,
     limit: u64,
 ) -> Result<u64, Unsupported> {
-    let gpu = device(sheet)?;
+    let (family, gpu) = device(sheet)?;
     let facts = Facts::new(plan, kernel, sizes)?;
     let mut total = 0;
-    for s in &structures(&facts)? {
-        let space = Space::new(&facts, s, gpu);
+    for s in &structures(&facts, family)? {
+        let space = Space::new(&facts, s, family, gpu);
         let mut visit = |_: &[i64]| {
             total += 1;
             if total >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -323,4 +320,26 @@ pub fn count(
         }
     }
     Ok(total)
+}
+
+/// Whether the model admits a mapping of a kernel that has what `property` says of a structure: a condition on its
+/// variables, or nothing where the structure cannot have it.
+///
+/// # Errors
+/// Why the kernel has no mapping at all.
+pub fn admits(
+    plan: &Plan,
+    kernel: &Kernel,
+    sheet: &DataSheet,
+    sizes: Option<&[u64]>,
+    property: &dyn Fn(&Space<'_, '_>) -> Option<Pred>,
+) -> Result<bool, Unsupported> {
+    let (family, gpu) = device(sheet)?;
+    let facts = Facts::new(plan, kernel, sizes)?;
+    Ok(structures(&facts, family)?.iter().any(|s| {
+        let mut space = Space::new(&facts, s, family, gpu);
+        let Some(wanted) = property(&space) else { return false };
+        space.model.constrain("property", wanted);
+        matches!(Solver::new(&space.model).first(), Ok(Some(_)))
+    }))
 }

@@ -42,8 +42,8 @@ pub fn obstacle(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option
         let outside = |u: super::Unsupported| {
             Some(Obstacle { kernel: name.clone(), constraints: vec![u.constraint], message: u.message, change: None })
         };
-        let gpu = match device(sheet) {
-            Ok(gpu) => gpu,
+        let (family, gpu) = match device(sheet) {
+            Ok(found) => found,
             Err(u) => return outside(u),
         };
         let facts = match Facts::new(plan, kernel, sizes) {
@@ -51,16 +51,16 @@ pub fn obstacle(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option
             Ok(facts) => facts.with_inner(|_| Some(super::INNER_CLASSES[0])),
             Err(u) => return outside(u),
         };
-        let all = match structures(&facts) {
+        let all = match structures(&facts, family) {
             Ok(all) => all,
             Err(u) => return outside(u),
         };
-        if !search(&facts, &all, sheet, gpu, 1).is_empty() {
+        if !search(&facts, &all, sheet, (family, gpu), 1).is_empty() {
             return None;
         }
         let mut least: Option<Vec<String>> = None;
         for s in &all {
-            let space = Space::new(&facts, s, gpu);
+            let space = Space::new(&facts, s, family, gpu);
             let options = Options { node_limit: NODES, ..Options::default() };
             if let Ok(Explanation::Conflict(c)) = Solver::with_options(&space.model, options).explain() {
                 let mut names: Vec<String> =
@@ -82,7 +82,7 @@ pub fn obstacle(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option
         let fits = |limit: u64| {
             let mut facts = facts.clone();
             wide.iter().for_each(|(i, n)| facts.axes[*i].extent = Some((*n).min(limit)));
-            structures(&facts).is_ok_and(|all| !search(&facts, &all, sheet, gpu, 1).is_empty())
+            structures(&facts, family).is_ok_and(|all| !search(&facts, &all, sheet, (family, gpu), 1).is_empty())
         };
         let limits = (1..).map(|k| longest.next_power_of_two() >> k).take_while(|n| *n >= 16);
         let change = limits.into_iter().find(|n| fits(*n)).map(|n| {

@@ -13,6 +13,7 @@ use einfall_ir::tile::{AxisId, AxisKind, TileId};
 
 use super::cost::{Cost, Work, bound, cost};
 use super::facts::Facts;
+use super::family::Family;
 use super::space::{GROUP, PARTS, STAGES, Space};
 use super::structure::{Place, Schedule, Structure};
 use super::write::write;
@@ -33,6 +34,8 @@ pub struct Found {
 
 /// Columns of blocks that the search tries; the CSP admits every multiple of 8.
 const COLUMNS: [i64; 19] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256, 512];
+/// Rows of blocks whose instructions have few.
+const ROWS: [i64; 6] = [16, 32, 64, 96, 128, 256];
 /// Depths of blocks along summed axes.
 const DEPTHS: [i64; 5] = [16, 32, 64, 128, 256];
 
@@ -50,19 +53,17 @@ struct Mode {
 /// Ways to share the device with so many blocks on so many multiprocessors.
 fn modes(space: &Space<'_, '_>, blocks: f64, multiprocessors: f64) -> Vec<Mode> {
     let plain = Mode { resident: 1, persistent: false, split: false };
-    let mut out = vec![plain, Mode { resident: 2, ..plain }];
+    let residents: Vec<i64> = [1, 2, 4, 8].into_iter().filter(|n| *n <= space.family.resident).collect();
+    let mut out: Vec<Mode> = residents.iter().map(|resident| Mode { resident: *resident, ..plain }).collect();
     if space.vars.persistent.is_some() && blocks > multiprocessors {
         out.push(Mode { persistent: true, ..plain });
     }
     // More rounds than four even out by themselves.
     if space.vars.split.is_some() && blocks < 4.0 * multiprocessors {
-        out.extend([1, 2].map(|resident| Mode { resident, split: true, ..plain }));
+        out.extend(residents.into_iter().map(|resident| Mode { resident, split: true, ..plain }));
     }
     out
 }
-
-/// How much slower than the best so far a mapping may be for its order to be sought.
-const NEAR: f64 = 1.25;
 
 fn contains(d: &Domain, v: i64) -> bool {
     match d {
@@ -101,7 +102,8 @@ fn tried(space: &Space<'_, '_>, a: AxisId) -> Vec<i64> {
     let columns = s.contractions.iter().any(|c| c.n == a);
     let rows = s.contractions.iter().any(|c| c.m == a);
     let list: Vec<i64> = match (rows, columns) {
-        (true, _) => all,
+        (true, _) if space.family.asynchronous() => all,
+        (true, _) => all.into_iter().filter(|v| ROWS.contains(v)).collect(),
         (false, true) => all.into_iter().filter(|v| COLUMNS.contains(v)).collect(),
         (false, false) => all.into_iter().filter(|v| DEPTHS.contains(v)).collect(),
     };
@@ -141,6 +143,11 @@ impl Completer<'_, '_, '_> {
         v.map_or(1, |v| values[v.idx()])
     }
 
+    /// Columns of instructions, the most first.
+    fn columns(&self) -> impl Iterator<Item = i64> {
+        (8..=self.space.family.columns).rev().step_by(8)
+    }
+
     /// The leading values with more of everything else than fits: no completion costs less.
     fn ideal(&self, leading: &[i64]) -> Vec<i64> {
         let (s, v) = (self.space.structure, &self.space.vars);
@@ -148,7 +155,7 @@ impl Completer<'_, '_, '_> {
         let units = self.get(&values, v.units);
         for (i, c) in s.contractions.iter().enumerate() {
             let part = self.get(&values, v.block[c.n.index()]) / if s.cut == Some(c.n) { units } else { 1 };
-            values[v.atom[i].idx()] = (8..=256).rev().step_by(8).find(|n| part % n == 0).unwrap_or(8);
+            values[v.atom[i].idx()] = self.columns().find(|n| part % n == 0).unwrap_or(8);
         }
         let flags = v.staged.iter().chain(&v.reuses).flatten().chain(&v.ping_pong).chain(&v.longest);
         flags.for_each(|x| values[x.idx()] = 1);
@@ -179,10 +186,10 @@ impl Completer<'_, '_, '_> {
             }
             let per_unit = n / cut;
             let panel = match (s.places[c.b.index()].shared() == Some(c.n), v.swizzle[c.b.index()]) {
-                (true, Some(w)) => values[w.idx()] / c.operand.bytes(1) as i64,
+                (true, Some(w)) if self.space.family.asynchronous() => values[w.idx()] / c.operand.bytes(1) as i64,
                 _ => 8,
             };
-            values[v.atom[i].idx()] = (8..=256).rev().step_by(8).find(|n| per_unit % n == 0 && n % panel == 0)?;
+            values[v.atom[i].idx()] = self.columns().find(|n| per_unit % n == 0 && n % panel == 0)?;
         }
         if let [p, c] = v.regs[..] {
             (values[p.idx()], values[c.idx()]) = budgets(self.gpu, units, tasks);
@@ -240,6 +247,7 @@ impl Completer<'_, '_, '_> {
             }
             let least = match (s.producer, s.schedule) {
                 (false, Schedule::Prefetched(n)) => n as i64 + 1,
+                (false, Schedule::Plain) if !self.space.family.asynchronous() => 1,
                 (_, Schedule::Plain | Schedule::Overlapped | Schedule::Prefetched(_)) => 2,
             };
             for stages in (least..=STAGES as i64).rev().chain(if s.producer { Some(1) } else { None }) {
@@ -277,8 +285,14 @@ impl Completer<'_, '_, '_> {
 }
 
 /// The best `k` mappings of a kernel, any two of which differ in structure or at least two leading numbers.
-pub fn search(facts: &Facts<'_>, all: &[Structure], sheet: &DataSheet, gpu: &Gpu, k: usize) -> Vec<Found> {
-    let spaces: Vec<Space<'_, '_>> = all.iter().map(|s| Space::new(facts, s, gpu)).collect();
+pub fn search(
+    facts: &Facts<'_>,
+    all: &[Structure],
+    sheet: &DataSheet,
+    (family, gpu): (Family, &Gpu),
+    k: usize,
+) -> Vec<Found> {
+    let spaces: Vec<Space<'_, '_>> = all.iter().map(|s| Space::new(facts, s, family, gpu)).collect();
     let works: Vec<Work> = all.iter().map(|s| Work::of(facts, s)).collect();
     // What is likely best comes first, so that its cost cuts off the rest.
     let mut turn: Vec<usize> = (0..all.len()).collect();
@@ -292,16 +306,15 @@ pub fn search(facts: &Facts<'_>, all: &[Structure], sheet: &DataSheet, gpu: &Gpu
         let completer = Completer { space, gpu };
         leading(space, &mut |leading| {
             let price = |values: &[i64]| cost(space, &works[at], sheet, gpu, values).seconds;
-            if bound(space, &works[at], sheet, gpu, &completer.ideal(leading)) >= limit {
+            // What is left out costs more than what is kept, so that the first is the first however many are kept.
+            if bound(space, &works[at], sheet, gpu, &completer.ideal(leading)) > limit {
                 return;
             }
             for mode in modes(space, blocks(space, &works[at], leading), gpu.multiprocessors as f64) {
                 let Some(mut values) = completer.complete(leading.to_vec(), mode) else { continue };
                 let mut seconds = price(&values);
-                if seconds < NEAR * limit {
-                    refine(space, &price, &mut values, &mut seconds);
-                }
-                if seconds < limit {
+                refine(space, &price, &mut values, &mut seconds);
+                if seconds <= limit {
                     found.push((seconds, at, values));
                 }
             }
@@ -347,7 +360,7 @@ fn refine(space: &Space<'_, '_>, price: &dyn Fn(&[i64]) -> f64, values: &mut [i6
         }
     };
     let split = v.split.is_some_and(|x| values[x.parts.idx()] > 1);
-    for i in 0..space.orders.len() {
+    for i in 0..space.worth {
         for g in [1, GROUP] {
             if let Some(order) = v.order {
                 other[order.idx()] = i as i64;
@@ -388,7 +401,8 @@ fn keep(found: &mut Vec<(f64, usize, Vec<i64>)>, n: usize) {
 
 fn leading_vars(space: &Space<'_, '_>) -> Vec<VarId> {
     let v = &space.vars;
-    let all = v.block.iter().chain(&v.cluster).flatten().copied().chain(v.units).chain(v.order).chain(v.group);
+    let all = v.rows.iter().chain(v.block.iter().chain(&v.cluster).flatten()).copied();
+    let all = all.chain(v.units).chain(v.order).chain(v.group);
     all.chain(v.persistent).chain(v.split.map(|s| s.parts)).collect()
 }
 
@@ -402,7 +416,7 @@ fn distance(space: &Space<'_, '_>, x: &[i64], y: &[i64]) -> usize {
 fn leading(space: &Space<'_, '_>, visit: &mut dyn FnMut(&[i64])) {
     let v = &space.vars;
     let domain = |x: VarId| values_of(&space.model.vars()[x.idx()].domain);
-    let mut lists: Vec<(VarId, Vec<i64>)> = v.units.iter().map(|u| (*u, domain(*u))).collect();
+    let mut lists: Vec<(VarId, Vec<i64>)> = v.units.iter().chain(&v.rows).map(|u| (*u, domain(*u))).collect();
     for (i, b) in v.block.iter().enumerate() {
         if let Some(b) = b {
             lists.push((*b, tried(space, AxisId::new(i))));
@@ -437,11 +451,14 @@ fn plausible(space: &Space<'_, '_>, values: &[i64], last: VarId) -> bool {
     let units = v.units.map_or(1, |u| values[u.idx()]);
     let at = |a: AxisId| v.block[a.index()].map_or(1, |b| values[b.idx()]);
     let part = |a: AxisId| if s.cut == Some(a) { units } else { 1 };
+    let family = space.family;
+    let rows = v.rows.map_or(family.rows[0], |r| values[r.idx()]).max(1);
     s.contractions.iter().all(|c| {
         let (m, n) = (at(c.m), at(c.n));
-        let whole = m % (64 * part(c.m)) == 0 && n % (8 * part(c.n)) == 0;
-        // Two instructions' rows per unit at most, and no more accumulators than a thread has registers.
-        whole && m / part(c.m) <= 128 && (m == 0 || n == 0 || m / part(c.m) * n / part(c.n) <= 216 * 128)
+        let whole = m % (rows * part(c.m)) == 0 && n % (8 * part(c.n)) == 0;
+        // Few instructions' rows per unit, and no more accumulators than a thread has registers.
+        let most = 216 * family.threads();
+        whole && m / part(c.m) <= family.unit_rows && (m == 0 || n == 0 || m / part(c.m) * n / part(c.n) <= most)
     })
 }
 
@@ -485,10 +502,11 @@ mod tests {
         let sizes = [4096, 4096, 4096];
         let facts = Facts::new(&plan, &plan.kernels[0], Some(&sizes)).expect("facts");
         let gpu = DataSheet::h100().gpu.expect("a GPU");
-        let all = structures(&facts).expect("structures");
+        let family = Family::WGMMA;
+        let all = structures(&facts, family).expect("structures");
         let mut judged = 0;
         for s in all.iter().filter(|s| s.producer) {
-            let space = Space::new(&facts, s, &gpu);
+            let space = Space::new(&facts, s, family, &gpu);
             let rule = space.model.constraints().iter().find(|c| c.name == "registers of the task").expect("the rule");
             let units = space.vars.units.expect("units");
             let [p, c] = space.vars.regs[..] else { panic!("a producer has a budget") };

@@ -6,14 +6,17 @@
 //! PTX's rules of boxes, swizzles and instruction shapes.
 
 use einfall_ir::arena::Id;
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::Scope;
 use einfall_ir::target::Gpu;
 use einfall_ir::tile::{AxisId, AxisKind, Op, TileId};
 
 use super::facts::Facts;
+use super::family::{DEPTH, Family};
 use super::live::{Fragment, live_sets};
-use super::structure::{Contraction, Held, Place, Schedule, Structure};
+use super::structure::{Contraction, Held, Place, Schedule, Structure, frame_of};
 use crate::csp::{Domain, Expr, Model, Pred, VarId};
-use einfall_ir::analysis::resources::{INSTRUCTION_OVERHEAD, OVERHEAD};
+use einfall_ir::analysis::resources::{EXCHANGE_BYTES, INSTRUCTION_OVERHEAD, OVERHEAD};
 
 /// Most coordinates of a block.
 pub const LARGEST: u64 = 512;
@@ -21,14 +24,13 @@ pub const LARGEST: u64 = 512;
 pub const STAGES: u64 = 8;
 /// Most parts of a stream; 1: it is whole.
 pub const PARTS: [i64; 5] = [1, 8, 32, 64, 256];
-/// Most tasks a multiprocessor runs at a time that parts are counted for.
-pub const RESIDENT: i64 = 2;
-/// Most units of the consumers.
-pub const UNITS: i64 = 4;
 /// Blocks of a section, where blocks are walked in sections; clusters of two divide it.
 pub const GROUP: i64 = 8;
-/// Registers per thread that joining parts' states takes, by what the lowering holds of them at once.
-const MERGE_REGISTERS: i64 = 168;
+/// Registers per thread that joining parts' states takes, by what the lowering holds of them at once; with states of
+/// [`WIDE_STATES`] elements a row it holds every row's own values in more lanes.
+const MERGE_REGISTERS: [i64; 2] = [168, 220];
+/// See [`MERGE_REGISTERS`].
+const WIDE_STATES: i64 = 256;
 /// Elements of a box per dimension (CUDA driver API, `cuTensorMapEncodeTiled`).
 const BOX: i64 = 256;
 /// The pattern of the widest swizzle repeats after so many bytes; stages start there.
@@ -45,6 +47,8 @@ pub struct Vars {
     pub units: Option<VarId>,
     /// Columns of each contraction's instruction.
     pub atom: Vec<VarId>,
+    /// Rows of all of them, where the family has several.
+    pub rows: Option<VarId>,
     /// Copies of each shared tile filled in a stream.
     pub stages: Vec<Option<VarId>>,
     /// Swizzle span of each shared tile.
@@ -59,6 +63,8 @@ pub struct Vars {
     pub ping_pong: Option<VarId>,
     /// Whether long blocks go first.
     pub longest: Option<VarId>,
+    /// Whether a stream goes from its last block to its first.
+    pub descending: Vec<Option<VarId>>,
     /// Which of the orders of the grid.
     pub order: Option<VarId>,
     /// Blocks of the second-fastest axis of that order that are walked together; 1: none.
@@ -87,12 +93,16 @@ pub struct Space<'s, 'a> {
     pub facts: &'s Facts<'a>,
     /// The structure.
     pub structure: &'s Structure,
+    /// The device's instructions.
+    pub family: Family,
     /// The CSP.
     pub model: Model,
     /// Its variables.
     pub vars: Vars,
     /// Orders of the grid axes.
     pub orders: Vec<Vec<AxisId>>,
+    /// How many of them, from the first, are worth trying.
+    pub worth: usize,
     /// Shared memory in bytes.
     pub shared: Expr,
     /// Registers per thread that the consumers' fragments take.
@@ -100,26 +110,33 @@ pub struct Space<'s, 'a> {
 }
 
 /// The smallest step of blocks along an axis that instructions ask for.
-fn step(s: &Structure, a: AxisId) -> u64 {
+fn step(s: &Structure, family: Family, a: AxisId) -> u64 {
     let mut step = 8;
     for c in &s.contractions {
         if c.m == a {
-            step = step.max(64);
+            step = step.max(rows_of(s, family).iter().copied().min().unwrap_or(8) as u64);
         }
         if c.k == a {
-            step = step.max(16);
+            step = step.max(DEPTH as u64);
         }
     }
     step
 }
 
+/// Rows that the instructions of a structure may have: shorter ones take their left operand from registers.
+fn rows_of(s: &Structure, family: Family) -> &'static [i64] {
+    let registers = s.contractions.iter().all(|c| s.places[c.a.index()] == Place::Registers);
+    if registers { family.rows } else { &family.rows[..1] }
+}
+
 impl<'s, 'a> Space<'s, 'a> {
     /// The CSP of `structure` on a device.
-    pub fn new(facts: &'s Facts<'a>, structure: &'s Structure, gpu: &Gpu) -> Space<'s, 'a> {
-        let orders = orders(facts, structure);
+    pub fn new(facts: &'s Facts<'a>, structure: &'s Structure, family: Family, gpu: &Gpu) -> Space<'s, 'a> {
+        let (orders, worth) = orders(facts, structure);
         let (model, vars) = (Model::new(), Vars::default());
         let zero = Expr::Const(0);
-        let mut space = Space { facts, structure, model, vars, orders, shared: zero.clone(), need: zero };
+        let mut space =
+            Space { facts, structure, family, model, vars, orders, worth, shared: zero.clone(), need: zero };
         space.variables();
         space.shared = space.shared_bytes();
         space.shapes();
@@ -133,6 +150,11 @@ impl<'s, 'a> Space<'s, 'a> {
     /// Coordinates per block of an axis.
     pub fn block(&self, a: AxisId) -> Expr {
         self.vars.block[a.index()].map_or(Expr::Const(1), Expr::Var)
+    }
+
+    /// Rows of an instruction.
+    fn rows(&self) -> Expr {
+        self.vars.rows.map_or(Expr::Const(self.family.rows[0]), Expr::Var)
     }
 
     fn units(&self) -> Expr {
@@ -156,7 +178,7 @@ impl<'s, 'a> Space<'s, 'a> {
             let mut block = None;
             let mut cluster = None;
             if s.is_sized(id) {
-                let step = step(s, id);
+                let step = step(s, self.family, id);
                 let (lo, hi) = match (a.kind, a.extent) {
                     (AxisKind::Inner, extent) => {
                         let extent = extent.unwrap_or(a.nominal(true)).max(1);
@@ -173,12 +195,15 @@ impl<'s, 'a> Space<'s, 'a> {
             self.vars.block.push(block);
             self.vars.cluster.push(cluster);
         }
-        let most = if s.cut.is_some() { UNITS } else { 1 };
+        let most = if s.cut.is_some() { self.family.units } else { 1 };
         let least = if s.cut.is_some() { 2 } else { 1 };
         self.vars.units = Some(self.model.var("units", Domain::range(least, most)));
         for c in &s.contractions {
             let name = format!("atom {}", f.ops[c.op].name);
-            self.vars.atom.push(self.model.var(name, Domain::Range { lo: 8, hi: 256, step: 8 }));
+            self.vars.atom.push(self.model.var(name, Domain::Range { lo: 8, hi: self.family.columns, step: 8 }));
+        }
+        if let rows @ [_, _, ..] = rows_of(s, self.family) {
+            self.vars.rows = Some(self.model.var("atom rows", Domain::Values(rows.to_vec())));
         }
         for (i, place) in s.places.iter().enumerate() {
             let t = TileId::new(i);
@@ -210,11 +235,15 @@ impl<'s, 'a> Space<'s, 'a> {
         }
         // Units that hand tiles to each other in every trip cannot take turns.
         let hands = s.written().any(|t| f.ops[f.writers(t)[0]].stream.is_some());
-        if s.cut.is_some() && !hands {
+        if s.cut.is_some() && !hands && self.family.asynchronous() {
             self.vars.ping_pong = Some(self.model.var("ping_pong", flag.clone()));
         }
         if f.streams.iter().any(|x| x.filtered.iter().any(|a| f.axis(*a).kind == AxisKind::Grid)) {
-            self.vars.longest = Some(self.model.var("longest_first", flag));
+            self.vars.longest = Some(self.model.var("longest_first", flag.clone()));
+        }
+        for x in &f.streams {
+            let name = format!("descending {}", f.axis(x.axis).name);
+            self.vars.descending.push(x.turns.then(|| self.model.var(name, flag.clone())));
         }
         if self.orders.len() > 1 {
             self.vars.order = Some(self.model.var("order", Domain::range(0, self.orders.len() as i64 - 1)));
@@ -228,7 +257,7 @@ impl<'s, 'a> Space<'s, 'a> {
         if f.shared_stream().is_some() {
             self.vars.split = Some(SplitVars {
                 parts: self.model.var("parts", Domain::Values(PARTS.to_vec())),
-                resident: self.model.var("parts resident", Domain::range(1, RESIDENT)),
+                resident: self.model.var("parts resident", Domain::range(1, self.family.resident)),
                 last: self.model.var("merge last_arriver", Domain::range(0, 1)),
             });
         }
@@ -248,15 +277,22 @@ impl<'s, 'a> Space<'s, 'a> {
             let whole = Pred::And(vec![is(split.resident, 1), is(split.last, 0)]);
             self.model.constrain("whole streams", is(split.parts, 1).implies(whole));
             // Lanes hold whole rows of its states: where they cannot, warps would have to meet in shared memory.
-            let mut axes: Vec<AxisId> = f.states().iter().flat_map(|t| f.tile_axes(*t)).copied().collect();
-            axes.sort();
-            axes.dedup();
-            for a in axes.into_iter().filter(|a| f.axis(*a).kind == AxisKind::Inner) {
+            for a in self.state_rows() {
                 let rows = self.block(a).one_of(&[64, 128, 256]);
                 self.model
                     .constrain(format!("lanes of the merge along {}", f.axis(a).name), is(split.last, 1).implies(rows));
             }
         }
+    }
+
+    /// Inner axes of what parts of the shared stream leave for the merge.
+    fn state_rows(&self) -> Vec<AxisId> {
+        let f = self.facts;
+        let mut axes: Vec<AxisId> = f.states().iter().flat_map(|t| f.tile_axes(*t)).copied().collect();
+        axes.sort();
+        axes.dedup();
+        axes.retain(|a| f.axis(*a).kind == AxisKind::Inner);
+        axes
     }
 
     /// Instruction shapes.
@@ -274,13 +310,14 @@ impl<'s, 'a> Space<'s, 'a> {
         for (i, c) in s.contractions.iter().enumerate() {
             let name = &f.ops[c.op].name;
             let atom = Expr::Var(self.vars.atom[i]);
-            let rows = self.block(c.m).multiple_of(Expr::Const(64) * self.cut(c.m));
+            let rows = self.block(c.m).multiple_of(self.rows() * self.cut(c.m));
             self.model.constrain(format!("atom rows of {name}"), rows);
             let columns = self.block(c.n).multiple_of(atom.clone() * self.cut(c.n));
             self.model.constrain(format!("atom columns of {name}"), columns);
-            self.model.constrain(format!("atom depth of {name}"), self.block(c.k).multiple_of(16));
+            self.model.constrain(format!("atom depth of {name}"), self.block(c.k).multiple_of(DEPTH));
             // Contiguous along the columns: every instruction starts a panel of the swizzle.
-            if s.places[c.b.index()].shared() == Some(c.n)
+            if self.family.asynchronous()
+                && s.places[c.b.index()].shared() == Some(c.n)
                 && let Some(swizzle) = self.vars.swizzle[c.b.index()]
             {
                 let bytes = c.operand.bytes(1) as i64;
@@ -341,6 +378,7 @@ impl<'s, 'a> Space<'s, 'a> {
         });
         let least = match (s.producer, s.schedule) {
             (true, _) => 1 + i64::from(open),
+            (false, Schedule::Plain | Schedule::Overlapped) if !self.family.asynchronous() => 1,
             (false, Schedule::Plain | Schedule::Overlapped) => 2,
             (false, Schedule::Prefetched(ahead)) => ahead as i64 + 1,
         };
@@ -386,12 +424,14 @@ impl<'s, 'a> Space<'s, 'a> {
     /// Registers per thread of a fragment.
     fn registers(&self, x: &Fragment) -> Expr {
         let bits = i64::from(x.dtype.bits());
+        // Four lanes share a row, and every element of a whole fragment has one thread.
+        let threads = self.family.threads();
         match x.held {
             Held::Scalar => Expr::Const((bits + 31) / 32),
-            Held::Rows(a) => (self.block(a) * bits).ceil_div(self.cut(a) * 1024),
+            Held::Rows(a) => (self.block(a) * bits).ceil_div(self.cut(a) * (8 * threads)),
             Held::Columns(a) => (self.block(a) * bits).ceil_div(self.cut(a) * 128),
             Held::Whole(a, b) => Expr::Product(vec![self.block(a), self.block(b), Expr::Const(bits)])
-                .ceil_div(Expr::Product(vec![self.cut(a), self.cut(b), Expr::Const(4096)])),
+                .ceil_div(Expr::Product(vec![self.cut(a), self.cut(b), Expr::Const(32 * threads)])),
         }
     }
 
@@ -418,14 +458,55 @@ impl<'s, 'a> Space<'s, 'a> {
             let own = self.vars.reuses[i].map_or(Expr::Const(1), |r| Expr::Const(1) - r);
             terms.push(Expr::Product(vec![size, Expr::Var(staged), own]));
         }
+        if let Some(most) = self.exchanged() {
+            // Two copies a unit of what one reduction's results take.
+            terms.push(Expr::Product(vec![most, self.units(), Expr::Const(2 * EXCHANGE_BYTES as i64)]));
+        }
         Expr::Sum(terms)
+    }
+
+    /// 32-bit values per thread that the warps of a unit exchange at most for one reduction over the rows they share out.
+    fn exchanged(&self) -> Option<Expr> {
+        let (f, s) = (self.facts, self.structure);
+        let crosses = |at: &usize| {
+            let Op::Reduce { over, .. } = f.ops[*at].op else { return None };
+            match frame_of(f, s, *at)? {
+                Held::Whole(rows, columns) if over.contains(&rows) => {
+                    let kept = if over.contains(&columns) { Held::Scalar } else { Held::Columns(columns) };
+                    Some(self.registers(&Fragment { held: kept, dtype: DType::F32 }))
+                }
+                Held::Rows(rows) if over.contains(&rows) => Some(Expr::Const(1)),
+                Held::Whole(..) | Held::Rows(_) | Held::Columns(_) | Held::Scalar => None,
+            }
+        };
+        let all: Vec<Expr> = (0..f.ops.len()).filter_map(|i| crosses(&i)).collect();
+        (self.family.scope == Scope::Warpgroup && !all.is_empty()).then_some(Expr::Max(all))
     }
 
     /// Registers per thread that the widest instruction wants at the start of a kernel.
     pub fn widest(&self, values: &[i64]) -> u64 {
         let operand = |c: &Contraction| if self.structure.places[c.a.index()] == Place::Registers { 4 } else { 0 };
+        if !self.family.asynchronous() {
+            return 0;
+        }
         let each = self.structure.contractions.iter().zip(&self.vars.atom);
         each.map(|(c, n)| values[n.idx()].max(0) as u64 / 2 + operand(c) + INSTRUCTION_OVERHEAD).max().unwrap_or(0)
+    }
+
+    /// Registers per thread of the operands that a synchronous instruction is given: a step of the left one's rows where
+    /// they come from memory, and two neighbouring instructions' columns.
+    fn operands(&self) -> Expr {
+        if self.family.asynchronous() {
+            return Expr::Const(0);
+        }
+        let s = self.structure;
+        let left = s.contractions.iter().filter(|c| s.places[c.a.index()] != Place::Registers).map(|c| {
+            let bits = i64::from(c.operand.bits()) * DEPTH;
+            (self.block(c.m) * bits).ceil_div(self.cut(c.m) * (32 * self.family.threads()))
+        });
+        let mut all: Vec<Expr> = left.collect();
+        all.push(Expr::Const(0));
+        Expr::Max(all) + 4
     }
 
     fn resources(&mut self, gpu: &Gpu) {
@@ -433,7 +514,7 @@ impl<'s, 'a> Space<'s, 'a> {
         self.model.constrain("shared memory", self.shared.clone().at_most(gpu.shared_per_task as i64));
         // The assembler shares registers out among whole warpgroups: the producer's warp counts as four.
         let own = i64::from(s.producer) * 128;
-        let threads = self.units() * 128 + own;
+        let threads = (self.units() * self.family.threads()).ceil_div(128) * 128 + own;
         self.model.constrain("threads", threads.clone().at_most(gpu.threads_per_task as i64));
         // Budgets: set for both roles, or shared out evenly by eights.
         let even = (Expr::Const(gpu.registers as i64) / (threads * 8)) * 8;
@@ -455,9 +536,13 @@ impl<'s, 'a> Space<'s, 'a> {
         }
         if let Some(split) = self.vars.split {
             // What arrives last joins blocks of parts' states that it holds in registers.
-            let least = Expr::Const(MERGE_REGISTERS).at_most(budget.clone());
+            let least = |n: i64| Expr::Const(n).at_most(budget.clone());
             let last = Expr::Var(split.last).equals(1);
-            self.model.constrain("registers of the merge", last.implies(least));
+            self.model.constrain("registers of the merge", last.clone().implies(least(MERGE_REGISTERS[0])));
+            for a in self.state_rows() {
+                let wide = Pred::And(vec![last.clone(), self.block(a).equals(WIDE_STATES)]);
+                self.model.constrain("registers of the merge", wide.implies(least(MERGE_REGISTERS[1])));
+            }
         }
         let staged: Vec<usize> = s.stores.iter().filter(|l| l.staged.is_some()).map(|l| l.op).collect();
         let mut sets = live_sets(f, s, &staged);
@@ -469,8 +554,12 @@ impl<'s, 'a> Space<'s, 'a> {
                 needs.push(sum);
             }
         }
-        let need = if needs.is_empty() { Expr::Const(0) } else { Expr::Max(needs) };
-        self.need = need + OVERHEAD as i64;
+        let mut need = if needs.is_empty() { Expr::Const(0) } else { Expr::Max(needs) };
+        if let Some(most) = self.exchanged() {
+            // What the unit's other warps have of the results.
+            need = need + most * 3;
+        }
+        self.need = need + self.operands() + OVERHEAD as i64;
         self.model.constrain("registers of the consumers", self.need.clone().at_most(budget));
         // One barrier per unit where units hand over shared memory, one where they take turns.
         let hands = s.written().next().is_some() || s.stores.iter().any(|l| l.staged.is_some());
@@ -478,12 +567,19 @@ impl<'s, 'a> Space<'s, 'a> {
         if let Some(p) = self.vars.ping_pong {
             barriers = barriers + self.units() * p;
         }
+        if self.exchanged().is_some() {
+            barriers = barriers + self.units();
+        }
         self.model.constrain("named barriers", barriers.at_most(gpu.named_barriers as i64));
     }
 }
 
-/// Orders of the grid axes worth having: as in the kernel, and with the sized ones exchanged or first.
-fn orders(f: &Facts<'_>, s: &Structure) -> Vec<Vec<AxisId>> {
+/// Grid axes whose every order is a mapping.
+const ORDERED: usize = 5;
+
+/// Orders of the grid axes, and how many of the first are worth trying: as in the kernel, and with the sized ones
+/// exchanged or first.
+fn orders(f: &Facts<'_>, s: &Structure) -> (Vec<Vec<AxisId>>, usize) {
     let grid: Vec<AxisId> = f.kernel.axes.ids().filter(|a| f.axis(*a).kind == AxisKind::Grid).collect();
     let (sized, rest): (Vec<AxisId>, Vec<AxisId>) = grid.iter().copied().partition(|a| s.is_sized(*a));
     let reversed: Vec<AxisId> = sized.iter().rev().copied().collect();
@@ -498,5 +594,18 @@ fn orders(f: &Facts<'_>, s: &Structure) -> Vec<Vec<AxisId>> {
             out.push(order);
         }
     }
-    out
+    let worth = out.len();
+    let mut all: Vec<Vec<AxisId>> = vec![Vec::new()];
+    if out[0].len() <= ORDERED {
+        for _ in 0..out[0].len() {
+            let longer = |o: Vec<AxisId>| {
+                let rest: Vec<AxisId> = out[0].iter().copied().filter(|a| !o.contains(a)).collect();
+                rest.into_iter().map(move |a| join(&o, &[a])).collect::<Vec<_>>()
+            };
+            all = all.into_iter().flat_map(longer).collect();
+        }
+        all.retain(|o| !out.contains(o));
+        out.extend(all);
+    }
+    (out, worth)
 }

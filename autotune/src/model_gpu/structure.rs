@@ -11,6 +11,7 @@ use einfall_ir::dtype::DType;
 use einfall_ir::tile::{AxisId, AxisKind, Expr, ExprId, Op, TileId};
 
 use super::facts::{Facts, Unsupported, renamed, unsupported};
+use super::family::Family;
 
 /// Most structures of one kernel.
 const MOST: usize = 256;
@@ -189,7 +190,7 @@ impl Structure {
 ///
 /// # Errors
 /// Why there is none.
-pub fn structures(facts: &Facts<'_>) -> Result<Vec<Structure>, Unsupported> {
+pub fn structures(facts: &Facts<'_>, family: Family) -> Result<Vec<Structure>, Unsupported> {
     if facts.contractions().next().is_none() {
         return unsupported("contractions", "the kernel has none");
     }
@@ -206,8 +207,8 @@ pub fn structures(facts: &Facts<'_>) -> Result<Vec<Structure>, Unsupported> {
             };
             for choice in 0..4 {
                 let (computed, loaded) = (choice & 1 == 0, choice & 2 != 0);
-                match placed(facts, &sized, &contractions, computed, loaded) {
-                    Ok(base) => variants(facts, base, &mut out, &mut why),
+                match placed(facts, family, &sized, &contractions, computed, loaded) {
+                    Ok(base) => variants(facts, family, base, &mut out, &mut why),
                     Err(e) => why = why.or(Some(e)),
                 }
                 if out.len() >= MOST {
@@ -224,11 +225,17 @@ pub fn structures(facts: &Facts<'_>) -> Result<Vec<Structure>, Unsupported> {
 
 /// Ways to choose which axes are cut.
 fn cuts(facts: &Facts<'_>) -> Result<Vec<Vec<bool>>, Unsupported> {
+    let touched = |t: TileId| facts.ops.iter().any(|o| o.touches(t));
+    let used = |a: AxisId| {
+        facts.streams.iter().any(|s| s.axis == a)
+            || facts.kernel.tiles.ids().any(|t| facts.tile_axes(t).contains(&a) && touched(t))
+    };
     let mut must = vec![false; facts.axes.len()];
     let mut may: Vec<usize> = Vec::new();
     for (i, a) in facts.axes.iter().enumerate() {
         match a.kind {
-            AxisKind::Inner | AxisKind::Stream => must[i] = !a.single(),
+            // An axis that nothing has is left alone.
+            AxisKind::Inner | AxisKind::Stream => must[i] = !a.single() && used(AxisId::new(i)),
             AxisKind::Grid if a.single() => {}
             AxisKind::Grid => {
                 let touched = facts.contractions().any(|c| {
@@ -306,6 +313,7 @@ fn oriented(facts: &Facts<'_>, sized: &[bool], swaps: u32) -> Result<Vec<Contrac
 /// stay in registers; `loaded`: left operands loaded once do.
 fn placed(
     facts: &Facts<'_>,
+    family: Family,
     sized: &[bool],
     contractions: &[Contraction],
     computed: bool,
@@ -373,7 +381,7 @@ fn placed(
     };
     hold(facts, &mut s)?;
     operations(facts, &s)?;
-    s.stores = stores(facts, &s);
+    s.stores = stores(facts, family, &s);
     Ok(s)
 }
 
@@ -558,14 +566,6 @@ fn operations(facts: &Facts<'_>, s: &Structure) -> Result<(), Unsupported> {
             return unsupported("distribution", format!("nothing says how the elements of {name} are distributed"));
         };
         let dims = whole.dims();
-        if let (Op::Reduce { over, .. }, Held::Whole(rows, _) | Held::Rows(rows)) = (o.op, whole)
-            && over.contains(&rows)
-        {
-            return unsupported(
-                "reductions",
-                format!("{name} reduces rows of an instruction, which several warps hold"),
-            );
-        }
         for t in &o.reads {
             let own = s.sized_of(facts.tile_axes(*t));
             if !own.iter().all(|a| dims.contains(a)) {
@@ -578,7 +578,7 @@ fn operations(facts: &Facts<'_>, s: &Structure) -> Result<(), Unsupported> {
 }
 
 /// How each store may leave.
-fn stores(facts: &Facts<'_>, s: &Structure) -> Vec<Leaving> {
+fn stores(facts: &Facts<'_>, family: Family, s: &Structure) -> Vec<Leaving> {
     let mut out = Vec::new();
     for (op, o) in facts.ops.iter().enumerate() {
         let Op::Store { buffer, at, axes, join, when, .. } = o.op else { continue };
@@ -592,7 +592,13 @@ fn stores(facts: &Facts<'_>, s: &Structure) -> Vec<Leaving> {
         });
         let simple = ends && join.is_none() && when.is_none() && place.iter().all(Option::is_some);
         let staged = match own.as_slice() {
-            &[x, y] if simple && found.len() == 2 && found.contains(&x) && place.last() == Some(&Some(Some(y))) => {
+            &[x, y]
+                if family.asynchronous()
+                    && simple
+                    && found.len() == 2
+                    && found.contains(&x)
+                    && place.last() == Some(&Some(Some(y))) =>
+            {
                 Some([x, y])
             }
             _ => None,
@@ -617,7 +623,13 @@ fn stores(facts: &Facts<'_>, s: &Structure) -> Vec<Leaving> {
 }
 
 /// Roles, cuts and schedules of a placed structure.
-fn variants(facts: &Facts<'_>, base: Structure, out: &mut Vec<Structure>, why: &mut Option<Unsupported>) {
+fn variants(
+    facts: &Facts<'_>,
+    family: Family,
+    base: Structure,
+    out: &mut Vec<Structure>,
+    why: &mut Option<Unsupported>,
+) {
     let fetches = base.fetched().next().is_some();
     let mut cuts: Vec<Option<AxisId>> = vec![None];
     for axis in facts.kernel.axes.ids().filter(|a| base.is_sized(*a)) {
@@ -628,8 +640,9 @@ fn variants(facts: &Facts<'_>, base: Structure, out: &mut Vec<Structure>, why: &
     }
     for cut in cuts {
         for producer in [true, false] {
-            // Copies are issued by a role of one unit.
-            if (producer && !fetches) || (!producer && fetches && cut.is_some()) {
+            // Copies by an engine are issued by a role of one unit, the others by the threads that read them.
+            let apart = family.asynchronous();
+            if (producer && !(fetches && apart)) || (!producer && fetches && apart && cut.is_some()) {
                 continue;
             }
             let schedules = [
@@ -640,12 +653,13 @@ fn variants(facts: &Facts<'_>, base: Structure, out: &mut Vec<Structure>, why: &
                 Schedule::Prefetched(3),
             ];
             for schedule in schedules {
-                // A role that fetches for itself would wait for copies it has not issued yet.
-                if schedule == Schedule::Overlapped && fetches && !producer {
+                // A role that fetches for itself would wait for copies it has not issued yet; what is done when it is
+                // issued overlaps nothing.
+                if schedule == Schedule::Overlapped && ((fetches && !producer) || !apart) {
                     continue;
                 }
                 let mut s = Structure { producer, cut, schedule, ..base.clone() };
-                match scheduled(facts, &mut s) {
+                match scheduled(facts, family, &mut s) {
                     Ok(true) => out.push(s),
                     Ok(false) => {}
                     Err(e) => *why = why.take().or(Some(e)),
@@ -666,23 +680,12 @@ fn divisible(facts: &Facts<'_>, s: &Structure, axis: AxisId) -> bool {
 }
 
 /// Fills skews and slots; false where the schedule is another one's.
-fn scheduled(facts: &Facts<'_>, s: &mut Structure) -> Result<bool, Unsupported> {
+fn scheduled(facts: &Facts<'_>, family: Family, s: &mut Structure) -> Result<bool, Unsupported> {
     let n = facts.ops.len();
     match s.schedule {
         Schedule::Plain => {}
         Schedule::Overlapped => {
-            let computed = |t: TileId, stream: usize| {
-                facts
-                    .writers(t)
-                    .iter()
-                    .any(|w| facts.ops[*w].stream == Some(stream) && !matches!(facts.ops[*w].op, Op::Load { .. }))
-            };
-            let mut late = vec![false; n];
-            for c in &s.contractions {
-                if let Some(stream) = facts.ops[c.op].stream {
-                    late[c.op] = computed(c.a, stream) || computed(c.b, stream);
-                }
-            }
+            let late = late(facts, s);
             if !late.contains(&true) {
                 return Ok(false);
             }
@@ -712,7 +715,7 @@ fn scheduled(facts: &Facts<'_>, s: &mut Structure) -> Result<bool, Unsupported> 
         }
         Schedule::Prefetched(ahead) => {
             let mut any = false;
-            let mut own = false;
+            let (mut own, mut fetched) = (false, false);
             for i in 0..n {
                 if facts.ops[i].stream.is_none() || s.in_producer(facts, i) {
                     continue;
@@ -720,7 +723,11 @@ fn scheduled(facts: &Facts<'_>, s: &mut Structure) -> Result<bool, Unsupported> 
                 let load = matches!(facts.ops[i].op, Op::Load { .. });
                 any |= load;
                 own |= load && !s.fetches(facts, i);
+                fetched |= s.fetches(facts, i);
                 (s.skews[i], s.slots[i]) = if load { (0, 1) } else { (ahead, 0) };
+            }
+            if fetched && !family.asynchronous() {
+                copied_first(facts, s, ahead);
             }
             // Register loads have one copy: one trip ahead at most.
             if !any || (own && ahead > 1) {
@@ -730,6 +737,48 @@ fn scheduled(facts: &Facts<'_>, s: &mut Structure) -> Result<bool, Unsupported> 
     }
     keeps_order(facts, s)?;
     Ok(true)
+}
+
+/// Contractions of what their stream computes, by operation.
+fn late(facts: &Facts<'_>, s: &Structure) -> Vec<bool> {
+    let computed = |t: TileId, stream: usize| {
+        let writers = facts.writers(t);
+        writers.iter().any(|w| facts.ops[*w].stream == Some(stream) && !matches!(facts.ops[*w].op, Op::Load { .. }))
+    };
+    let mut late = vec![false; facts.ops.len()];
+    for c in &s.contractions {
+        if let Some(stream) = facts.ops[c.op].stream {
+            late[c.op] = computed(c.a, stream) || computed(c.b, stream);
+        }
+    }
+    late
+}
+
+/// The slots of a stream whose threads copy for themselves, `ahead` trips before: copies, then contractions of what is
+/// loaded with what follows from them, then contractions of what is computed with what they read, then loads.
+fn copied_first(facts: &Facts<'_>, s: &mut Structure, ahead: u64) {
+    let late = late(facts, s);
+    let n = facts.ops.len();
+    for i in (0..n).filter(|i| facts.ops[*i].stream.is_some()) {
+        let contract = matches!(facts.ops[i].op, Op::Contract { .. });
+        let before_late = !contract && (i + 1..n).any(|l| late[l] && conflict(facts, s, i, l));
+        (s.skews[i], s.slots[i]) = match facts.ops[i].op {
+            Op::Load { .. } if s.fetches(facts, i) => (0, 0),
+            Op::Load { .. } => (0, 3),
+            Op::Map { .. } | Op::Reduce { .. } | Op::Contract { .. } | Op::Scan { .. } | Op::Store { .. } => {
+                (ahead, if late[i] || before_late { 2 } else { 1 })
+            }
+        };
+    }
+    // What stands behind such an operation and shares a tile with it stays behind it.
+    for b in 0..n {
+        for a in 0..b {
+            let same = facts.ops[a].stream.is_some() && facts.ops[a].stream == facts.ops[b].stream;
+            if same && s.skews[a] == s.skews[b] && conflict(facts, s, a, b) {
+                s.slots[b] = s.slots[b].max(s.slots[a]);
+            }
+        }
+    }
 }
 
 /// Whether two operations touch a register tile that one of them writes.

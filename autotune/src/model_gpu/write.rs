@@ -4,20 +4,15 @@
 //! the lowering, whatever their names of roles, numbers of slots and lines left out.
 
 use einfall_ir::arena::Id;
-use einfall_ir::kernel::{Engine, Scope};
+use einfall_ir::kernel::Scope;
 use einfall_ir::mapping::{
-    Anchor, AxisMapping, KernelMapping, MergeSite, OpMapping, RoleMapping, Source, Split, TileMapping, Work,
+    AxisMapping, KernelMapping, MergeSite, OpMapping, RoleMapping, Source, Split, TileMapping, Work,
 };
 use einfall_ir::tile::{AxisId, AxisKind, Op, Space as TileSpace, TileId};
 
 use super::facts::Facts;
 use super::space::Space;
 use super::structure::Place;
-
-/// The instruction of a contraction by its columns.
-fn atom_name(operand: einfall_ir::dtype::DType, n: i64) -> String {
-    format!("wgmma.m64n{n}k16.{operand}")
-}
 
 /// The mapping that an assignment of `space` stands for.
 pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
@@ -35,6 +30,9 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
             units: if s.cut == Some(AxisId::new(i)) { units } else { 1 },
             // Inner blocks hold the extents they were made for.
             whole: a.kind == AxisKind::Inner && !a.fixed,
+            descending: (f.streams.iter().position(|x| x.axis == AxisId::new(i)))
+                .and_then(|x| v.descending[x])
+                .is_some_and(|d| value(d) == 1),
             ..AxisMapping::new(&a.name, 1)
         })
         .collect();
@@ -51,7 +49,7 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
             m.contiguous = Some(f.axis(inner).name.clone());
         }
         if matches!(place, Place::Fetched(_)) {
-            m.engine = Some(Engine::Tma);
+            m.engine = Some(space.family.engine);
             m.multicast = clustered.filter(|a| !f.tile_axes(t).contains(a)).map(|a| f.axis(a).name.clone());
         }
         tiles.push(m);
@@ -65,7 +63,8 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
         }
         if let Some(c) = s.contractions.iter().position(|c| c.op == i) {
             let x = &s.contractions[c];
-            m.atom = Some(atom_name(x.operand, value(v.atom[c]) as i64));
+            let rows = v.rows.map_or(space.family.rows[0], |r| values[r.idx()]);
+            m.atom = Some(space.family.atom(rows, values[v.atom[c].idx()], x.operand));
             m.swapped = x.swapped;
             if s.places[x.a.index()] == Place::Registers {
                 m.a = Source::Registers;
@@ -75,7 +74,7 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
             && v.staged[l].is_some_and(|x| value(x) == 1)
             && let Op::Store { buffer, .. } = o.op
         {
-            m.engine = Some(Engine::Tma);
+            m.engine = Some(space.family.engine);
             let mut t = TileMapping::new(format!("{}_out", f.plan.buffers[*buffer].name), TileSpace::Shared);
             t.swizzle = 128;
             if v.reuses[l].is_some_and(|x| value(x) == 1) {
@@ -90,7 +89,7 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
     let regs = |i: usize| v.regs.get(i).map(|r| value(*r)).filter(|r| *r > 0);
     let ping_pong = v.ping_pong.is_some_and(|p| value(p) == 1);
     let consumer =
-        |name: &str| RoleMapping { role: name.into(), scope: Scope::Warpgroup, units, regs: regs(1), ping_pong };
+        |name: &str| RoleMapping { role: name.into(), scope: space.family.scope, units, regs: regs(1), ping_pong };
     let roles = if s.producer {
         let copies =
             RoleMapping { role: "producer".into(), scope: Scope::Warp, units: 1, regs: regs(0), ping_pong: false };
@@ -113,7 +112,6 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
         tiles,
         ops,
         roles,
-        anchor: Anchor::default(),
         split: v.split.filter(|x| value(x.parts) > 1).zip(f.shared_stream()).map(|(x, stream)| Split {
             axis: f.axis(f.streams[stream].axis).name.clone(),
             parts: value(x.parts),
@@ -145,11 +143,17 @@ pub fn read(space: &Space<'_, '_>, m: &KernelMapping) -> Vec<i64> {
         values[u.idx()] = cut.map_or(1, |l| l.units) as i64;
     }
     for (c, x) in s.contractions.iter().enumerate() {
-        let columns = m
-            .op(&f.ops[x.op].name)
-            .and_then(|o| o.atom.as_deref())
-            .and_then(|a| a.strip_prefix("wgmma.m64n")?.split_once('k')?.0.parse::<i64>().ok());
-        values[v.atom[c].idx()] = columns.unwrap_or(0);
+        let atom = m.op(&f.ops[x.op].name).and_then(|o| o.atom.as_deref());
+        let shape = atom.and_then(|a| space.family.shape(a));
+        values[v.atom[c].idx()] = shape.map_or(0, |s| s.1);
+        if let Some(rows) = v.rows {
+            values[rows.idx()] = shape.map_or(0, |s| s.0);
+        }
+    }
+    for (x, d) in f.streams.iter().zip(&v.descending) {
+        if let Some(d) = d {
+            values[d.idx()] = i64::from(m.axis(&f.axis(x.axis).name).is_some_and(|l| l.descending));
+        }
     }
     for i in 0..s.places.len() {
         let line = m.tile(&f.kernel.tiles[TileId::new(i)].name);
@@ -221,7 +225,7 @@ impl Normal {
     pub fn of(f: &Facts<'_>, m: &KernelMapping) -> Normal {
         let mut out: Vec<(String, String)> = Vec::new();
         let mut say = |aspect: String, value: String| out.push((aspect, value));
-        for (i, a) in f.axes.iter().enumerate() {
+        for a in &f.axes {
             let line = m.axis(&a.name);
             let whole = if a.kind == AxisKind::Inner { a.extent } else { None };
             let step = a.sequential.then_some(1);
@@ -230,7 +234,7 @@ impl Normal {
             let (units, cluster) = line.map_or((1, 1), |l| (l.units, l.cluster));
             say(format!("units {}", a.name), units.to_string());
             say(format!("cluster {}", a.name), cluster.to_string());
-            let _ = i;
+            say(format!("descending {}", a.name), line.is_some_and(|l| l.descending).to_string());
         }
         let main =
             [RoleMapping { role: "main".into(), scope: Scope::Warpgroup, units: 1, regs: None, ping_pong: false }];
@@ -246,6 +250,7 @@ impl Normal {
         let longest = m.work.longest_first && differ;
         say("work".into(), format!("{} {} {longest}", m.work.persistent, m.work.group.max(1)));
         say("split".into(), format!("{:?}", m.split));
+        say("early".into(), m.early.to_string());
         for (id, t) in f.kernel.tiles.iter() {
             let used = f.ops.iter().any(|o| o.touches(id));
             let line = m.tile(&t.name).filter(|_| used).cloned();

@@ -93,6 +93,8 @@ pub fn model(rng: &mut Rng) -> Model {
 }
 
 /// A cost.
+// Not every test has costs.
+#[allow(dead_code)]
 pub fn cost(rng: &mut Rng, m: &Model) -> Expr {
     expr(rng, m, 2)
 }

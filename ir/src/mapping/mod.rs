@@ -41,8 +41,6 @@ pub struct KernelMapping {
     pub ops: Vec<OpMapping>,
     /// Concurrent roles; none: one role of one unit.
     pub roles: Vec<RoleMapping>,
-    /// How anchored reductions are repaired.
-    pub anchor: Anchor,
     /// Split of a stream over several tasks, with how the parts are merged.
     pub split: Option<Split>,
     /// Whether loads of arrays that it only reads are issued beside the first load before them, not where their
@@ -153,20 +151,6 @@ pub struct RoleMapping {
     pub regs: Option<u64>,
     /// Whether its units take turns at the tensor cores by named barriers (ping-pong).
     pub ping_pong: bool,
-}
-
-/// The anchor policy of derived reductions (finite separation rank, ARCHITECTURE.md).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Anchor {
-    /// A constant anchor, no repair.
-    Hoist,
-    /// The running value.
-    #[default]
-    Rolling,
-    /// Re-anchored only when it moved by more than a threshold.
-    Lazy,
-    /// Partial results merged pairwise.
-    Tree,
 }
 
 /// Where the parts of a split stream meet.

@@ -5,7 +5,6 @@
 //! kernel  = "kernel" NAME "{" {line} "}"
 //! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"] ["descending"]
 //!         | "work" ["order" AXIS {"," AXIS}] ["persistent"] ["group" INT] ["longest_first"]
-//!         | "anchor" ("hoist" | "rolling" | "lazy" | "tree")
 //!         | "split" AXIS "parts" INT ["resident" INT] "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
 //!         | "early"
 //!         | "dependent"
@@ -17,9 +16,7 @@
 //! Names of operations and atoms are words joined by `.` and `@`. [`super::verify`] checks them against a plan.
 
 use super::print::{ENGINES, SCOPES};
-use super::{
-    Anchor, AxisMapping, KernelMapping, Mapping, MergeSite, OpMapping, RoleMapping, Source, Split, TileMapping, Work,
-};
+use super::{AxisMapping, KernelMapping, Mapping, MergeSite, OpMapping, RoleMapping, Source, Split, TileMapping, Work};
 use crate::diag::Diagnostic;
 use crate::kernel::Engine;
 use crate::text::Tok;
@@ -142,8 +139,6 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
         let persistent = c.eat_word("persistent");
         let group = number(c, "group", 0)?;
         k.work = Work { order, persistent, group, longest_first: c.eat_word("longest_first") };
-    } else if c.eat_word("anchor") {
-        k.anchor = choice(c, &Anchor::ALL.map(|a| (a, a.name())), "an anchor policy")?;
     } else if c.eat_word("split") {
         let axis = c.ident("an axis")?.0;
         c.word("parts")?;
@@ -192,7 +187,7 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
     } else {
         return Err(c
             .expected("a line of a mapping")
-            .help("write `axis`, `work`, `anchor`, `split`, `early`, `dependent`, `role`, `tile` or `op`"));
+            .help("write `axis`, `work`, `split`, `early`, `dependent`, `role`, `tile` or `op`"));
     }
     Ok(())
 }

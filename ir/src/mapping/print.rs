@@ -4,23 +4,8 @@
 
 use std::fmt::{self, Write};
 
-use super::{Anchor, KernelMapping, Mapping, MergeSite, Source};
+use super::{KernelMapping, Mapping, MergeSite, Source};
 use crate::kernel::{Engine, Scope};
-
-impl Anchor {
-    /// Every policy.
-    pub const ALL: [Anchor; 4] = [Anchor::Hoist, Anchor::Rolling, Anchor::Lazy, Anchor::Tree];
-
-    /// Its keyword.
-    pub fn name(self) -> &'static str {
-        match self {
-            Anchor::Hoist => "hoist",
-            Anchor::Rolling => "rolling",
-            Anchor::Lazy => "lazy",
-            Anchor::Tree => "tree",
-        }
-    }
-}
 
 impl MergeSite {
     /// Every site.
@@ -58,7 +43,7 @@ impl fmt::Display for Mapping {
 }
 
 fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
-    let KernelMapping { kernel, axes, work, tiles, ops, roles, anchor, split, early, dependent } = k;
+    let KernelMapping { kernel, axes, work, tiles, ops, roles, split, early, dependent } = k;
     writeln!(f, "    kernel {kernel} {{")?;
     for a in axes {
         write!(f, "        axis {} block {}", a.axis, a.block)?;
@@ -81,9 +66,6 @@ fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
     text += if work.longest_first { " longest_first" } else { "" };
     if !text.is_empty() {
         writeln!(f, "        work{text}")?;
-    }
-    if *anchor != Anchor::default() {
-        writeln!(f, "        anchor {}", anchor.name())?;
     }
     if let Some(s) = split {
         write!(f, "        split {} parts {}", s.axis, s.parts)?;

@@ -9,7 +9,6 @@ const TEXT: &str = "mapping gemm on h100 {
         axis n block 256
         axis k block 64 whole descending
         work order m, n persistent group 8 longest_first
-        anchor lazy
         split k parts 4 resident 2 merge last_arriver ordered
         role producer: 1 warp regs 40
         role consumer: 2 warpgroup regs 232 ping_pong
@@ -65,7 +64,7 @@ fn syntax_errors_say_what_to_write() {
         ("in registers", "in register", "M0101"),
         ("by tma\n", "by dma\n", "M0101"),
         ("axis k", "axis n", "M0102"),
-        ("anchor lazy", "anchr lazy", "M0101"),
+        ("        split k", "        anchor lazy\n        split k", "M0101"),
         ("mapping gemm", "map gemm", "M0101"),
     ] {
         let text = TEXT.replacen(from, to, 1);

@@ -1,12 +1,14 @@
 //! Records of measurements: one JSON object a line, appended as each measurement ends.
 //!
 //! Invariant: a process that is killed loses the measurement it was at; what it wrote of a line is cut off when the
-//! journal is opened again.
+//! journal is opened again. One process at a time has a journal: the system's lock on it ends with the process, however
+//! that ends.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use fs4::{FileExt, TryLockError};
 use serde::{Deserialize, Serialize};
 
 use super::super::Failure;
@@ -73,13 +75,21 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes a journal: its whole records, and the file ready to append to.
+    /// Opens or makes a journal: its whole records, and the file ready to append to. Refused while another process has it.
     pub fn open(path: &Path) -> Result<(Journal, Vec<Record>), Failure> {
         let fail = |e: std::io::Error| Failure::Machine(format!("{}: {e}", path.display()));
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(fail)?;
         }
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(fail)?;
+        match FileExt::try_lock(&file) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let what = "another process tunes into this table: wait until it ends, or give another --out";
+                return Err(Failure::Usage(format!("{}: {what}", path.display())));
+            }
+            Err(TryLockError::Error(e)) => return Err(fail(e)),
+        }
         let bytes = file.metadata().map_err(fail)?.len();
         if bytes > MOST {
             return Err(Failure::Wrong(format!("{}: more than {MOST} bytes; this is no journal", path.display())));
@@ -145,6 +155,21 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_has_one_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let (mut first, _) = Journal::open(&path).map_err(|_| "opens").unwrap();
+        first.push(&record(0)).map_err(|_| "writes").unwrap();
+        let Err(Failure::Usage(said)) = Journal::open(&path) else { panic!("the second is refused") };
+        assert!(said.contains("another process tunes into this table"), "{said}");
+        // Nothing was cut off or added by the attempt.
+        first.push(&record(1)).map_err(|_| "writes").unwrap();
+        drop(first);
+        let (_, records) = Journal::open(&path).map_err(|_| "opens").unwrap();
+        assert_eq!(records, [record(0), record(1)]);
+    }
+
+    #[test]
     fn a_torn_line_is_cut_off_and_the_rest_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
@@ -162,6 +187,7 @@ mod tests {
             let (mut j, two) = Journal::open(&path).map_err(|_| "opens").unwrap();
             assert_eq!(two, [record(0), record(1)]);
             j.push(&record(7)).map_err(|_| "writes").unwrap();
+            drop(j);
             let (_, three) = Journal::open(&path).map_err(|_| "opens").unwrap();
             assert_eq!(three, [record(0), record(1), record(7)]);
         }

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use einfall_ir::analysis::order_free;
 use einfall_ir::cascade::Size;
 use einfall_ir::dtype::DType;
+use einfall_ir::kernel::Scope;
 use einfall_ir::mapping::{KernelMapping, Mapping, MergeSite, Split};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{
@@ -60,12 +61,14 @@ pub(super) const PART: &str = "part";
 pub(super) const COUNT: &str = "count";
 
 /// Where the mapping says nothing of the merge: parts whose states a step reads at once, so that their loads are in flight
-/// together, and elements of a part's tiles that it holds. A warpgroup that arrives last holds four times what a warp of
-/// a kernel of its own does; its parts are an odd number, so that no lanes share them and no warps must meet over them.
-fn merged(site: MergeSite) -> (u64, u64) {
+/// together, and elements of a part's tiles that it holds. A warpgroup that arrives last holds four times what a warp
+/// does, which is what arrives last among warps and what a kernel of its own is; its parts are an odd number, so that no
+/// lanes share them and no warps must meet over them.
+fn merged(site: MergeSite, m: &KernelMapping) -> (u64, u64) {
+    let warps = m.roles.last().is_some_and(|r| r.scope == Scope::Warp);
     match site {
-        MergeSite::LastArriver => (17, 512),
-        MergeSite::Cluster | MergeSite::SecondKernel => (8, 128),
+        MergeSite::LastArriver if !warps => (17, 512),
+        MergeSite::LastArriver | MergeSite::Cluster | MergeSite::SecondKernel => (8, 128),
     }
 }
 
@@ -157,7 +160,7 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
         plan.buffers.push(Buffer { name, dtype: DType::I32, dims: places, kind, positive: false });
     }
 
-    let (at_once, elements) = merged(split.merge);
+    let (at_once, elements) = merged(split.merge, m);
     merge.name = merge_name(&merge.name);
     merge.axes[stream.axis] = Axis { name: axis_name, extent: parts, kind: AxisKind::Stream, block: Some(at_once) };
     // Axes that every carried tile has, and nothing reduces, are cut over the launch: the merge has little else to do.

@@ -419,6 +419,28 @@ fn the_book_lists_every_library_cascade_and_every_page() {
     assert_eq!(lost, Vec::<String>::new(), "pages that docs/SUMMARY.md does not list");
 }
 
+/// Result files of benchmarks in docs/results.
+fn results() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root().join("docs/results")).expect("a folder");
+    let mut files: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
+    files.retain(|f| f.extension().is_some_and(|x| x == "jsonl"));
+    files.sort();
+    files
+}
+
+#[test]
+fn the_benchmarks_page_is_what_the_result_files_say() {
+    let report = |files: &[PathBuf]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_einfall")).arg("report").args(files).output().expect("it starts");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("UTF-8")
+    };
+    let (page, files) = (read("docs/benchmarks.md"), results());
+    assert!(page == report(&files), "run `einfall report docs/results/*.jsonl > docs/benchmarks.md`");
+    // A file more or less is seen.
+    assert!(page != report(&files[1..]));
+}
+
 #[test]
 fn planted_faults_of_documents_are_found() {
     let links = |path: &str, text: &str| link_complaints(path, &parse(text)).len();

@@ -190,29 +190,29 @@ impl Bound {
     /// out.
     ///
     /// # Errors
-    /// [`Error::Runtime`] for arrays that do not fit.
+    /// [`Error::Bind`] where a scalar breaks a fact, [`Error::Runtime`] for arrays that do not fit.
     pub fn prepare<'a>(&'a self, arguments: Arguments<'a>) -> Result<Prepared, Error> {
-        Ok(self.runtime.prepare(&self.with_defaults(arguments))?)
+        Ok(self.runtime.prepare(&self.with_defaults(arguments)?)?)
     }
 
     /// Copies host arrays to the device, runs, and returns the outputs in order.
     ///
     /// # Errors
-    /// [`Error::Runtime`].
+    /// [`Error::Bind`] where a scalar breaks a fact, [`Error::Runtime`].
     pub fn run_to_arrays(
         &self,
         stream: &Stream,
         inputs: &[(&str, &HostArray)],
         scalars: &[(&str, f64)],
     ) -> Result<Vec<(String, HostArray)>, Error> {
-        let scalars = self.all_scalars(scalars);
+        let scalars = self.all_scalars(scalars)?;
         Ok(self.runtime.run_to_arrays(stream, inputs, &scalars)?)
     }
 
     /// Runs on evaluator arrays by parameter name and returns the outputs: for tests and small data.
     ///
     /// # Errors
-    /// [`Error::Runtime`].
+    /// [`Error::Bind`] where a scalar breaks a fact, [`Error::Runtime`].
     pub fn run_values(&self, stream: &Stream, inputs: &[(&str, &Array)]) -> Result<Vec<(String, HostArray)>, Error> {
         let (arrays, scalars) = split(inputs)?;
         let arrays: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();

@@ -215,6 +215,16 @@ pub(crate) fn defaults(c: &Cascade, bindings: &Bindings) -> Result<Vec<(String, 
     Ok(list)
 }
 
+/// Checks the facts of a cascade at these sizes with scalars by name.
+///
+/// # Errors
+/// [`Error::Bind`] with the first fact that does not hold.
+pub(crate) fn check_scalars(c: &Cascade, bindings: &Bindings, scalars: &[(&str, f64)]) -> Result<(), Error> {
+    let tensor = |name: &str| c.params.iter().copied().find(|t| c.tensors[*t].name == name);
+    let scalars: Vec<_> = scalars.iter().filter_map(|(n, v)| Some((tensor(n)?, *v))).collect();
+    Ok(check_facts(c, bindings, &scalars)?)
+}
+
 /// Arrays by name, and scalars by name.
 pub(crate) type Split<'a> = (Vec<(&'a str, HostArray)>, Vec<(&'a str, f64)>);
 
@@ -279,10 +289,7 @@ impl Bound {
                 arguments = arguments.scalar(name, *value);
             }
         }
-        let c = &self.cascade;
-        let tensor = |name: &str| c.params.iter().copied().find(|t| c.tensors[*t].name == name);
-        let scalars: Vec<_> = arguments.scalars().iter().filter_map(|(n, v)| Some((tensor(n)?, *v))).collect();
-        check_facts(c, &self.bindings, &scalars)?;
+        check_scalars(&self.cascade, &self.bindings, arguments.scalars())?;
         Ok(self.runtime.launch(arguments)?)
     }
 
@@ -302,10 +309,11 @@ impl Bound {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Runtime`].
+    /// [`Error::Bind`] where a scalar breaks a fact, [`Error::Runtime`].
     pub fn run_values(&self, cascade: &Cascade, inputs: &[Array]) -> Result<Vec<(String, HostArray)>, Error> {
         let names = cascade.params.iter().map(|p| cascade.tensors[*p].name.as_str());
         let (arrays, scalars) = split(&names.zip(inputs).collect::<Vec<_>>())?;
+        check_scalars(&self.cascade, &self.bindings, &scalars)?;
         let arrays: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
         Ok(self.runtime.run_to_arrays(&arrays, &scalars)?)
     }

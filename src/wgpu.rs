@@ -118,18 +118,18 @@ impl Bound {
     /// left out.
     ///
     /// # Errors
-    /// [`Error::Runtime`] for arrays that do not fit.
+    /// [`Error::Bind`] where a scalar breaks a fact, [`Error::Runtime`] for arrays that do not fit.
     pub fn prepare<'a>(&'a self, arguments: Arguments<'a>) -> Result<Prepared, Error> {
-        Ok(self.runtime.prepare(&self.with_defaults(arguments))?)
+        Ok(self.runtime.prepare(&self.with_defaults(arguments)?)?)
     }
 
     /// Runs on evaluator arrays by parameter name and returns the outputs: for tests and small data.
     ///
     /// # Errors
-    /// [`Error::Runtime`].
+    /// [`Error::Bind`] where a scalar breaks a fact, [`Error::Runtime`].
     pub fn run_values(&self, inputs: &[(&str, &Array)]) -> Result<Vec<(String, HostArray)>, Error> {
         let (arrays, scalars) = split(inputs)?;
         let arrays: Vec<(&str, &HostArray)> = arrays.iter().map(|(n, a)| (*n, a)).collect();
-        Ok(self.runtime.run_to_arrays(&arrays, &self.all_scalars(&scalars))?)
+        Ok(self.runtime.run_to_arrays(&arrays, &self.all_scalars(&scalars)?)?)
     }
 }

@@ -1,7 +1,9 @@
 //! The facade end to end, on shapes the library's cascades do not have.
 #![cfg(feature = "cpu")]
 
+use einfall::ir::array::Array;
 use einfall::ir::cascade::{eval, parse};
+use einfall::ir::dtype::DType;
 use einfall::ir::tolerance::{expect, inputs};
 use einfall::{Engine, Options};
 
@@ -42,6 +44,9 @@ fn scalars_that_break_a_fact_are_refused_at_launch() {
     let kernel = Engine::new(&Options::default()).unwrap().compile(&module.cascades[0]).unwrap();
     let bound = kernel.bind(&[("N", 3)]).unwrap();
     let refused = bound.launch(Arguments::new().scalar("s", -1.0)).unwrap_err();
+    assert!(matches!(refused, einfall::Error::Bind(_)), "{refused}");
+    let given = [Array::from_fn(DType::F32, &[3], |i| i as f64), Array::scalar(DType::F32, -1.0)];
+    let refused = bound.run_values(&module.cascades[0], &given).unwrap_err();
     assert!(matches!(refused, einfall::Error::Bind(_)), "{refused}");
 }
 

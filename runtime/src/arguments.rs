@@ -61,6 +61,11 @@ impl<'a, A: Clone> DeviceArguments<'a, A> {
         self.inputs.iter().chain(&self.outputs).any(|(n, _)| *n == name) || self.scalars.iter().any(|(n, _)| *n == name)
     }
 
+    /// The scalars given by value, by name.
+    pub fn scalars(&self) -> &[(&'a str, f64)] {
+        &self.scalars
+    }
+
     /// Of arrays on the host: `array` makes a parameter's on the device (`true`: one that is written, full of NaNs),
     /// `copy` fills it. Also the arrays that hold the results, in the cascade's order; those updated in place are filled
     /// from `inputs`.

@@ -111,15 +111,35 @@ pub fn compile_file(
     Ok(products)
 }
 
-/// Writes everything about products into a folder: artifacts, PTX, shaders with their manifests, the Rust module; the
-/// objects' paths are returned.
+/// Writes a file so that it is either the old or the new one: a temporary file beside it, then a rename.
+///
+/// # Errors
+/// What the system says.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // As if it were made in place: what the process may give, not what temporary files get.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.prefix(".writing-").tempfile_in(folder)?;
+    std::io::Write::write_all(&mut file, bytes)?;
+    if let Ok(meta) = std::fs::metadata(path) {
+        file.as_file().set_permissions(meta.permissions())?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// Writes everything about products into a folder, each file whole: artifacts, PTX, shaders and then their manifests, the
+/// Rust module; the objects' paths are returned.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub fn write(products: &[Product], folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let put = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
-        std::fs::write(&path, bytes).map_err(|e| Failure::plain(format!("{}: {e}", path.display())))?;
+        write_whole(&path, bytes).map_err(|e| Failure::plain(format!("{}: {e}", path.display())))?;
         Ok::<PathBuf, Failure>(path)
     };
     let mut objects = Vec::new();
@@ -171,7 +191,7 @@ pub fn archive(objects: &[PathBuf], path: &Path) -> Result<(), Failure> {
     let kind = if cfg!(target_os = "macos") { ArchiveKind::Darwin } else { ArchiveKind::Gnu };
     let mut bytes = std::io::Cursor::new(Vec::new());
     write_archive_to_stream(&mut bytes, &members, kind, false, None).map_err(|e| fail(path, e))?;
-    std::fs::write(path, bytes.into_inner()).map_err(|e| fail(path, e))
+    write_whole(path, &bytes.into_inner()).map_err(|e| fail(path, e))
 }
 
 /// What a build script compiles. Paths are relative to the package's folder.

@@ -1,5 +1,7 @@
 //! Results against the float64 evaluator, within computed tolerances: whole outputs where that is quick, sampled
 //! elements where it is not.
+//!
+//! Invariant: every result is compared, tensors updated in place included; where there is none, that is an error.
 
 use einfall_ir::array::{Array, coordinates, element_count};
 use einfall_ir::cascade::bind::Bindings;
@@ -14,7 +16,7 @@ pub const WHOLE: u64 = 4_000_000;
 /// Elements sampled of each larger output.
 const SAMPLES: u64 = 48;
 
-/// Compares every output; a line for each.
+/// Compares every output and every tensor updated in place; a line for each.
 pub fn outputs(
     c: &Cascade,
     b: &Bindings,
@@ -26,7 +28,7 @@ pub fn outputs(
 }
 
 /// As [`outputs`], sampled where there are more than `whole` points. Of every two samples one lies at the far end along
-/// about half of its dimensions: that is where blocks have tails.
+/// about half of its dimensions: that is where blocks have tails. Tensors updated in place are compared whole.
 pub fn outputs_within(
     c: &Cascade,
     b: &Bindings,
@@ -62,8 +64,19 @@ pub fn outputs_within(
                 .collect();
             list.push(expect_points(c, b, inputs, &options, k, &points).map_err(Failure::wrong)?);
         }
+        let sampled = |name: &str| c.outputs.iter().any(|o| o.name == name);
+        if outputs.iter().any(|(name, _)| !sampled(name)) {
+            let all = expect(c, b, inputs, &options).map_err(Failure::wrong)?;
+            list.extend(all.into_iter().filter(|e| !sampled(&e.name)));
+        }
         list
     };
+    if let Some((name, _)) = outputs.iter().find(|(name, _)| expected.iter().all(|e| e.name != *name)) {
+        return Err(Failure::Wrong(format!("nothing says what `{name}` should be")));
+    }
+    if expected.is_empty() {
+        return Err(Failure::Wrong("there is no output to compare".into()));
+    }
     let mut lines = Vec::new();
     for mut e in expected {
         let Some((_, got)) = outputs.iter().find(|(n, _)| *n == e.name) else {

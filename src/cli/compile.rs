@@ -8,6 +8,7 @@ use einfall_runtime::llvm::{Llvm, LoadOptions};
 
 use super::Failure;
 use super::source::{Pairs, sizes};
+use super::text::write_whole;
 
 /// Arguments of `compile`.
 #[derive(clap::Args)]
@@ -79,7 +80,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     std::fs::create_dir_all(&args.out).map_err(|e| machine(&args.out, e))?;
     let objects = build::write(&products, &args.out).map_err(failed)?;
     let header = args.out.join("einfall.h");
-    std::fs::write(&header, build::header(&products)).map_err(|e| machine(&header, e))?;
+    write_whole(&header, build::header(&products).as_bytes())?;
     if !objects.is_empty() {
         build::archive(&objects, &args.out.join("libeinfall_kernels.a")).map_err(failed)?;
     }

@@ -129,7 +129,10 @@ pub fn engine_failure(source: &source::Source, e: einfall::Error) -> Failure {
             ) => Failure::machine(e),
             #[cfg(feature = "wgpu")]
             einfall_runtime::Error::Wgpu(
-                WgpuError::NoAdapter { .. } | WgpuError::Ambiguous { .. } | WgpuError::NoDevice { .. },
+                WgpuError::NoAdapter { .. }
+                | WgpuError::Ambiguous { .. }
+                | WgpuError::NoDevice { .. }
+                | WgpuError::Memory { .. },
             ) => Failure::machine(e),
             e => Failure::wrong(e),
         },

@@ -73,16 +73,7 @@ pub fn fmt(args: &FmtArgs) -> Result<(), Failure> {
     Err(Failure::Wrong(format!("not in the standard layout: {}\nrun `einfall fmt` on them", unformatted.join(", "))))
 }
 
-/// Writes a file so that it is either the old or the new one: a temporary file beside it, then a rename.
+/// As [`einfall::build::write_whole`].
 pub fn write_whole(path: &std::path::Path, bytes: &[u8]) -> Result<(), Failure> {
-    let say = |e: std::io::Error| Failure::Machine(format!("{}: {e}", path.display()));
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(say)?;
-    std::io::Write::write_all(&mut file, bytes).map_err(say)?;
-    if let Ok(meta) = std::fs::metadata(path) {
-        file.as_file().set_permissions(meta.permissions()).map_err(say)?;
-    }
-    file.as_file().sync_all().map_err(say)?;
-    file.persist(path).map_err(|e| say(e.error))?;
-    Ok(())
+    einfall::build::write_whole(path, bytes).map_err(|e| Failure::Machine(format!("{}: {e}", path.display())))
 }

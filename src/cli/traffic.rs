@@ -16,6 +16,7 @@ use einfall_ir::target::DataSheet;
 use super::Failure;
 use super::report::without_splits;
 use super::source::{Pairs, sizes as joined, unreadable};
+use super::text::write_whole;
 use super::tune::{Case, cases, ranks, size_lists};
 
 /// Arguments of `traffic`.
@@ -66,7 +67,7 @@ pub fn traffic(args: &TrafficArgs) -> Result<(), Failure> {
     let folder = args.out.clone().unwrap_or_default();
     let put = |name: &str, text: &str| {
         let path = folder.join(name);
-        std::fs::write(&path, text).map_err(|e| Failure::Machine(format!("{}: {e}", path.display())))
+        write_whole(&path, text.as_bytes())
     };
     std::fs::create_dir_all(&folder).map_err(|e| Failure::Machine(format!("{}: {e}", folder.display())))?;
     let mut csv = String::from("case,cascade,sizes,kernel,read_bytes,written_bytes,tasks\n");

@@ -51,7 +51,7 @@ impl DeviceArray {
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
-        let buffer = shared.checked(|d| d.create_buffer(&descriptor))?;
+        let buffer = shared.buffer(what, &descriptor)?;
         let base = NEXT.fetch_add((size + (1 << 16)).next_multiple_of(1 << 12), Ordering::Relaxed);
         let array = DeviceArray { shared: Arc::clone(shared), buffer, dtype, shape: shape.to_vec(), bytes, base };
         array.poison();

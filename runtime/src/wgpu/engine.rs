@@ -50,7 +50,7 @@ impl Shared {
     }
 
     /// A call whose errors are its own.
-    pub(super) fn scoped<T>(&self, call: impl FnOnce(&wgpu::Device) -> T) -> Result<T, String> {
+    pub(super) fn scoped<T>(&self, call: impl FnOnce(&wgpu::Device) -> T) -> Result<T, wgpu::Error> {
         let _one = self.scope.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -58,7 +58,7 @@ impl Shared {
         let first = done(validation.pop());
         match first.or(done(memory.pop())) {
             None => Ok(value),
-            Some(error) => Err(error.to_string()),
+            Some(error) => Err(error),
         }
     }
 
@@ -66,7 +66,20 @@ impl Shared {
     pub(super) fn checked<T>(&self, call: impl FnOnce(&wgpu::Device) -> T) -> Result<T, WgpuError> {
         let value = self.scoped(call);
         self.alive()?;
-        value.map_err(|reason| WgpuError::NoDevice { adapter: self.adapter.name.clone(), reason })
+        value.map_err(|e| WgpuError::NoDevice { adapter: self.adapter.name.clone(), reason: e.to_string() })
+    }
+
+    /// A buffer for `what`, of so many bytes.
+    pub(super) fn buffer(&self, what: &str, descriptor: &wgpu::BufferDescriptor) -> Result<wgpu::Buffer, WgpuError> {
+        let made = self.scoped(|d| d.create_buffer(descriptor));
+        self.alive()?;
+        let adapter = self.adapter.name.clone();
+        made.map_err(|e| match e {
+            wgpu::Error::OutOfMemory { .. } => {
+                WgpuError::Memory { what: what.to_owned(), bytes: descriptor.size, adapter }
+            }
+            e => WgpuError::NoDevice { adapter, reason: e.to_string() },
+        })
     }
 
     /// The content of a buffer once everything before is done.
@@ -75,7 +88,7 @@ impl Shared {
         let size = buffer.size();
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: Some("read back"), size, usage, mapped_at_creation: false };
-        let host = self.checked(|d| d.create_buffer(&descriptor))?;
+        let host = self.buffer("a copy for the host", &descriptor)?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(buffer, 0, &host, 0, size);
         self.queue.submit([encoder.finish()]);
@@ -259,10 +272,10 @@ impl Shaders {
             })
         });
         shared.alive()?;
-        let pipeline = made.map_err(|reason| WgpuError::Refused {
+        let pipeline = made.map_err(|e| WgpuError::Refused {
             kernel: launch.symbol.clone(),
             adapter: shared.adapter.name.clone(),
-            reason,
+            reason: e.to_string(),
         })?;
         Ok(self.pipelines[index].get_or_init(|| pipeline).clone())
     }

@@ -5,25 +5,32 @@
 
 use crate::array::ArrayError;
 
+/// What to do where there is no adapter.
+const DRIVER: &str = "install a Vulkan driver (mesa-vulkan-drivers has one for processors)";
+
 /// An error of an adapter, or of what is asked of it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WgpuError {
     /// No adapter has such a name.
-    #[error("no adapter's name contains `{name}`; {}", match found.is_empty() {
-        true => "there are none: install a Vulkan driver (mesa-vulkan-drivers has one for processors)".to_owned(),
-        false => format!("there are: {}", found.join(", ")),
+    #[error("{}", match (name.is_empty(), found.is_empty()) {
+        (true, _) => format!("there is no adapter: {DRIVER}"),
+        (false, true) => format!("no adapter's name contains `{name}`; there are none: {DRIVER}"),
+        (false, false) => format!("no adapter's name contains `{name}`; there are: {}", found.join(", ")),
     })]
     NoAdapter {
-        /// The name asked for.
+        /// The name asked for; empty: any.
         name: String,
         /// Names of those that are there.
         found: Vec<String>,
     },
     /// Several adapters have such a name.
-    #[error("several adapters' names contain `{name}`: {}; write more of one", found.join(", "))]
+    #[error("{}: {}; write more of one", match name.is_empty() {
+        true => "there are several adapters, and none is named".to_owned(),
+        false => format!("several adapters' names contain `{name}`"),
+    }, found.join(", "))]
     Ambiguous {
-        /// The name asked for.
+        /// The name asked for; empty: any.
         name: String,
         /// Names of those that match.
         found: Vec<String>,
@@ -35,6 +42,16 @@ pub enum WgpuError {
         adapter: String,
         /// The implementation's words.
         reason: String,
+    },
+    /// The adapter's memory is full.
+    #[error("{what} of {bytes} bytes does not fit what is left of the memory of {adapter}")]
+    Memory {
+        /// What it was for: an array by its name.
+        what: String,
+        /// Bytes asked for.
+        bytes: u64,
+        /// The adapter.
+        adapter: String,
     },
     /// The device was lost, or reported an error; it is refused from then on.
     #[error("{adapter} is refused since {reason}")]

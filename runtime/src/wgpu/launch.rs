@@ -117,8 +117,8 @@ impl Bound {
         let size = (bytes.len() as u64).next_multiple_of(16).max(16);
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let label = Some(launch.symbol.as_str());
-        let uniform = shared
-            .checked(|d| d.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false }))?;
+        let descriptor = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
+        let uniform = shared.buffer("the words of a kernel", &descriptor)?;
         if !bytes.is_empty() {
             shared.queue.write_buffer(&uniform, 0, &bytes);
         }
@@ -143,6 +143,16 @@ impl Bound {
         let most = shared.adapter.workgroups;
         let x = tasks.min(most);
         let y = tasks.div_ceil(x);
+        // Kernels number workgroups with 31 bits.
+        if y > most || x * y > i32::MAX as u64 {
+            return Err(WgpuError::Limit {
+                what: format!("kernel `{}` has {tasks} workgroups", launch.symbol),
+                limit: "maxComputeWorkgroupsPerDimension",
+                adapter: shared.adapter.name.clone(),
+                most,
+            }
+            .into());
+        }
         Ok(Step { symbol: launch.symbol.clone(), pipeline, group, grid: [x as u32, y as u32] })
     }
 

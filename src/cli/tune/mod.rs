@@ -31,6 +31,7 @@ use super::gpu::plans::is_for;
 use super::lower::read_mapping;
 use super::source::{Pairs, Source, ein_files, ranks_of, sizes as joined};
 use super::tables;
+use super::text::write_whole;
 pub use case::{Case, ranks};
 use device::Device;
 pub use device::{DeviceName, Span};
@@ -149,8 +150,7 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
                 println!("{row}");
                 judged.push(row);
                 if let Some(path) = &args.csv {
-                    let fail = |e: std::io::Error| Failure::Machine(format!("{}: {e}", path.display()));
-                    std::fs::write(path, judged::csv(&judged)).map_err(fail)?;
+                    write_whole(path, judged::csv(&judged).as_bytes())?;
                 }
                 if let Some(path) = &args.out {
                     // Another process may have added to it meanwhile.

@@ -11,6 +11,7 @@ use einfall_codegen::backend::{ptx, wgsl};
 use einfall_codegen::lower::gpu::split_streams::merge_name;
 use einfall_codegen::pipeline::{self, Context, Program, Stop};
 use einfall_codegen::tables;
+use einfall_ir::analysis::resources::Limits;
 use einfall_ir::artifact::Artifact;
 use einfall_ir::cascade::Cascade;
 use einfall_ir::cascade::bind::BindError;
@@ -363,7 +364,13 @@ pub fn wgsl_plan(cascade: &Cascade, target: &wgsl::Target) -> Result<Plan, Error
 /// [`Error::Refused`] where the mapping does not fit, something has no WGSL or a limit of the target is exceeded.
 pub fn compile_wgsl(plan: &Plan, mapping: &Mapping, target: &wgsl::Target) -> Result<Artifact, Error> {
     let atoms = atoms::multiply_adds().collect();
-    let context = Context { mapping: Some(mapping.clone()), atoms, ..Context::default() };
+    // An adapter's own limits, which the sheet of its kind need not have.
+    let limits = DataSheet::named(&mapping.target).and_then(|s| s.gpu).map(|g| Limits {
+        shared_bytes: target.workgroup_bytes,
+        threads: target.invocations,
+        ..Limits::of(&g)
+    });
+    let context = Context { mapping: Some(mapping.clone()), atoms, limits, ..Context::default() };
     let (mapped, module) = lower(tables::GPU, plan, &context)?;
     wgsl::print(&mapped, &module, target)
         .map_err(|e| Error::Refused { pass: "print-wgsl", diagnostics: vec![e.diagnostic()] })

@@ -6,12 +6,12 @@ mod shader;
 
 use std::collections::BTreeSet;
 
-use einfall::codegen::backend::wgsl::Target;
+use einfall::codegen::backend::wgsl::{Target, print};
 use einfall::{autotune::model_gpu, compile_wgsl, wgsl_plan};
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::{Artifact, Code, Condition, Slot};
 use einfall_ir::cascade::bind::{Bindings, Given, bind};
-use einfall_ir::cascade::{Cascade, eval};
+use einfall_ir::cascade::{Cascade, eval, parse};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{BufferId, BufferKind};
 use einfall_ir::tolerance::expect;
@@ -56,13 +56,12 @@ impl<'a> Launch<'a> {
         for (_, buffer) in artifact.buffers.iter() {
             let shape: Vec<u64> = buffer.dims.iter().map(|d| d.eval(&extents).expect("an extent")).collect();
             let given = c.params.iter().zip(&inputs).find(|(p, _)| c.tensors[**p].name == buffer.name).map(|(_, a)| a);
-            let bytes = match given {
+            let mut bytes = match given {
                 Some(a) => HostArray::from_values(a).expect("an array").bytes().to_vec(),
                 None => vec![0xFF; buffer.dtype.bytes(shape.iter().product()) as usize],
             };
-            let mut words: Vec<u32> =
-                bytes.chunks(4).map(|w| w.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b))).collect();
-            words.resize(words.len().next_multiple_of(4).max(4), 0xFFFF_FFFF);
+            bytes.resize(bytes.len().next_multiple_of(16).max(16), 0xFF);
+            let words = bytes.chunks(4).map(|w| w.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b))).collect();
             scalars.push(given.map_or(0.0, |a| a.data[0]));
             shapes.push(shape);
             arrays.push(words);
@@ -102,12 +101,13 @@ impl<'a> Launch<'a> {
         self.artifact.launches.iter().enumerate().filter_map(fits).collect()
     }
 
-    /// Runs kernel `i`, whose code is `module`: `most` of its workgroups, one barrier taken out. The barriers reached.
+    /// Runs kernel `i`, whose code is `module`: `most` of its workgroups in a grid `rows` high, one barrier taken out. The
+    /// barriers reached.
     fn run(
         &mut self,
         i: usize,
         module: &naga::Module,
-        most: u64,
+        (most, rows): (u64, u64),
         without: Option<usize>,
     ) -> Result<BTreeSet<usize>, String> {
         let launch = &self.artifact.launches[i];
@@ -134,8 +134,9 @@ impl<'a> Launch<'a> {
         let subgroup = modules(self.artifact)[i].subgroup.max(4);
         let mut machine = Machine::new(module, &bindings, subgroup as usize);
         machine.without = without;
-        for group in 0..groups.min(most) {
-            machine.run(group as u32, groups as u32).map_err(|e| format!("{}: {e}", launch.symbol))?;
+        let grid = [groups.div_ceil(rows), rows];
+        for group in 0..(grid[0] * grid[1]).min(most) {
+            machine.run(group as u32, grid.map(|n| n as u32)).map_err(|e| format!("{}: {e}", launch.symbol))?;
         }
         for (n, b) in bound.iter().enumerate() {
             self.arrays[b.index()] = machine.binding(n as u32 + 1).to_vec();
@@ -150,7 +151,8 @@ impl<'a> Launch<'a> {
         assert!(buffer.kind != BufferKind::Workspace);
         let shape = &self.shapes[id.index()];
         let bytes: Vec<u8> = self.arrays[id.index()].iter().flat_map(|w| w.to_le_bytes()).collect();
-        let bytes = &bytes[..buffer.dtype.bytes(shape.iter().product()) as usize];
+        let (bytes, behind) = bytes.split_at(buffer.dtype.bytes(shape.iter().product()) as usize);
+        assert!(behind.iter().all(|b| *b == 0xFF), "{name} is written behind its end");
         HostArray::from_bytes(buffer.dtype, shape, bytes).and_then(|a| a.to_values()).expect("values").data
     }
 }
@@ -160,37 +162,177 @@ fn modules(artifact: &Artifact) -> &[einfall_ir::artifact::WgslModule] {
     modules
 }
 
-fn agrees(name: &str, c: &Cascade, sheet: &str) -> Result<bool, String> {
+/// Whether a cascade has WGSL for a sheet; what its shaders compute, in grids `rows` high, is what it means.
+fn agrees(name: &str, c: &Cascade, (sheet, rows): (&str, u64)) -> Result<bool, String> {
     let Some(artifact) = compiled(c, sheet) else { return Ok(false) };
     let sizes = library::sizes(c, MOST).next().ok_or("no sizes satisfy its facts")?;
-    let b = bind(c, &Given { sizes, ..Given::default() }).map_err(|e| format!("{e:?}"))?;
-    let mut launch = Launch::new(c, &b, &artifact, 5);
-    let inputs = random(c, &b, 5, Variant::Small).expect("inputs");
-    let expected = expect(c, &b, &inputs, &eval::Options::default()).expect("evaluates");
-    for i in launch.chosen() {
-        let m = &modules(&artifact)[i];
-        launch.run(i, &parsed(&m.text), u64::MAX, None)?;
-    }
-    for e in &expected {
-        e.compare(&launch.values(&e.name)).map_err(|m| format!("{m}"))?;
-    }
+    computes(c, &artifact, sizes, rows)?;
     println!("{name} for {sheet}");
     Ok(true)
 }
 
+/// What a cascade's shaders compute at sizes, in grids `rows` high, is what it means.
+fn computes(c: &Cascade, artifact: &Artifact, sizes: Vec<(String, u64)>, rows: u64) -> Result<(), String> {
+    let b = bind(c, &Given { sizes, ..Given::default() }).map_err(|e| format!("{e:?}"))?;
+    let mut launch = Launch::new(c, &b, artifact, 5);
+    let inputs = random(c, &b, 5, Variant::Small).expect("inputs");
+    let expected = expect(c, &b, &inputs, &eval::Options::default()).expect("evaluates");
+    for i in launch.chosen() {
+        let m = &modules(artifact)[i];
+        launch.run(i, &parsed(&m.text), (u64::MAX, rows), None)?;
+    }
+    for e in &expected {
+        e.compare(&launch.values(&e.name)).map_err(|m| format!("{m}"))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn the_library_agrees_and_no_invocation_disturbs_another() {
-    for (sheet, least) in [("webgpu", 62), ("webgpu-nvidia", 62)] {
+    // Grids of more workgroups than one dimension takes have a second one, and workgroups without a task.
+    for (sheet, rows, least) in [("webgpu", 1, 62), ("webgpu-nvidia", 3, 62)] {
         let mut wrong = Vec::new();
         let mut right = 0;
         for (name, c) in library::all() {
-            match agrees(&name, &c, sheet) {
+            match agrees(&name, &c, (sheet, rows)) {
                 Ok(ran) => right += usize::from(ran),
                 Err(e) => wrong.push(format!("{name} for {sheet}: {e}")),
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
         assert!(right >= least, "{right} cascades for {sheet}");
+    }
+}
+
+fn sized(sizes: &[(&str, u64)]) -> Vec<(String, u64)> {
+    sizes.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect()
+}
+
+/// Elements narrower than half a word at positions that only half a word divides, and contractions of integers.
+#[test]
+fn what_the_library_has_not_agrees() {
+    for (text, sizes) in [
+        ("cascade pair[M, N](x: i8[M, N]) -> (y: i32[M, N]) { y[m,n] = x[m,n] + x[m,n+2] }", [("M", 5), ("N", 32)]),
+        ("cascade pair[M, N](x: u8[M, N]) -> (y: u8[M, N]) { y[m,n] = max(x[m,n], x[m,n+2]) }", [("M", 5), ("N", 48)]),
+        (
+            "cascade mm[M, N, K = 18](A: f8e4m3[M, K], B: f8e4m3[K, N]) -> (C: f32[M, N]) {
+                 C[m,n] = sum(k) A[m,k] * B[k,n] }",
+            [("M", 9), ("N", 34)],
+        ),
+        (
+            "cascade mm[M, N, K = 18](A: i32[M, K], B: i32[K, N]) -> (C: i32[M, N]) { C[m,n] = sum(k) A[m,k] * B[k,n] }",
+            [("M", 9), ("N", 34)],
+        ),
+        (
+            "cascade mm[M, N, K = 18](A: i8[M, K], B: i8[K, N]) -> (C: i32[M, N]) { C[m,n] = sum(k) A[m,k] * B[k,n] }",
+            [("M", 9), ("N", 34)],
+        ),
+    ] {
+        let c = parse(text).expect("parses").cascades.remove(0);
+        for sheet in ["webgpu", "webgpu-nvidia"] {
+            let artifact = compiled(&c, sheet).unwrap_or_else(|| panic!("{text} has no WGSL for {sheet}"));
+            computes(&c, &artifact, sized(&sizes), 1).unwrap_or_else(|e| panic!("{text} for {sheet}: {e}"));
+        }
+    }
+}
+
+/// An adapter with more than what the sheet of its kind says is given what it has.
+#[test]
+fn an_adapters_own_limits_count() {
+    let mut sheet = DataSheet::named("webgpu").expect("a sheet");
+    sheet.gpu.as_mut().expect("a GPU").threads_per_task = 1024;
+    let text = "cascade norm[M, N = 4096](x: bf16[M, N]) -> (y: bf16[M, N]) {
+         s[m] = sum(n) x[m,n] * x[m,n]
+         y[m,n] = x[m,n] * rsqrt(s[m] / N + 0.5) }";
+    let c = parse(text).expect("parses").cascades.remove(0);
+    let plan = wgsl_plan(&c).expect("a plan");
+    let mapping = model_gpu::choose(&plan, &sheet, None);
+    let target = Target::of(&sheet).expect("an adapter");
+    let artifact = compile_wgsl(&plan, &mapping, &target).unwrap_or_else(|e| panic!("{e}"));
+    let threads = artifact.launches.iter().filter_map(|l| l.gpu.as_ref()).map(|g| g.threads);
+    assert!(threads.max().is_some_and(|t| t > 256), "more than the built-in sheet allows");
+}
+
+/// Kernels as text, for what no mapping chosen asks for yet, with a cascade of what they compute.
+#[test]
+fn kernels_by_hand_agree() {
+    // A variable bound in a block of a guarded run, before units meet.
+    let nested = (
+        "cascade c[M, N](x: f32[M, N]) -> (y: f32[M], z: f32[M]) {
+             y[m] = sum(n) x[m,n]
+             z[m] = sum(n) 2.0 * n }",
+        "vars i, j
+        global x: f32[M, N] = 0
+        global y: f32[M] = 1 written
+        global z: f32[M] = 2 written
+        frag s: f32[] T[32@0.0]V[]L[]
+        frag t: f32[] T[32@0.0]V[]L[]
+        frag r: f32[32] T[32@0.1]V[]L[]
+        role main: 4 warp {
+            if unit < M {
+                map t = 0.0
+                map s = 0.0
+                for i in 0..N {
+                    let j = i * 2
+                    map t = t[] + j
+                }
+                load r = x[unit, 0] walk [1] bounds [0 < N]
+                reduce s = sum r over [0] bounds [0 < N] carry
+                store y[unit] walk [] = s
+                store z[unit] walk [] = t
+            }
+        }",
+        [("M", 3), ("N", 9)],
+    );
+    // Two rows that one subgroup selects from, in a guarded run.
+    let selected = (
+        "cascade c[M, N](x: f32[M, N]) -> (value: f32[M], place: i32[M]) {
+             (value[m], place[m]) = argmax(n) x[m,n] }",
+        "global x: f32[M, N] = 0
+        global value: f32[M] = 1 written
+        global place: i32[M] = 2 written
+        frag v: f32[2] T[32@0.0]V[2@0.1]L[]
+        frag p: i32[2] T[32@0.0]V[2@0.1]L[]
+        frag r: f32[2, 32] T[32@1.1]V[2@0.1]L[]
+        role main: 4 warp {
+            if 2 * unit < M {
+                map v = -inf
+                map p = -1
+                load r = x[2 * unit, 0] walk [0, 1] bounds [0 < M - 2 * unit, 1 < N]
+                reduce v, p = argmax r over [1] base 0 bounds [1 < N] carry
+                store value[2 * unit] walk [0] = v bounds [0 < M - 2 * unit]
+                store place[2 * unit] walk [0] = p bounds [0 < M - 2 * unit]
+            }
+        }",
+        [("M", 7), ("N", 29)],
+    );
+    // Elements that change places.
+    let turned = (
+        "cascade c[M, N](x: f32[M, N]) -> (y: f32[N, M]) { y[n,m] = x[m,n] }",
+        "global x: f32[M, N] = 0
+        global y: f32[N, M] = 1 written
+        frag r: f32[4, 4] T[32@0.0]V[4@0.1,4@1.1]L[]
+        role main: 1 warp {
+            load r = x[0, 0] walk [0, 1] bounds [0 < M, 1 < N]
+            map r = r[1, 0]
+            store y[0, 0] walk [0, 1] = r bounds [0 < N, 1 < M]
+        }",
+        [("M", 4), ("N", 3)],
+    );
+    for (cascade, kernel, sizes) in [nested, selected, turned] {
+        let c = parse(cascade).expect("parses").cascades.remove(0);
+        let plan = wgsl_plan(&c).expect("a plan");
+        let text = format!(
+            "module c {{\n    ranks M, N\n    kernel {} {{\n        grid [1]\n        {kernel}\n    }}\n}}\n",
+            plan.kernels[0].name
+        );
+        let module = einfall_ir::kernel::parse::parse(&text).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+        for sheet in ["webgpu", "webgpu-nvidia"] {
+            let target = Target::of(&DataSheet::named(sheet).expect("a sheet")).expect("an adapter");
+            let artifact = print(&plan, &module, &target).unwrap_or_else(|e| panic!("{text}: {e}"));
+            let shader = &modules(&artifact)[0].text;
+            computes(&c, &artifact, sized(&sizes), 1).unwrap_or_else(|e| panic!("{sheet}: {e}\n{shader}"));
+        }
     }
 }
 
@@ -227,13 +369,13 @@ fn every_barrier_is_needed() {
             let mut launch = Launch::new(&c, &b, &artifact, 7);
             for i in launch.chosen() {
                 let before = launch.arrays.clone();
-                let reached = launch.run(i, &codes[i], 1, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let reached = launch.run(i, &codes[i], (1, 1), None).unwrap_or_else(|e| panic!("{name}: {e}"));
                 for barrier in reached {
                     if shown.contains(&(i, barrier)) {
                         continue;
                     }
                     launch.arrays.clone_from(&before);
-                    match launch.run(i, &codes[i], 1, Some(barrier)) {
+                    match launch.run(i, &codes[i], (1, 1), Some(barrier)) {
                         Err(_) => {
                             shown.insert((i, barrier));
                             open.remove(&(i, barrier));
@@ -246,7 +388,7 @@ fn every_barrier_is_needed() {
                 // What follows reads what this one leaves behind.
                 launch.arrays = before;
                 if artifact.launches.len() > 1 {
-                    launch.run(i, &codes[i], u64::MAX, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+                    launch.run(i, &codes[i], (u64::MAX, 1), None).unwrap_or_else(|e| panic!("{name}: {e}"));
                 }
             }
             if open.is_empty() {
@@ -275,7 +417,7 @@ fn the_machine_finds_what_devices_may_do_differently() {
         );
         let module = parsed(&text);
         let mut machine = Machine::new(&module, &[Vec::new(), vec![7; 8]], 4);
-        machine.run(0, 1).map(|()| machine.binding(1).to_vec())
+        machine.run(0, [1, 1]).map(|()| machine.binding(1).to_vec())
     };
     assert_eq!(run("s[i] = i * i; workgroupBarrier(); y[i] = s[7u - i];"), Ok(vec![49, 36, 25, 16, 9, 4, 1, 0]));
     assert_eq!(run("if (i > 3u) { y[i] = 1u; } else { y[i] = 2u; }"), Ok(vec![2, 2, 2, 2, 1, 1, 1, 1]));

@@ -9,6 +9,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use einfall_ir::analysis::resources::Limits;
 use einfall_ir::cascade::Cascade;
 use einfall_ir::diag::Diagnostic;
 use einfall_ir::kernel::atoms::Atom;
@@ -73,6 +74,8 @@ pub struct Context {
     pub mapping: Option<Mapping>,
     /// Vector facts of the core, when lowering to a CPU.
     pub isa: Option<Isa>,
+    /// What a task on the GPU that is lowered for may take; none: what the built-in sheet that the mapping names says.
+    pub limits: Option<Limits>,
 }
 
 /// One pass.

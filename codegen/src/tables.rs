@@ -161,7 +161,11 @@ pub const GPU: &[Pass] = &[
         level: Level::Tile,
         step: |p, context| {
             let mapping = context.mapping.as_ref().ok_or_else(|| vec![missing("a mapping (--mapping FILE)")])?;
-            Ok(Program::Kernel(lower::gpu::lower(&plan(p), mapping)?))
+            let plan = plan(p);
+            Ok(Program::Kernel(match &context.limits {
+                Some(limits) => lower::gpu::lower_for(&plan, mapping, limits)?,
+                None => lower::gpu::lower(&plan, mapping)?,
+            }))
         },
         why: "last: layouts, channels and the schedule follow from the mapping",
     },

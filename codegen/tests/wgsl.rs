@@ -57,6 +57,7 @@ fn naga_takes_every_module_of_the_library() {
     for sheet in &sheets {
         let target = Target::of(sheet).expect("an adapter");
         for (name, c) in library() {
+            // The list of what is refused is compared below.
             let Ok(artifact) = compiled(&c, sheet, &target) else { continue };
             let Code::Wgsl { modules } = &artifact.code else { panic!("no WGSL") };
             assert_eq!(modules.len(), artifact.launches.len(), "{name}");
@@ -77,10 +78,12 @@ fn naga_takes_every_module_of_the_library() {
 
 #[test]
 fn what_has_no_wgsl_is_refused_by_name() {
-    let sheet = DataSheet::named("webgpu").expect("a sheet");
-    let target = Target::of(&sheet).expect("an adapter");
-    let refused: Vec<String> =
-        library().filter_map(|(name, c)| compiled(&c, &sheet, &target).err().map(|e| format!("{name}: {e}"))).collect();
+    let mut refused = Vec::new();
+    for sheet in DataSheet::all().iter().filter(|s| s.webgpu.is_some()) {
+        let target = Target::of(sheet).expect("an adapter");
+        let of = |(name, c): (String, Cascade)| Some((name, compiled(&c, sheet, &target).err()?));
+        refused.extend(library().filter_map(of).map(|(name, e)| format!("{}: {name}: {e}", sheet.name)));
+    }
     as_it_is(&refused);
 }
 
@@ -107,8 +110,52 @@ fn tint_is_told_of_subgroups_and_naga_is_not() {
     assert!(naga.contains("subgroupShuffleXor") && !naga.contains("enable"));
     assert!(tint.contains("enable subgroups;\n"));
     assert_eq!(naga, tint.replace("enable subgroups;\n", ""));
-    let without = text(&target.tint().without_subgroups());
+    let without = text(&target.clone().tint().without_subgroups());
     assert!(!without.contains("subgroup") && without.contains("exchange"));
+    // What a caller calls his arrays does not count.
+    let named = one("cascade c[M](subgroup: f32[M]) -> (y: f32[M]) { y[m] = 2.0 * subgroup[m] }");
+    let Code::Wgsl { modules } = compiled(&named, &sheet, &target.tint()).expect("compiles").code else {
+        panic!("no WGSL")
+    };
+    assert!(modules.iter().all(|m| m.subgroup == 1 && m.text.contains("subgroup") && !m.text.contains("enable")));
+}
+
+fn one(text: &str) -> Cascade {
+    parse(text).expect("parses").cascades.remove(0)
+}
+
+#[test]
+fn scalars_and_numbers_that_no_word_holds_are_refused_by_name() {
+    let sheet = DataSheet::named("webgpu").expect("a sheet");
+    let target = Target::of(&sheet).expect("an adapter");
+    for (text, what) in [
+        ("cascade c[M](x: f32[M], k: f64) -> (y: f32[M]) { y[m] = k * x[m] }", "`k` of f64, which WGSL does not have"),
+        ("cascade c[M](x: i32[M], k: i64) -> (y: i32[M]) { y[m] = k + x[m] }", "`k` of i64, which WGSL does not have"),
+        ("cascade c[M](x: i32[M]) -> (y: i32[M]) { y[m] = x[m] + 3000000000 }", "an integer constant beyond 32 bits"),
+    ] {
+        let e = compiled(&one(text), &sheet, &target).expect_err(text);
+        assert!(e.contains(what), "{text}: {e}");
+    }
+}
+
+/// Rows of a known extent take no more threads than a task may have.
+#[test]
+fn rows_of_known_extents_keep_within_a_task() {
+    for sheet in DataSheet::all().iter().filter(|s| s.webgpu.is_some()) {
+        let target = Target::of(sheet).expect("an adapter");
+        for n in [512, 4096, 8192, 65536] {
+            for dtype in ["f32", "bf16", "i8"] {
+                let c = one(&format!(
+                    "cascade norm[M, N = {n}](x: {dtype}[M, N]) -> (y: {dtype}[M, N]) {{
+                         s[m] = sum(n) x[m,n] * x[m,n]
+                         y[m,n] = {dtype}(x[m,n] * rsqrt(s[m] / N + 0.5)) }}"
+                ));
+                let artifact = compiled(&c, sheet, &target).unwrap_or_else(|e| panic!("{n} {dtype}: {e}"));
+                let threads = artifact.launches.iter().filter_map(|l| l.gpu.as_ref()).map(|g| u64::from(g.threads));
+                assert!(threads.max().is_some_and(|t| t <= target.invocations), "{n} {dtype} for {}", sheet.name);
+            }
+        }
+    }
 }
 
 #[test]

@@ -131,8 +131,8 @@ impl<'m> Machine<'m> {
         found.next().map_or(&[], |(_, m)| &m.words)
     }
 
-    /// Runs the entry for one workgroup of `groups` along x.
-    pub fn run(&mut self, group: u32, groups: u32) -> Res<()> {
+    /// Runs the entry for workgroup number `group` of a grid of `groups` along x and y, x fastest.
+    pub fn run(&mut self, group: u32, groups: [u32; 2]) -> Res<()> {
         let module = self.module;
         let entry = &module.entry_points[0].function;
         self.group = group + 1;
@@ -150,8 +150,8 @@ impl<'m> Machine<'m> {
                 Value::Data(Rc::new(Data { kind: ScalarKind::Uint, n, bits }))
             };
             arguments.push(match built_in {
-                BuiltIn::WorkGroupId => of(&|_| vec![group, 0, 0], 3),
-                BuiltIn::NumWorkGroups => of(&|_| vec![groups, 1, 1], 3),
+                BuiltIn::WorkGroupId => of(&|_| vec![group % groups[0], group / groups[0], 0], 3),
+                BuiltIn::NumWorkGroups => of(&|_| vec![groups[0], groups[1], 1], 3),
                 BuiltIn::LocalInvocationIndex => of(&|i| vec![i as u32], 1),
                 other => return Err(format!("the built-in {other:?}")),
             });

@@ -254,10 +254,14 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
     if f.walked.contains(&lead) {
         // Elements that one warp holds, at the chosen bytes per thread.
         let warp = WARP * (bytes / elem).max(width);
+        let threads = sheet.gpu.as_ref().map_or(u64::MAX, |g| g.threads_per_task);
+        let most = 1 << (threads / WARP).clamp(1, MOST_WARPS).ilog2();
         let classes: Vec<(u64, u64)> = match f.extent(lead) {
             Some(n) if n <= WARP * width / 2 => vec![(n.next_power_of_two().max(width), 1)],
             Some(n) => {
                 let warps = n.div_ceil(warp).next_power_of_two();
+                // Where a task takes fewer threads, each holds more.
+                let warps = if warps <= MOST_WARPS { warps.min(most) } else { warps };
                 vec![(n.next_multiple_of(WARP * width * warps), warps)]
             }
             None => vec![(warp, 1), (WARPS * warp, WARPS), (MOST_WARPS * warp, MOST_WARPS / 2)],
@@ -265,7 +269,7 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
         let scanned = f.scanned.contains(&lead);
         for (block, warps) in classes {
             // A scan keeps a row in one warp; more than twice the bytes per thread would spill.
-            let fits = warps <= MOST_WARPS && block <= 2 * warp * warps;
+            let fits = warps <= most && block <= 2 * warp * warps;
             if fits && (!scanned || warps == 1) {
                 out.push(whole(&f, lead, block, warps, WARP * width));
             }

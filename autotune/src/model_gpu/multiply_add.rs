@@ -10,6 +10,7 @@
 //! whose products are held in registers, or those of [`products`] where a state goes from step to step, which the threads
 //! of a task then share.
 
+use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Engine, Scope};
 use einfall_ir::mapping::{AxisMapping, KernelMapping, OpMapping, RoleMapping, TileMapping, Work};
 use einfall_ir::target::{DataSheet, Gpu};
@@ -31,7 +32,7 @@ const INNER: [u64; 3] = [16, 64, 128];
 /// Products of a block that a warp holds at once.
 const PRODUCTS: u64 = 512;
 
-/// The only contraction of a kernel, with its stream.
+/// The only contraction of a kernel, of floats into f32, with its stream.
 struct Contraction {
     /// Its number among the kernel's operations.
     op: usize,
@@ -57,7 +58,10 @@ fn contraction(kernel: &Kernel) -> Option<Contraction> {
     let ([summed], Some(stream)) = (over.as_slice(), stream) else { return None };
     let alone = kernel.body.iter().filter(|n| matches!(n, Node::Stream(_))).count() == 1;
     let in_stream = |t: &TileId| loaded.iter().any(|(l, s)| l == t && *s == Some(*stream));
-    if !alone || !operands.iter().all(in_stream) || kernel.axes[*summed].kind != AxisKind::Stream {
+    // Atoms multiply and add in f32: integers are summed otherwise.
+    let dtype = |t: TileId| kernel.tiles[t].dtype;
+    let floats = dtype(*out) == DType::F32 && operands.iter().all(|t| dtype(*t).is_float() && dtype(*t).bits() <= 32);
+    if !floats || !alone || !operands.iter().all(in_stream) || kernel.axes[*summed].kind != AxisKind::Stream {
         return None;
     }
     let cut = |t: TileId| -> Vec<AxisId> {

@@ -200,8 +200,9 @@ impl Emit<'_> {
             (c, along)
         };
         order.sort_by_key(key);
-        let mut n = 128 / u64::from(self.bits(view.buf).max(1));
-        while n > 1 {
+        let bits = u64::from(self.bits(view.buf).max(1));
+        let mut n = 128 / bits;
+        while n > 1 && n * bits >= 32 {
             let w = n as i64;
             let neighbours = |c: &[usize]| {
                 let ((row, first), next) = (key(&c[0]), c.iter().enumerate());
@@ -223,12 +224,13 @@ impl Emit<'_> {
         single()
     }
 
-    /// The most neighbours that one step of a copy moves.
+    /// The most neighbours that one step of a copy moves: 1, or whole words at both ends.
     pub(super) fn piece(&self, src: &View, dst: &View, extents: &[u64]) -> u64 {
         let (Some(from), Some(to)) = (self.contiguous(src.buf), self.contiguous(dst.buf)) else { return 1 };
         let Some(d) = dst.walk.iter().position(|w| *w == Some((to, 1))) else { return 1 };
-        let mut n = 128 / u64::from(self.bits(src.buf).max(self.bits(dst.buf)).max(1));
-        while n > 1 {
+        let bits = [src.buf, dst.buf].map(|b| u64::from(self.bits(b).max(1)));
+        let mut n = 128 / bits[0].max(bits[1]);
+        while n > 1 && n * bits[0].min(bits[1]) >= 32 {
             // Beyond the array a piece is absent as a whole.
             let whole = self.k.bufs[src.buf].dims.get(from).is_some_and(|e| divides(self.k, n, e));
             if src.walk.get(d) == Some(&Some((from, 1)))

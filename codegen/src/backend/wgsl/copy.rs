@@ -73,7 +73,8 @@ impl Emit<'_> {
                 if inside.known().is_none() {
                     self.enter(&format!("if ({}) {{", inside.s));
                 }
-                let values = self.load_group(src.buf, &index, n)?;
+                // What is known to be outside stays 0.
+                let values = if inside.known() == Some(0) { Vec::new() } else { self.load_group(src.buf, &index, n)? };
                 for (name, v) in names.iter().zip(&values) {
                     self.line(&format!("{name} = {};", v.s));
                 }

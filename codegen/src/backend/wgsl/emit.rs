@@ -57,6 +57,8 @@ pub(super) struct Emit<'a> {
     uneven: BTreeSet<VarId>,
     guards: Vec<String>,
     open: bool,
+    /// Blocks entered within the guarded run that is open.
+    inner: usize,
     names: usize,
     /// Fragments whose lanes hold parts of a sum, with what was summed over, and after which statements they are
     /// completed.
@@ -68,6 +70,8 @@ pub(super) struct Emit<'a> {
     pub(super) exchanged: u64,
     /// Whether arrays that the kernel writes are read in it too.
     rereads: bool,
+    /// Whether invocations exchange by operations of a subgroup.
+    pub(super) subgroups: bool,
 }
 
 impl<'a> Emit<'a> {
@@ -91,12 +95,14 @@ impl<'a> Emit<'a> {
             uneven: BTreeSet::new(),
             guards: Vec::new(),
             open: false,
+            inner: 0,
             names: 0,
             partial: BTreeMap::new(),
             complete: HashMap::new(),
             turn: Some(0),
             exchanged: 0,
             rereads: false,
+            subgroups: false,
         };
         let [role] = k.roles.as_slice() else { return Err(e.fail("several roles")) };
         if !k.cluster.is_empty() {
@@ -174,13 +180,20 @@ impl<'a> Emit<'a> {
         }
     }
 
-    /// Prints outside the guards.
+    /// Prints outside the guards. Where invocations meet the open run has no block that is not closed.
     fn unguarded<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        assert_eq!(self.inner, 0, "a guarded run ends in a block of its own");
         self.close();
         let guards = std::mem::take(&mut self.guards);
         let r = f(self);
         self.guards = guards;
         r
+    }
+
+    /// Prints what binds a variable: outside the guards, where what units meet for can read it, but in a block of the
+    /// guarded run, where they do not meet, in its place.
+    fn binding<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        if self.inner > 0 { f(self) } else { self.unguarded(f) }
     }
 
     /// All invocations of the workgroup meet.
@@ -219,11 +232,13 @@ impl<'a> Emit<'a> {
     pub(super) fn enter(&mut self, s: &str) {
         self.line(s);
         self.indent += 1;
+        self.inner += usize::from(self.open);
     }
 
     /// Ends what [`Emit::enter`] began.
     pub(super) fn leave(&mut self) {
         self.indent -= 1;
+        self.inner -= usize::from(self.open);
         self.raw("}");
     }
 
@@ -235,7 +250,13 @@ impl<'a> Emit<'a> {
 
     /// The value under a name of its own, within the present block.
     pub(super) fn named(&mut self, v: &Val) -> Val {
-        if v.k.is_some() || v.known().is_some() || v.s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        let plain = v.s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if plain { v.clone() } else { self.copied(v) }
+    }
+
+    /// The value as it is now, within the present block: a variable named in it may change.
+    fn copied(&mut self, v: &Val) -> Val {
+        if v.k.is_some() || v.known().is_some() {
             return v.clone();
         }
         let name = self.fresh("x");
@@ -379,7 +400,7 @@ impl<'a> Emit<'a> {
             Stmt::If { cond, then, otherwise } => self.branch(cond, then, otherwise),
             Stmt::Let { var, value } => {
                 let apart = self.uneven(value);
-                let v = self.unguarded(|e| -> Res<Val> {
+                let v = self.binding(|e| -> Res<Val> {
                     let v = e.int(value)?;
                     let name = plain(&e.k.vars[*var].name);
                     e.line(&format!("v_{name} = {};", v.s));
@@ -434,7 +455,7 @@ impl<'a> Emit<'a> {
             let x = self.value(value, Some(&el), &mut memo)?;
             if reads_itself {
                 // Values kept in the memo may be those of other elements.
-                late.push(self.named(&x));
+                late.push(self.copied(&x));
             } else {
                 self.set(out, v, &x)?;
             }
@@ -469,7 +490,7 @@ impl<'a> Emit<'a> {
                 return Err(self.fail("an unrolled loop whose trip count is not known"));
             };
             while i < end {
-                self.unguarded(|e| e.line(&format!("{name} = {i};")));
+                self.binding(|e| e.line(&format!("{name} = {i};")));
                 self.ranges[var.index()] = Some((i, i));
                 self.body(body)?;
                 i += step;

@@ -19,6 +19,9 @@ use crate::backend::gpu::memo::{self, Element};
 /// What one statement has computed, by expression and coordinates.
 pub(super) type Memo = memo::Memo<(usize, Vec<i64>), Val>;
 
+/// What no literal of WGSL is.
+const BEYOND: &str = "an integer constant beyond 32 bits";
+
 impl Emit<'_> {
     /// A uniform expression.
     pub(super) fn uniform(&mut self, e: &Expr) -> Res<Val> {
@@ -50,6 +53,7 @@ impl Emit<'_> {
 
     fn compute(&mut self, e: &Expr, el: Option<&Element>, memo: &mut Memo) -> Res<Val> {
         Ok(match e {
+            Expr::Int(i) if i32::try_from(*i).is_err() => return Err(self.fail(BEYOND)),
             Expr::Int(i) => Val::int(*i),
             Expr::Float(x) => Val::float(*x),
             Expr::Var(v) => {
@@ -66,6 +70,7 @@ impl Emit<'_> {
             Expr::Unit => Val::ranged("unit", 0, self.units as i64 - 1),
             Expr::ClusterRank => Val::int(0),
             Expr::Scalar(b) => {
+                self.storable(*b)?;
                 let array = self.array(*b).ok_or_else(|| self.fail("a scalar that is no parameter"))?;
                 let w = self.word(Slot::Scalar(array));
                 match class(self.k.bufs[*b].dtype) {
@@ -240,7 +245,7 @@ impl Emit<'_> {
         use BinaryOp::*;
         if let (Some(x), Some(y)) = (a.known(), b.known()) {
             let v = fold::integers(op, x, y).filter(|v| i32::try_from(*v).is_ok());
-            return v.map(Val::int).ok_or_else(|| self.fail("an integer constant beyond 32 bits"));
+            return v.map(Val::int).ok_or_else(|| self.fail(BEYOND));
         }
         let (lo, hi) = (i64::from(i32::MIN), i64::from(i32::MAX));
         let clamp = |x: i64, y: i64| (x.clamp(lo, hi), y.clamp(lo, hi));

@@ -80,7 +80,7 @@ fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(Wgs
         return Err(Unprintable { help: "split the cascade", ..e.fail(&what) });
     }
     let words: String = (0..e.words.len().max(1)).map(|i| format!("    w{i}: i32,\n")).collect();
-    let subgroups = body.contains("subgroup");
+    let subgroups = e.subgroups;
     let mut text = format!("// {name}\n");
     if subgroups && target.dialect == Dialect::Tint {
         text += "enable subgroups;\n";

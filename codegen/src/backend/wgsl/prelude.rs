@@ -220,16 +220,15 @@ const FUNCTIONS: &[(&str, &str)] = &[
     ("rounded_to", "fn rounded_to(x: f32, bits: i32, least: i32) -> f32 {
     let a = abs(x);
     let exponent = max(i32(bitcast<u32>(a) >> 23u) - 127, least);
-    let step = power_of_two(exponent - bits);
-    let n = a / step;
+    let n = a * power_of_two(bits - exponent);
     let down = floor(n);
     let rest = n - down;
     let odd = floor(down * 0.5) * 2.0 != down;
-    return select(down, down + 1.0, rest > 0.5 || (rest == 0.5 && odd)) * step;
+    return select(down, down + 1.0, rest > 0.5 || (rest == 0.5 && odd)) * power_of_two(exponent - bits);
 }"),
     // Rounded magnitudes as bits: exponent and mantissa, or multiples of the least step.
     ("narrow_bits", "fn narrow_bits(a: f32, bits: i32, least: i32) -> u32 {
-    if (a < power_of_two(least)) { return u32(a / power_of_two(least - bits)); }
+    if (a < power_of_two(least)) { return u32(a * power_of_two(bits - least)); }
     let b = bitcast<u32>(a);
     let exponent = i32(b >> 23u) - 127;
     return (u32(exponent - least + 1) << u32(bits)) | ((b & 0x7fffffu) >> u32(23 - bits));

@@ -121,6 +121,7 @@ impl Emit<'_> {
             // Neighbours that one subgroup holds, whatever its size.
             while g.extent.is_power_of_two() && g.place.is_power_of_two() && 2 * place <= end.min(self.target.subgroup)
             {
+                self.subgroups = true;
                 rows = self.kept_rows(rows);
                 let mut joined = Vec::new();
                 for row in &rows {
@@ -175,15 +176,16 @@ impl Emit<'_> {
         others: Vec<Vec<Val>>,
         combine: &mut impl FnMut(&mut Self, &[Val], &[Val]) -> Res<Vec<Val>>,
     ) -> Res<Vec<Vec<Val>>> {
+        // All shuffles first: names of what is joined end with the guarded run.
+        let mut outside = |x: Val| {
+            let name = self.kept(x.ty);
+            self.outside(&format!("{name} = {};", x.s));
+            Val::new(x.ty, name)
+        };
+        let shuffled: Vec<Vec<Val>> = others.into_iter().map(|r| r.into_iter().map(&mut outside).collect()).collect();
         let mut out = Vec::new();
-        for (row, other) in rows.iter().zip(others) {
-            let mut shuffled = Vec::new();
-            for x in other {
-                let name = self.kept(x.ty);
-                self.outside(&format!("{name} = {};", x.s));
-                shuffled.push(Val::new(x.ty, name));
-            }
-            let joined = combine(self, row, &shuffled)?;
+        for (row, other) in rows.iter().zip(&shuffled) {
+            let joined = combine(self, row, other)?;
             out.push(joined.iter().zip(row).map(|(x, y)| self.to(x, y.ty)).collect::<Vec<_>>());
         }
         Ok(self.kept_rows(out))

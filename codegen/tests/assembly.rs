@@ -88,6 +88,9 @@ fn pairs(arch: &str) -> &'static [(&'static str, &'static str)] {
     }
 }
 
+/// Mappings by which several contractions load the same operand, which the assembler does once for some cards.
+const MERGED: [&str; 1] = ["lstm_64_a100"];
+
 fn text(a: &Artifact) -> &str {
     match &a.code {
         Code::Ptx { text, .. } => text,
@@ -103,8 +106,7 @@ fn check(name: &str, plan: &Plan, module: &Module, target: &Target) -> Result<()
         let made: Assembled = assemble(ptx, arch).map_err(|e| format!("{name} for {arch}:\n{e}"))?;
         for (machine, printed) in pairs(arch) {
             let (got, want) = (made.count(machine), ptx.lines().filter(|l| l.contains(printed)).count());
-            // Loads of the same operand for several contractions become one.
-            let merged = *machine == "LDSM" && got > 0 && got < want;
+            let merged = *machine == "LDSM" && MERGED.contains(&name) && got > 0 && got < want;
             if got != want && !merged {
                 return Err(format!("{name} for {arch}: {got} {machine} of {want} {printed}"));
             }

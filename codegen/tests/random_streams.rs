@@ -28,13 +28,14 @@ fn arrays(plan: &Plan, ranks: &[u64], seed: u64) -> Vec<Array> {
 /// One stream: its plan lowers by a drawn mapping and agrees; says how many contractions it has, and whether what was
 /// drawn was refused.
 fn holds(seed: u64) -> (usize, bool) {
-    let Drawn { plan, choices, module, plain, .. } = drawn(seed).unwrap_or_else(|e| panic!("{e}"));
+    let stream = drawn(seed).unwrap_or_else(|e| panic!("{e}"));
+    let Drawn { plan, choices, module, plain, .. } = &stream;
     let mut rng = Rng::new(seed ^ 0xed6e);
-    let faults = verify(&module, &Limits::SM90);
+    let faults = verify(module, &Limits::SM90);
     assert!(faults.is_empty(), "seed {seed}: {}", faults.iter().map(|v| format!("{v}\n")).collect::<String>());
-    let ranks = extents(&plan, &mut rng, 64 * choices.units);
-    let inputs = arrays(&plan, &ranks, seed);
-    let want = tile::eval::run(&plan, &ranks, &inputs, &tile::eval::Options::default())
+    let ranks = extents(&stream, &mut rng, 64 * choices.units);
+    let inputs = arrays(plan, &ranks, seed);
+    let want = tile::eval::run(plan, &ranks, &inputs, &tile::eval::Options::default())
         .unwrap_or_else(|e| panic!("seed {seed}: {e}\n{plan}"));
     for schedule in Schedule::ALL {
         let mut given = inputs.iter();
@@ -69,7 +70,7 @@ fn holds(seed: u64) -> (usize, bool) {
     }
     let mut n = 0;
     plan.kernels[0].for_each_op(&mut |op, _| n += usize::from(matches!(op, Op::Contract { .. })));
-    (n, plain)
+    (n, *plain)
 }
 
 /// Streams of these seeds; how many have each number of contractions, and how many took the plain mapping.

@@ -51,6 +51,8 @@ pub struct Diagnostic {
     pub secondary: Vec<(Span, String)>,
     /// What to write instead.
     pub help: Option<String>,
+    /// The rule that an infeasible mapping breaks, e.g. `resources`; none of what is wrong otherwise.
+    pub constraint: Option<&'static str>,
 }
 
 impl Diagnostic {
@@ -63,6 +65,7 @@ impl Diagnostic {
             primary: (span, String::new()),
             secondary: Vec::new(),
             help: None,
+            constraint: None,
         }
     }
 

@@ -16,6 +16,8 @@ pub use derive::{Choices, mapping};
 use std::fmt::Write as _;
 
 use einfall_ir::analysis::resources::{Limits, RoleResources, resources};
+use einfall_ir::arena::Id;
+use einfall_ir::cascade::RankId;
 use einfall_ir::kernel::{Module, atoms};
 use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::{Plan, parse};
@@ -27,11 +29,16 @@ use crate::tables;
 /// Registers per thread that drawn mappings leave beside fragments.
 const ROOM: u64 = 88;
 
+/// Constraints that a drawn mapping may break: other choices are taken instead.
+const DRAWN_REFUSED: [&str; 3] = ["schedule", "resources", "work loop"];
+
 /// A stream as a device with contraction instructions gets it, by a drawn mapping.
 #[derive(Clone, Debug)]
 pub struct Drawn {
     /// Its plan, after every pass of the tile level.
     pub plan: Plan,
+    /// Its ranks that are extents of features.
+    pub features: Vec<RankId>,
     /// What the mapping was drawn with.
     pub choices: Choices,
     /// The mapping.
@@ -50,7 +57,8 @@ pub struct Drawn {
 pub fn drawn(seed: u64) -> Result<Drawn, String> {
     let context = Context { atoms: atoms::all().collect(), ..Context::default() };
     let passes: Vec<_> = tables::TO_TILE.iter().filter(|p| p.level == pipeline::Level::Tile).copied().collect();
-    let records = pipeline::run(&passes, tables::FORMS, Program::Tile(stream(seed)), &context, None)
+    let (plan, features) = stream(seed);
+    let records = pipeline::run(&passes, tables::FORMS, Program::Tile(plan), &context, None)
         .map_err(|(_, stop)| format!("seed {seed}: {stop}"))?;
     let Some(Program::Tile(plan)) = records.into_iter().next_back().map(|r| r.program) else {
         return Err(format!("seed {seed}: the passes of the tile level make no plan"));
@@ -62,12 +70,16 @@ pub fn drawn(seed: u64) -> Result<Drawn, String> {
     for (choices, plain) in [(first, false), (level, false), (plain, true)] {
         let mapping = mapping(&plan, &choices).map_err(|e| format!("seed {seed}: {e}\n{plan}"))?;
         match gpu::lower(&plan, &mapping) {
-            Ok(module) if roomy(&module) || plain => return Ok(Drawn { plan, choices, mapping, module, plain }),
+            Ok(module) if roomy(&module) || plain => {
+                return Ok(Drawn { plan, features, choices, mapping, module, plain });
+            }
             Ok(_) => refusal = format!("seed {seed}: resources leave too few registers\n{plan}\n{mapping}"),
-            Err(e) => refusal = format!("seed {seed}: {e:?}\n{plan}\n{mapping}"),
-        }
-        if !["schedule", "resources", "work loop", "persistent"].iter().any(|c| refusal.contains(c)) {
-            break;
+            Err(e) => {
+                refusal = format!("seed {seed}: {e:?}\n{plan}\n{mapping}");
+                if !e.iter().all(|d| d.constraint.is_some_and(|c| DRAWN_REFUSED.contains(&c))) {
+                    break;
+                }
+            }
         }
     }
     Err(refusal)
@@ -114,16 +126,17 @@ impl Rng {
     }
 }
 
-/// A random plan of one stream with 1 to 6 contractions. Its ranks are M, N and the feature extents `F0..`.
-pub fn stream(seed: u64) -> Plan {
+/// A random plan of one stream with 1 to 6 contractions, and its ranks that are extents of features: those after M and N.
+pub fn stream(seed: u64) -> (Plan, Vec<RankId>) {
     let mut s = Builder::new(seed);
     s.build();
     let text = s.text(seed);
-    parse::parse(&text).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{text}"))
+    let plan = parse::parse(&text).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{text}"));
+    (plan, (0..s.n_features).map(|f| RankId::new(2 + f as usize)).collect())
 }
 
-/// Extents for the plan's ranks, around the edges of blocks of `block` rows and coordinates.
-pub fn extents(plan: &Plan, rng: &mut Rng, block: u64) -> Vec<u64> {
+/// Extents for a stream's ranks, around the edges of blocks of `block` rows and coordinates.
+pub fn extents(of: &Drawn, rng: &mut Rng, block: u64) -> Vec<u64> {
     let around = |rng: &mut Rng| match rng.below(4) {
         0 => 8 * (1 + rng.below(4)),
         1 => block,
@@ -131,7 +144,7 @@ pub fn extents(plan: &Plan, rng: &mut Rng, block: u64) -> Vec<u64> {
         _ => 2 * block + 8 * rng.below(5),
     };
     let features = |rng: &mut Rng| 8 * (1 + rng.below(4));
-    plan.ranks.iter().map(|(_, r)| if r.name.starts_with('F') { features(rng) } else { around(rng) }).collect()
+    of.plan.ranks.ids().map(|r| if of.features.contains(&r) { features(rng) } else { around(rng) }).collect()
 }
 
 /// A plan being put together, as text.

@@ -5,7 +5,7 @@
 //! of their warpgroup and end. The warp number is broadcast by a shuffle, so that ptxas knows what depends on it to be
 //! uniform. Invariant: everything printed outside a role's branch is executed by all threads of the task.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use einfall_ir::analysis::resources::{exchange, instruction_registers, launch_registers};
 use einfall_ir::arena::{Arena, Id};
@@ -17,7 +17,7 @@ use super::across::Exchange;
 use super::copy::Maps;
 use super::expr::Memo;
 use super::partial::Partial;
-use super::ranges::{Facts, Interval, merge};
+use super::ranges::{Facts, Interval, loose, merge};
 use super::sync::Arrivals;
 use super::text::{Text, Ty, Val};
 use super::{Res, Target, Unprintable};
@@ -85,6 +85,8 @@ pub(super) struct RoleState {
     pub(super) replicas: HashMap<(Vec<ThreadDigit>, u64), Val>,
     /// What is known of each variable's range.
     pub(super) vars: Vec<Option<Interval>>,
+    /// Variables that may be any integer.
+    pub(super) loose: BTreeSet<usize>,
     /// Whether lanes may have accessed memory since they last met.
     pub(super) dirty: bool,
     pub(super) unit_barriers: Option<u64>,
@@ -120,6 +122,7 @@ impl RoleState {
             thread_coords: HashMap::new(),
             replicas: HashMap::new(),
             vars: vec![None; k.vars.len()],
+            loose: BTreeSet::new(),
             dirty: false,
             unit_barriers: None,
             fenced: false,
@@ -342,7 +345,8 @@ impl<'a> Emit<'a> {
     fn role(&mut self, role: &Role, first: u64) -> Res<()> {
         let warps_per_unit = role.scope.threads() / 32;
         let index = self.k.roles.iter().position(|r| std::ptr::eq(r, role)).unwrap_or(0);
-        self.role = RoleState { index, scope: role.scope, units: role.units, ..RoleState::none(self.k) };
+        let loose = loose(&role.body);
+        self.role = RoleState { index, scope: role.scope, units: role.units, loose, ..RoleState::none(self.k) };
         let body = std::mem::take(&mut self.t.out);
         self.hoisted(|e| {
             let warp = Val::ranged("%warp".to_string(), first as i64, 31);

@@ -85,7 +85,10 @@ impl Emit<'_> {
             Expr::Float(x) => Val::f32(*x),
             Expr::Var(v) => match self.role.vars[v.index()] {
                 Some((lo, hi)) if lo == hi => Val::int(lo),
-                Some((lo, hi)) => Val::ranged(format!("%v{}", v.index()), lo, hi),
+                Some((lo, hi)) => {
+                    let any = self.role.loose.contains(&v.index());
+                    Val { any, ..Val::ranged(format!("%v{}", v.index()), lo, hi) }
+                }
                 None => Val::reg(Ty::S32, format!("%v{}", v.index())),
             },
             Expr::Extent(r) => self.extent(*r),

@@ -3,9 +3,11 @@
 //! What a loop carries is widened once: a bound that a trip moves is given up. Invariant: an interval holds at the
 //! statement it is asked for on every path there; positions do not overflow 32 bits (the launch contract).
 
+use std::collections::BTreeSet;
+
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::{Rank, RankId};
-use einfall_ir::kernel::{Expr, Stmt};
+use einfall_ir::kernel::{Expr, Stmt, walk};
 use einfall_ir::ops::{BinaryOp, UnaryOp};
 
 /// Least and largest value.
@@ -150,6 +152,36 @@ impl Facts<'_> {
             if !moved {
                 return;
             }
+        }
+    }
+}
+
+/// The variables of a role that may be any integer, as elements of tensors are: those bound to what reads one.
+pub(super) fn loose(body: &[Stmt]) -> BTreeSet<usize> {
+    fn may(e: &Expr, known: &BTreeSet<usize>) -> bool {
+        use BinaryOp::*;
+        match e {
+            Expr::Fetch { .. } | Expr::Scalar(_) | Expr::Frag { .. } | Expr::Rand(_) => return true,
+            Expr::Var(v) => return known.contains(&v.index()),
+            Expr::Binary(Lt | Le | Gt | Ge | Eq | Ne | And | Or, ..) | Expr::Unary(UnaryOp::Not, _) => return false,
+            _ => {}
+        }
+        let mut found = false;
+        e.for_each_operand(|o| found |= may(o, known));
+        found
+    }
+    let mut known = BTreeSet::new();
+    loop {
+        let before = known.len();
+        walk(body, &mut |s| {
+            if let Stmt::Let { var, value } = s
+                && may(value, &known)
+            {
+                known.insert(var.index());
+            }
+        });
+        if known.len() == before {
+            return known;
         }
     }
 }

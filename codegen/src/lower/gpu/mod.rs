@@ -57,8 +57,9 @@ pub const PASS: Pass = Pass {
 type Step<T> = Result<T, Diagnostic>;
 
 /// An infeasible or unsupported mapping: `constraint` names the rule.
-fn refuse<T>(constraint: &str, message: impl std::fmt::Display, help: &str) -> Step<T> {
-    Err(Diagnostic::error("G0101", Span::default(), format!("{constraint}: {message}")).help(help))
+fn refuse<T>(constraint: &'static str, message: impl std::fmt::Display, help: &str) -> Step<T> {
+    let refusal = Diagnostic::error("G0101", Span::default(), format!("{constraint}: {message}")).help(help);
+    Err(Diagnostic { constraint: Some(constraint), ..refusal })
 }
 
 /// Lowers every kernel of `plan` by `mapping` for the device it is for (an H100 if no built-in sheet has the name).

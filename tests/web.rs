@@ -43,15 +43,18 @@ fn node() -> Result<Command, &'static str> {
 }
 
 /// Writes a cascade's shaders, manifest and inputs to `folder`: what the outputs should be, in which files, and the job.
-/// No outputs where a shader is long; none where something has no WGSL.
-fn job(c: &Cascade, folder: &Path) -> Option<(Vec<(Expected, PathBuf)>, Value)> {
-    let product = build::compile(c, &[Target::named("wgsl")], &Settings::default(), None).ok()?;
+/// No outputs where a shader is long.
+///
+/// # Errors
+/// Why something has no WGSL.
+fn job(c: &Cascade, folder: &Path) -> Result<(Vec<(Expected, PathBuf)>, Value), String> {
+    let product = build::compile(c, &[Target::named("wgsl")], &Settings::default(), None).map_err(|e| e.to_string())?;
     std::fs::create_dir_all(folder).expect("a folder");
     build::write(std::slice::from_ref(&product), folder).expect("writes");
     let Code::Wgsl { modules } = &product.pieces[0].artifact.code else { panic!("{}: no WGSL", c.name) };
     let manifest = folder.join(format!("{}.wgsl.json", c.name));
     if modules.iter().any(|m| m.text.len() > SHORT) {
-        return Some((Vec::new(), json!({ "manifest": manifest, "outputs": null })));
+        return Ok((Vec::new(), json!({ "manifest": manifest, "outputs": null })));
     }
     let sizes = library::sizes(c, 500_000).next().unwrap_or_else(|| panic!("{}: no sizes satisfy its facts", c.name));
     let b = bind(c, &Given { sizes: sizes.clone(), ..Given::default() }).expect("sizes");
@@ -72,7 +75,7 @@ fn job(c: &Cascade, folder: &Path) -> Option<(Vec<(Expected, PathBuf)>, Value)> 
     let outputs: Map<String, Value> = expected.iter().map(|e| (e.name.clone(), json!(file(e)))).collect();
     let sizes: Map<String, Value> = sizes.into_iter().map(|(n, v)| (n, json!(v))).collect();
     let job = json!({ "manifest": manifest, "sizes": sizes, "scalars": scalars, "inputs": arrays, "outputs": outputs });
-    Some((expected.into_iter().map(|e| (file(&e), e)).map(|(f, e)| (e, f)).collect(), job))
+    Ok((expected.into_iter().map(|e| (file(&e), e)).map(|(f, e)| (e, f)).collect(), job))
 }
 
 #[test]
@@ -82,13 +85,20 @@ fn the_library_agrees_in_tint() {
         Err(why) => return eprintln!("SKIPPED: {why}"),
     };
     let folder = tempfile::tempdir().expect("a folder");
-    let (mut cases, mut jobs) = (Vec::new(), Vec::new());
+    let (mut cases, mut jobs, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for (name, c) in library::all() {
-        if let Some((outputs, job)) = job(&c, &folder.path().join(&name)) {
-            cases.push((name, outputs));
-            jobs.push(job);
+        match job(&c, &folder.path().join(&name)) {
+            Ok((outputs, job)) => {
+                cases.push((name, outputs));
+                jobs.push(job);
+            }
+            Err(why) => refused.push((name, why)),
         }
     }
+    // What has no WGSL is on the list, nothing else.
+    let known = include_str!("../codegen/tests/wgsl_refused.txt");
+    let known = known.lines().filter_map(|l| l.strip_prefix("webgpu: ")?.split_once(": ")).map(|l| l.0);
+    assert_eq!(refused.iter().map(|r| r.0.as_str()).collect::<Vec<_>>(), known.collect::<Vec<_>>(), "{refused:#?}");
     let list = folder.path().join("jobs.json");
     std::fs::write(&list, Value::from(jobs).to_string()).expect("jobs");
     let out = node.arg(&list).output().expect("node runs");
@@ -117,9 +127,5 @@ fn the_library_agrees_in_tint() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let launched = cases.iter().filter(|(_, outputs)| !outputs.is_empty()).count();
-    assert!(
-        cases.len() > 40 && launched > 10 && lines.next().is_none(),
-        "{} cascades, {launched} launched",
-        cases.len()
-    );
+    assert!(launched > 10 && lines.next().is_none(), "{} cascades, {launched} launched", cases.len());
 }

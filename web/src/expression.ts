@@ -35,6 +35,7 @@ const ONE: Record<string, (x: number) => number> = {
   cos: Math.cos,
   tanh: Math.tanh,
   sigmoid: (x) => (x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x))),
+  erf,
   floor: Math.floor,
   ceil: Math.ceil,
   round: ties,
@@ -63,6 +64,26 @@ const TWO: Record<string, (x: number, y: number) => number> = {
   and: (x, y) => Number(x !== 0 && y !== 0),
   or: (x, y) => Number(x !== 0 || y !== 0),
 };
+
+/** The Taylor series below 2.5, a continued fraction of erfc above (Abramowitz & Stegun 7.1.6 and 7.1.14). */
+function erf(x: number): number {
+  const a = Math.abs(x);
+  if (Number.isNaN(x)) return x;
+  let r = 1;
+  if (a < 2.5) {
+    let [term, sum] = [a, a];
+    for (let n = 1; term > sum * 1e-17; n++) {
+      term *= (2 * a * a) / (2 * n + 1);
+      sum += term;
+    }
+    r = (2 / Math.sqrt(Math.PI)) * Math.exp(-a * a) * sum;
+  } else if (a <= 6) {
+    let f = a;
+    for (let k = 60; k > 0; k--) f = a + k / 2 / f;
+    r = 1 - Math.exp(-a * a) / (f * Math.sqrt(Math.PI));
+  }
+  return x < 0 ? -r : r;
+}
 
 /** To the nearest integer, ties to even. */
 function ties(x: number): number {

@@ -133,6 +133,8 @@ export class Kernel {
     if (made === undefined) {
       made = this.#make(variant);
       this.#pipelines.set(variant, made);
+      // What failed may be asked for again: a file that was not there, a device that was busy.
+      made.catch(() => this.#pipelines.delete(variant));
     }
     return made;
   }
@@ -285,6 +287,10 @@ export class Bound {
       if (buffer.size < buffer_bytes(spec, n)) {
         throw new EinfallError(`the buffer of ${spec.name} has ${buffer.size} bytes, not ${buffer_bytes(spec, n)}`);
       }
+      const other = manifest.arrays.find((a) => all.get(a.name) === buffer);
+      if (other !== undefined && (spec.kind !== "input" || other.kind !== "input")) {
+        throw new EinfallError(`${other.name} and ${spec.name} are one buffer, and one of them is written: give each its own`);
+      }
       all.set(spec.name, buffer);
     }
     const steps: Step[] = [];
@@ -301,8 +307,12 @@ export class Bound {
       }
       const words = new DataView(new ArrayBuffer(Math.max(Math.ceil(variant.words.length / 4), 1) * 16));
       variant.words.forEach((w, i) => {
-        if ("f32" in w) words.setFloat32(4 * i, evaluate(w.f32, scope), true);
-        else words.setInt32(4 * i, evaluate(w.i32, scope), true);
+        if ("f32" in w) return words.setFloat32(4 * i, evaluate(w.f32, scope), true);
+        const value = evaluate(w.i32, scope);
+        if (!Number.isInteger(value) || value < -MOST || value >= MOST) {
+          throw new EinfallError(`kernel ${variant.entry} takes ${value}, which is no integer of 32 bits`);
+        }
+        words.setInt32(4 * i, value, true);
       });
       // GPUBufferUsage: UNIFORM, COPY_DST.
       const uniform = device.createBuffer({ label: variant.entry, size: words.byteLength, usage: 0x40 | 0x8 });

@@ -72,3 +72,40 @@ test("sizes are checked before anything is launched", () => {
   assert.throws(() => kernel.bind({ M: 1 << 30 }), /maxStorageBufferBindingSize of the device is 134217728/);
   assert.deepEqual(kernel.bind({ M: 5 }).shape("x"), [5]);
 });
+
+/** A device of which `shader` and what is made of it are the test's. */
+const working = (made) => ({
+  ...device(),
+  adapterInfo: { subgroupMinSize: 32 },
+  queue: { writeBuffer() {} },
+  createBuffer: ({ size }) => ({ size }),
+  createShaderModule: () => ({ getCompilationInfo: async () => ({ messages: [] }) }),
+  createBindGroupLayout: () => ({}),
+  createPipelineLayout: () => ({}),
+  createComputePipelineAsync: made,
+  createBindGroup: () => ({}),
+});
+const pipeline = async () => ({ getBindGroupLayout: () => ({}) });
+
+test("a pipeline that failed is made again", async () => {
+  let tries = 0;
+  const file = () => (++tries === 1 ? Promise.reject(new Error("no such file")) : "text");
+  const bound = Kernel.load({ ...working(pipeline), limits: { ...limits, maxComputeWorkgroupsPerDimension: 8 } }, manifest, file).bind({ M: 5 });
+  await assert.rejects(bound.prepare({ x: { size: 32 } }), /no such file/);
+  assert.deepEqual((await bound.prepare({ x: { size: 32 } })).names, ["k_0"]);
+});
+
+test("one buffer is not read and written at once", async () => {
+  const arrays = [...manifest.arrays, { name: "y", kind: "output", dtype: "f32", shape: ["M"] }];
+  const kernel = Kernel.load(working(pipeline), { ...manifest, arrays }, () => "text");
+  const buffer = { size: 32 };
+  await assert.rejects(kernel.bind({ M: 5 }).prepare({ x: buffer, y: buffer }), /x and y are one buffer/);
+});
+
+test("words that 32 bits do not hold are refused", async () => {
+  const words = [{ i32: ["*", "M", 1 << 30] }];
+  const kernels = [[{ ...manifest.kernels[0][0], words }]];
+  const most = { ...limits, maxComputeWorkgroupsPerDimension: 8 };
+  const kernel = Kernel.load({ ...working(pipeline), limits: most }, { ...manifest, kernels }, () => "text");
+  await assert.rejects(kernel.bind({ M: 5 }).prepare({ x: { size: 32 } }), /5368709120, which is no integer of 32 bits/);
+});

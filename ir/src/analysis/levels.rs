@@ -1,4 +1,4 @@
-//! Passes after derivation: the levels of §2 recomputed on canonical values, where separable barriers have left the
+//! Passes after derivation: the levels of [`super::passes`] recomputed on canonical values, where separable barriers have left the
 //! reductions that used them.
 //!
 //! In canonical form a reduction's body holds a barrier over its own rank only if it could not be separated, so the

@@ -1,6 +1,6 @@
 //! The tile IR: a plan of kernels; each kernel a nest of streams over tiles.
 //!
-//! This is design §2's normal form. A kernel has *axes*, each a rank of the problem cut into blocks: a grid axis is
+//! A normal form (ARCHITECTURE.md, "How kernels are formed"). A kernel has *axes*, each a rank of the problem cut into blocks: a grid axis is
 //! cut over the launch, a stream axis is walked block after block, an inner axis is whole in every tile. A tile's
 //! dimensions are axes, so its extents are the axes' blocks, and every operation says what it does to whole tiles.
 //! Invariants: (1) the result does not depend on the blocks, which only the mapping chooses; (2) elements whose

@@ -1,7 +1,7 @@
 //! form-kernels: from a normalised cascade to a plan of kernels over tiles.
 //!
-//! Statements that can share one stream become one kernel (`group`); each kernel is emitted in design §2's normal
-//! form (`stream`), iterative ranks as sequential streams (`iterate`). What crosses kernels becomes workspace.
+//! Statements that can share one stream become one kernel (`group`); each kernel is emitted in the tile level's
+//! normal form (`stream`), iterative ranks as sequential streams (`iterate`). What crosses kernels becomes workspace.
 //! Invariant: the plan computes what the cascade does for every choice of blocks; which blocks, placements and
 //! instructions are used is the mapping's business.
 

@@ -2,7 +2,7 @@
 //! declared types, by one traversal over several arithmetics.
 //!
 //! Invariant: an evaluation ends with a result or an [`EvalError`]; sizes beyond [`Limits`] are errors. Semantics:
-//! docs/language.md; design §1.
+//! docs/language.md.
 
 pub mod bound;
 mod compile;

@@ -1,4 +1,4 @@
-//! Default rounding points: which operands of a contraction may be rounded, and to what (design §1).
+//! Default rounding points: which operands of a contraction may be rounded, and to what (docs/language.md, §7).
 //!
 //! Invariant: an operand already held in a type at least as narrow is not rounded.
 
@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use crate::ops::{BinaryOp, UnaryOp};
 
 impl Compiler<'_> {
-    /// Places the default rounding points of a contraction (design §1): in a sum of products, the factors that
+    /// Places the default rounding points of a contraction: in a sum of products, the factors that
     /// depend on the reduced indices, and their partial products, may be rounded to the narrowest float type of 16
     /// bits or more among the stored tensors they read.
     pub(super) fn round_operands(&mut self, e: ExprId, over: &[IndexId]) {

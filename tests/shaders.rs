@@ -245,9 +245,9 @@ fn an_adapters_own_limits_count() {
          s[m] = sum(n) x[m,n] * x[m,n]
          y[m,n] = x[m,n] * rsqrt(s[m] / N + 0.5) }";
     let c = parse(text).expect("parses").cascades.remove(0);
-    let plan = wgsl_plan(&c).expect("a plan");
-    let mapping = model_gpu::choose(&plan, &sheet, None);
     let target = Target::of(&sheet).expect("an adapter");
+    let plan = wgsl_plan(&c, &target).expect("a plan");
+    let mapping = model_gpu::choose(&plan, &sheet, None);
     let artifact = compile_wgsl(&plan, &mapping, &target).unwrap_or_else(|e| panic!("{e}"));
     let threads = artifact.launches.iter().filter_map(|l| l.gpu.as_ref()).map(|g| g.threads);
     assert!(threads.max().is_some_and(|t| t > 256), "more than the built-in sheet allows");
@@ -321,7 +321,7 @@ fn kernels_by_hand_agree() {
     );
     for (cascade, kernel, sizes) in [nested, selected, turned] {
         let c = parse(cascade).expect("parses").cascades.remove(0);
-        let plan = wgsl_plan(&c).expect("a plan");
+        let plan = wgsl_plan(&c, &Target::generic()).expect("a plan");
         let text = format!(
             "module c {{\n    ranks M, N\n    kernel {} {{\n        grid [1]\n        {kernel}\n    }}\n}}\n",
             plan.kernels[0].name

@@ -26,6 +26,9 @@ pub struct Family {
     pub units: i64,
     /// Most rows of a unit that are worth their registers.
     pub unit_rows: i64,
+    /// Registers per thread beside fragments, operands and what every kernel needs: addresses of the threads' own copies
+    /// and of what `ldmatrix` reads.
+    pub addresses: i64,
     /// Most tasks a multiprocessor runs at a time that parts of streams are counted for.
     pub resident: i64,
 }
@@ -43,6 +46,7 @@ impl Family {
         engine: Engine::Tma,
         units: 4,
         unit_rows: 128,
+        addresses: 0,
         resident: 2,
     };
 
@@ -55,6 +59,7 @@ impl Family {
         engine: Engine::CpAsync,
         units: 8,
         unit_rows: 64,
+        addresses: 32,
         resident: 8,
     };
 

@@ -559,7 +559,7 @@ impl<'s, 'a> Space<'s, 'a> {
             // What the unit's other warps have of the results.
             need = need + most * 3;
         }
-        self.need = need + self.operands() + OVERHEAD as i64;
+        self.need = need + self.operands() + (OVERHEAD as i64 + self.family.addresses);
         self.model.constrain("registers of the consumers", self.need.clone().at_most(budget));
         // One barrier per unit where units hand over shared memory, one where they take turns.
         let hands = s.written().next().is_some() || s.stores.iter().any(|l| l.staged.is_some());

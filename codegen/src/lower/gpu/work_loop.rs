@@ -349,7 +349,8 @@ impl Facts<'_> {
             let within = if outer.is_empty() { rest.clone() } else { rem(rest.clone(), plane.clone()) };
             let section = mul(along, group.clone());
             let start = mul(div(within.clone(), section.clone()), group.clone());
-            let width = min(sub(across, start.clone()), group);
+            // At least one: no task is beyond the last section.
+            let width = max(min(sub(across, start.clone()), group), Expr::Int(1));
             let place = rem(within, section);
             set(*second, add(start, rem(place.clone(), width.clone())));
             set(*fastest, div(place, width));

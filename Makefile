@@ -7,7 +7,7 @@ MODEL ?= target/model
 PTXAS ?= target/ptxas
 MDBOOK ?= target/mdbook
 
-.PHONY: run test test-aot lint book public-api features package model llvm ptxas vulkan web swiftshader page benchmarks
+.PHONY: run test test-aot lint book public-api features package fuzz model llvm ptxas vulkan web swiftshader page benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -49,6 +49,17 @@ features:
 # What would be published, compiled from the packages; uploads nothing.
 package:
 	$(CARGO) publish --workspace --dry-run
+
+# Fuzzes the readers of TARGETS, by turns, for SECONDS each: needs a nightly compiler, `cargo install cargo-fuzz` and a C++
+# compiler. What it finds it writes to fuzz/artifacts; a minimal input (`cargo fuzz tmin`) under fuzz/regressions/TARGET is
+# run by `make test` (tests/hostile.rs) from then on.
+TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+SECONDS ?= 60
+fuzz:
+	for target in $(TARGETS); do \
+		$(CARGO) +nightly fuzz run --sanitizer none $$target -- \
+			-max_total_time=$(SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=65536 || exit 1; \
+	done
 
 # docs/ as a book, in target/book; what mdBook warns of is an error. Its code is run by `make test` (tests/documents.rs).
 book:

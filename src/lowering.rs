@@ -54,6 +54,8 @@ pub enum Error {
     Size(String),
     /// A table of mappings that cannot be read, with its source.
     Table(String),
+    /// A variable of the environment with a value that does not fit.
+    Environment(String),
     /// LLVM, arrays, threads.
     Runtime(einfall_runtime::Error),
 }
@@ -67,7 +69,7 @@ impl std::fmt::Display for Error {
             }
             Error::Internal(what) => write!(f, "a fault of the compiler: {what}"),
             Error::Bind(e) => e.fmt(f),
-            Error::Size(what) | Error::Table(what) => f.write_str(what),
+            Error::Size(what) | Error::Table(what) | Error::Environment(what) => f.write_str(what),
             Error::Runtime(e) => e.fmt(f),
         }
     }
@@ -77,7 +79,10 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Runtime(e) => Some(e),
-            Error::Refused { .. } | Error::Internal(_) | Error::Bind(_) | Error::Size(_) | Error::Table(_) => None,
+            Error::Bind(e) => Some(e),
+            Error::Refused { .. } | Error::Internal(_) | Error::Size(_) | Error::Table(_) | Error::Environment(_) => {
+                None
+            }
         }
     }
 }

@@ -11,7 +11,6 @@ use einfall_runtime::EngineOptions;
 #[cfg(feature = "cpu")]
 use einfall_runtime::llvm::{LoadOptions, Passes};
 
-#[cfg(feature = "cpu")]
 use crate::lowering::Error;
 
 #[cfg(feature = "cpu")]
@@ -58,17 +57,19 @@ impl TableSource {
     /// let text = b"format = 1\nkind = \"cpu\"\ndevice = \"a processor\"\n";
     /// assert!(TableSource::Embedded(text.into()).read()?.entries.is_empty());
     /// let wrong = TableSource::Embedded(b"format = 7".into()).read().expect_err("another format");
-    /// assert!(wrong.starts_with("an embedded table"));
-    /// # Ok::<(), String>(())
+    /// assert!(wrong.to_string().starts_with("an embedded table"));
+    /// # Ok::<(), einfall::Error>(())
     /// ```
     ///
     /// # Errors
-    /// Where there is no such file, or the text is no table that this version takes; the source is named.
-    pub fn read(&self) -> Result<Table, String> {
+    /// [`Error::Table`] where there is no such file, or the text is no table that this version takes; the source is named.
+    pub fn read(&self) -> Result<Table, Error> {
         match self {
-            TableSource::Embedded(bytes) => Table::parse(bytes).map_err(|e| format!("an embedded table: {e}")),
+            TableSource::Embedded(bytes) => {
+                Table::parse(bytes).map_err(|e| Error::Table(format!("an embedded table: {e}")))
+            }
             TableSource::File(path) => {
-                let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+                let fail = |e: &dyn std::fmt::Display| Error::Table(format!("{}: {e}", path.display()));
                 let bytes = std::fs::metadata(path).map_err(|e| fail(&e))?.len();
                 if bytes > MAX_BYTES as u64 {
                     return Err(fail(&TableError::TooLong(bytes as usize)));
@@ -84,7 +85,7 @@ impl TableSource {
 pub(crate) fn joined(sources: &[TableSource], kind: Kind, device: &str) -> Result<Table, Error> {
     let mut all = Table::new(kind, device);
     for source in sources {
-        let table = source.read().map_err(Error::Table)?;
+        let table = source.read()?;
         if (table.kind, table.device.as_str()) == (kind, device) {
             all.merge(table).map_err(|e| Error::Table(e.to_string()))?;
         }
@@ -101,12 +102,12 @@ impl Options {
     /// ```
     /// let options = einfall::Options::from_env()?;
     /// assert!(options.threads.is_none_or(|n| n > 0));
-    /// # Ok::<(), String>(())
+    /// # Ok::<(), einfall::Error>(())
     /// ```
     ///
     /// # Errors
-    /// A variable with a value that does not fit, named.
-    pub fn from_env() -> Result<Options, String> {
+    /// [`Error::Environment`] for a variable with a value that does not fit, named.
+    pub fn from_env() -> Result<Options, Error> {
         let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
         let cache = match var("EINFALL_CACHE") {
             Some(v) if v == "off" => None,
@@ -117,7 +118,7 @@ impl Options {
             None => None,
             Some(v) => {
                 let n = v.to_str().and_then(|v| v.parse().ok()).filter(|n| *n > 0);
-                Some(n.ok_or_else(|| format!("EINFALL_THREADS is {v:?}, no positive number"))?)
+                Some(n.ok_or_else(|| Error::Environment(format!("EINFALL_THREADS is {v:?}, no positive number")))?)
             }
         };
         let tables = var("EINFALL_TABLES").unwrap_or_default();

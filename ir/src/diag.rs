@@ -3,6 +3,7 @@
 //! Invariant: every error a user can cause carries a span into the text it came from and a help line.
 
 use std::fmt;
+use std::ops::Deref;
 
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
 
@@ -97,6 +98,88 @@ impl fmt::Display for Diagnostic {
         }
     }
 }
+
+impl std::error::Error for Diagnostic {}
+
+/// All that is wrong with a text: a reader's error. It holds the text, so that it shows places by itself; as a slice it is
+/// the single diagnostics.
+///
+/// ```
+/// use einfall_ir::cascade;
+///
+/// fn read(text: &str) -> Result<cascade::Module, Box<dyn std::error::Error>> {
+///     Ok(cascade::parse(text)?)
+/// }
+///
+/// let text = "cascade c[M](x: f32[M]) -> (y: f32[M]) {\n    y[m] = z[m]\n}";
+/// let shown = read(text).expect_err("there is no z").to_string();
+/// assert!(shown.contains("error[E0230]") && shown.contains("2 |     y[m] = z[m]"), "{shown}");
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Diagnostics {
+    list: Vec<Diagnostic>,
+    source: Option<Box<str>>,
+}
+
+impl Diagnostics {
+    /// Diagnostics about a text.
+    pub fn new(list: Vec<Diagnostic>, source: &str) -> Diagnostics {
+        Diagnostics { list, source: Some(source.into()) }
+    }
+
+    /// With their places, as [`render`] shows them; without, if they are about no text.
+    pub fn render(&self, file_name: &str) -> String {
+        match &self.source {
+            Some(source) => render(&self.list, file_name, source),
+            None => self.list.iter().map(|d| format!("{d}\n")).collect(),
+        }
+    }
+}
+
+/// Diagnostics about something that was not read from a text.
+impl From<Vec<Diagnostic>> for Diagnostics {
+    fn from(list: Vec<Diagnostic>) -> Diagnostics {
+        Diagnostics { list, source: None }
+    }
+}
+
+impl From<Diagnostics> for Vec<Diagnostic> {
+    fn from(d: Diagnostics) -> Vec<Diagnostic> {
+        d.list
+    }
+}
+
+impl Deref for Diagnostics {
+    type Target = [Diagnostic];
+
+    fn deref(&self) -> &[Diagnostic] {
+        &self.list
+    }
+}
+
+impl<'a> IntoIterator for &'a Diagnostics {
+    type Item = &'a Diagnostic;
+    type IntoIter = std::slice::Iter<'a, Diagnostic>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.list.iter()
+    }
+}
+
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.render("text").trim_end())
+    }
+}
+
+/// As it is displayed: what `unwrap` and a failing `main` print is for people.
+impl fmt::Debug for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{self}")
+    }
+}
+
+impl std::error::Error for Diagnostics {}
 
 /// The diagnostics as text for a terminal without colours: code and message, file, line and column, the line itself
 /// with the places marked, and what to write instead. `file_name` is shown as given; spans outside `source` are moved

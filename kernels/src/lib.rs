@@ -112,9 +112,7 @@ mod tests {
     #[test]
     fn every_file_prints_and_formats_to_a_fixed_point() {
         for (name, text) in SOURCES {
-            let show =
-                |d: Vec<einfall_ir::diag::Diagnostic>, t: &str| panic!("{}", einfall_ir::diag::render(&d, name, t));
-            let parse = |t: &str| einfall_ir::cascade::parse(t).unwrap_or_else(|d| show(d, t));
+            let parse = |t: &str| einfall_ir::cascade::parse(t).unwrap_or_else(|d| panic!("{}", d.render(name)));
             let once = einfall_ir::cascade::print(&parse(text));
             let twice = einfall_ir::cascade::print(&parse(&once));
             assert_eq!(once, twice, "{name}");

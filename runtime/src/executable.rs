@@ -4,13 +4,13 @@
 
 use crate::error::Error;
 use crate::program::{ArraySpec, KernelSpec, Program, Sizes};
-use std::fmt::Debug;
 use std::sync::Arc;
 
 /// What a device holds of an artifact's code.
 pub trait Loaded {
-    /// What a bound executable keeps from launch to launch.
-    type Memory: Debug + Default;
+    /// What a bound executable keeps from launch to launch, on processors.
+    #[cfg(feature = "cpu")]
+    type Memory: std::fmt::Debug + Default;
 
     /// Refuses sizes beyond what the kernels and the device count with.
     ///
@@ -55,7 +55,12 @@ impl<C: Loaded> Executable<C> {
     pub fn bind<S: AsRef<str>>(self: &Arc<Executable<C>>, sizes: &[(S, u64)]) -> Result<Bound<C>, Error> {
         let sizes = self.program.bind(sizes)?;
         self.code.check(&self.program, &sizes)?;
-        Ok(Bound { executable: Arc::clone(self), sizes, memory: C::Memory::default() })
+        Ok(Bound {
+            executable: Arc::clone(self),
+            sizes,
+            #[cfg(feature = "cpu")]
+            memory: C::Memory::default(),
+        })
     }
 }
 
@@ -64,6 +69,7 @@ impl<C: Loaded> Executable<C> {
 pub struct Bound<C: Loaded> {
     pub(crate) executable: Arc<Executable<C>>,
     pub(crate) sizes: Sizes,
+    #[cfg(feature = "cpu")]
     pub(crate) memory: C::Memory,
 }
 

@@ -47,6 +47,14 @@ pub struct Failure {
     pub rendered: String,
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.rendered.trim_end())
+    }
+}
+
+impl std::error::Error for Failure {}
+
 impl Failure {
     fn plain(what: String) -> Failure {
         Failure { rendered: what.clone(), lines: vec![what] }

@@ -156,7 +156,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     if list.is_empty() {
         return Err(Failure::Usage("there is no such family; there are gemm, attn_fwd, norm and rnn_fwd".to_owned()));
     }
-    let engine = Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(Failure::machine)?;
+    let engine = Engine::new(&Options::from_env().map_err(Failure::usage)?).map_err(Failure::machine)?;
     let sheet = engine.runtime().measure().map_err(Failure::machine)?;
     for case in &list {
         let text = einfall_kernels::source(case.file).expect("a library file");

@@ -54,9 +54,9 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     let options = CompileOptions { statics: sizes(&args.statics), sizes: sizes(&args.size), mapping: None };
     let mut tables = Vec::new();
     for path in &args.table {
-        tables.push(einfall::TableSource::File(path.clone()).read().map_err(Failure::Wrong)?);
+        tables.push(einfall::TableSource::File(path.clone()).read().map_err(Failure::wrong)?);
     }
-    let llvm = Options::from_env().map_err(Failure::Usage)?.llvm;
+    let llvm = Options::from_env().map_err(Failure::usage)?.llvm;
     let load = || Llvm::load(&LoadOptions { path: llvm, ..LoadOptions::default() });
     let llvm = args.targets.iter().any(|t| t.needs_llvm()).then(load).transpose().map_err(Failure::machine)?;
     let settings = Settings { options, tables, triple: args.triple.clone(), prefix: "einfall".to_owned() };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use einfall_autotune::csp::text::{parse, parse_expr, parse_order};
 use einfall_autotune::csp::{Report, Solver, Status};
-use einfall_ir::diag::{Diagnostic, render};
+use einfall_ir::diag::Diagnostics;
 
 use super::Failure;
 use super::source::Source;
@@ -42,20 +42,17 @@ pub struct CspArgs {
 pub fn csp(args: &CspArgs) -> Result<(), Failure> {
     let source = Source::read(&args.file)?;
     let model = parse(&source.text).map_err(|d| Failure::Wrong(source.render(&d)))?;
-    let option = |text: &str| {
-        let text = text.to_owned();
-        move |d: Vec<Diagnostic>| Failure::Usage(render(&d, "command line", &text))
-    };
+    let option = |d: Diagnostics| Failure::Usage(d.render("command line"));
     let solver = Solver::new(&model);
     let solved = if args.all {
         solver.all(&[], usize::MAX).map(|found| Report::of_assignments(&model, &found))
     } else if args.count {
         solver.count(&[]).map(Report::of_count)
     } else if let Some(order) = &args.lex {
-        let order = parse_order(order, &model).map_err(option(order))?;
+        let order = parse_order(order, &model).map_err(option)?;
         solver.lexicographic(&order).map(|found| Report::of_assignments(&model, found.as_slice()))
     } else if let Some(cost) = &args.minimize {
-        let cost = parse_expr(cost, &model).map_err(option(cost))?;
+        let cost = parse_expr(cost, &model).map_err(option)?;
         solver.minimize(&cost).map(|found| Report::of_costed(&model, found.as_slice()))
     } else if args.explain {
         solver.explain().map(|e| Report::of_explanation(&model, &source.text, &e))

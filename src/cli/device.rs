@@ -15,7 +15,7 @@ use einfall_runtime::{Cpu, HostArray};
 use super::{Failure, compare};
 
 fn options() -> Result<Options, Failure> {
-    Options::from_env().map_err(Failure::Usage)
+    Options::from_env().map_err(Failure::usage)
 }
 
 /// Arguments of `devices`.

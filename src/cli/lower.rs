@@ -390,7 +390,7 @@ fn device(
     expected: &[Expected],
 ) -> Result<Option<String>, Failure> {
     let fail = |e| engine_failure(source, e);
-    let engine = Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(fail)?;
+    let engine = Engine::new(&Options::from_env().map_err(Failure::usage)?).map_err(fail)?;
     let kernel = engine.compile(c).map_err(fail)?;
     let named: Vec<(&str, u64)> = c.ranks.iter().zip(&b.extents).map(|((_, r), n)| (r.name.as_str(), *n)).collect();
     let outputs = kernel.bind(&named).map_err(fail)?.run_values(c, inputs).map_err(fail)?;

@@ -109,6 +109,11 @@ impl Failure {
         Failure::Wrong(e.to_string())
     }
 
+    /// A command line or environment that is wrong, from anything that says so itself.
+    pub fn usage(e: impl std::fmt::Display) -> Failure {
+        Failure::Usage(e.to_string())
+    }
+
     /// Something lacking, from anything that says so itself.
     pub fn machine(e: impl std::fmt::Display) -> Failure {
         Failure::Machine(e.to_string())
@@ -120,7 +125,7 @@ pub fn engine_failure(source: &source::Source, e: einfall::Error) -> Failure {
     match e {
         einfall::Error::Refused { diagnostics, .. } => Failure::Wrong(source.render(&diagnostics)),
         einfall::Error::Bind(e) => source.bind_failure(&e),
-        einfall::Error::Size(what) => Failure::Usage(what),
+        einfall::Error::Size(what) | einfall::Error::Environment(what) => Failure::Usage(what),
         einfall::Error::Table(what) => Failure::Wrong(what),
         einfall::Error::Runtime(e) => match e {
             einfall_runtime::Error::Llvm(_) | einfall_runtime::Error::Threads { .. } => Failure::machine(e),

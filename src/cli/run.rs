@@ -217,7 +217,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         }
         DeviceArg::Cpu => {
             let engine =
-                Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(|e| engine_failure(&source, e))?;
+                Engine::new(&Options::from_env().map_err(Failure::usage)?).map_err(|e| engine_failure(&source, e))?;
             laps.end(Some("load LLVM, start the threads"));
             let mapping = args.mapping.as_deref().map(super::lower::read_mapping).transpose()?;
             let options = CompileOptions { statics, mapping, ..CompileOptions::default() };

@@ -59,7 +59,7 @@ pub fn read(path: &Path) -> Result<Table, Failure> {
             path.display()
         )));
     }
-    TableSource::File(path.to_owned()).read().map_err(Failure::Wrong)
+    TableSource::File(path.to_owned()).read().map_err(Failure::wrong)
 }
 
 /// Writes a table whole: into a file beside it, which takes its name.

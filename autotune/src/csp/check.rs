@@ -22,6 +22,14 @@ pub struct Violation {
     pub what: &'static str,
 }
 
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} on {:?} with {:?}: {}", self.propagator, self.vars, self.tuple, self.what)
+    }
+}
+
+impl std::error::Error for Violation {}
+
 impl Violation {
     /// The domains of the variables in a store, each up to 50 values.
     pub fn domains(&self, store: &Store) -> Vec<Vec<i64>> {

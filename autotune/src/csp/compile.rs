@@ -35,6 +35,18 @@ pub enum Empty {
     Range(usize),
 }
 
+impl std::fmt::Display for Empty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Empty::Domain(v) => write!(f, "variable {} has no value", v.idx()),
+            Empty::Constraint(i) => write!(f, "constraint {i} cannot hold"),
+            Empty::Range(i) => write!(f, "a term of constraint {i} may leave ±2^62: bound its variables"),
+        }
+    }
+}
+
+impl std::error::Error for Empty {}
+
 /// A linear form `Σ coef·x + constant`.
 #[derive(Clone, Debug, Default)]
 pub struct Form {

@@ -24,6 +24,14 @@ impl Var {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conflict;
 
+impl std::fmt::Display for Conflict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a variable has no value left")
+    }
+}
+
+impl std::error::Error for Conflict {}
+
 /// The result of a narrowing.
 pub type Narrow = Result<(), Conflict>;
 

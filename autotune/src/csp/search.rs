@@ -25,6 +25,14 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfNodes;
 
+impl std::fmt::Display for OutOfNodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no answer within the search's nodes")
+    }
+}
+
+impl std::error::Error for OutOfNodes {}
+
 /// What a cost must stay below.
 #[derive(Debug)]
 pub struct Bound<'a> {

@@ -106,6 +106,14 @@ pub struct Unsupported {
     pub message: String,
 }
 
+impl std::fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.constraint, self.message)
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
 pub(super) fn unsupported<T>(constraint: &str, message: impl Into<String>) -> Result<T, Unsupported> {
     Err(Unsupported { constraint: constraint.into(), message: message.into() })
 }

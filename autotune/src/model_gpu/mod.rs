@@ -216,6 +216,8 @@ impl std::fmt::Display for Rejected {
     }
 }
 
+impl std::error::Error for Rejected {}
+
 /// The constraint that rejects `mapping`; none if it is admitted. Kernels without contractions are not judged.
 pub fn why_not(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, mapping: &Mapping) -> Option<Rejected> {
     for kernel in plan.kernels.iter().filter(|k| contracts(k)) {

@@ -26,6 +26,14 @@ pub struct Unsupported {
     pub what: String,
 }
 
+impl std::fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is not lowered yet", self.what)
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
 impl Unsupported {
     /// `what` at `span` cannot be lowered.
     pub fn new(span: Span, what: impl Into<String>) -> Unsupported {
@@ -34,7 +42,7 @@ impl Unsupported {
 
     /// As a diagnostic.
     pub fn diagnostic(&self) -> Diagnostic {
-        Diagnostic::error("E0900", self.span, format!("{} is not lowered yet", self.what))
+        Diagnostic::error("E0900", self.span, self.to_string())
             .label("this parses and evaluates, but no backend compiles it")
             .help("evaluate it with `einfall run --device reference`, or rewrite it with supported constructs")
     }

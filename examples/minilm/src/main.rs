@@ -68,7 +68,7 @@ fn run(args: &Args) -> Result<String, String> {
         return Err(format!("{folder}: there is no such folder; `make model` fetches the model, or give --model DIR"));
     }
     let model = Model::load(&args.model).map_err(text)?;
-    let engine = Engine::new(&Options::from_env()?).map_err(|e| e.to_string())?;
+    let engine = Options::from_env().and_then(|o| Engine::new(&o)).map_err(|e| e.to_string())?;
     let encoder = Encoder::new(&engine, &model.config).map_err(text)?;
 
     for _ in 0..args.warmup {

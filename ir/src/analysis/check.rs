@@ -30,6 +30,21 @@ pub enum Rejection {
     Unsupported(&'static str),
 }
 
+impl std::fmt::Display for Rejection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Rejection::Output(what) => write!(f, "an output differs: {what}"),
+            Rejection::Identity(what) => write!(f, "moving the anchor by nothing changes an accumulator: {what}"),
+            Rejection::Composition(what) => {
+                write!(f, "moving the anchor in two steps is not moving it in one: {what}")
+            }
+            Rejection::Unsupported(what) => write!(f, "{what} cannot be checked"),
+        }
+    }
+}
+
+impl std::error::Error for Rejection {}
+
 /// Accepts `d` as an exact form of `c`.
 ///
 /// # Errors

@@ -21,6 +21,14 @@ use crate::ops::{BinaryOp, UnaryOp};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsupported(pub &'static str);
 
+impl std::fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} has no text form on its own", self.0)
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
 type Emit<T> = Result<T, Unsupported>;
 
 /// Expressions of the statement under construction.

@@ -172,6 +172,8 @@ impl fmt::Display for Exceeded {
     }
 }
 
+impl std::error::Error for Exceeded {}
+
 /// What `kernel` takes.
 pub fn resources(kernel: &Kernel, limits: &Limits) -> Resources {
     let mut shared_bytes = 0;

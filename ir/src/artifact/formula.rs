@@ -63,6 +63,25 @@ pub enum FormulaError {
     Malformed,
 }
 
+impl std::fmt::Display for FormulaError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FormulaError::Missing(b) => write!(f, "the scalar parameter {} has no value and no default", b.index()),
+            FormulaError::Size(e) => write!(f, "an extent {e}"),
+            FormulaError::Malformed => f.write_str("steps that are no expression, or defaults that need each other"),
+        }
+    }
+}
+
+impl std::error::Error for FormulaError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            FormulaError::Size(e) => Some(e),
+            FormulaError::Missing(_) | FormulaError::Malformed => None,
+        }
+    }
+}
+
 /// Defaults that need defaults, at most.
 const MAX_CHAIN: u32 = 64;
 

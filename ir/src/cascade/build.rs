@@ -23,7 +23,7 @@ use std::ops;
 use super::format::file_text;
 use super::syntax::{self, Binder, ExprKind, Ident};
 use super::{Cascade, Module, Storage};
-use crate::diag::{Diagnostic, Span};
+use crate::diag::{Diagnostics, Span};
 use crate::dtype::DType;
 use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
 
@@ -419,10 +419,10 @@ impl CascadeBuilder {
     ///
     /// # Errors
     /// What the parser and verifier say of [`CascadeBuilder::source`].
-    pub fn finish(self) -> Result<Cascade, Vec<Diagnostic>> {
+    pub fn finish(self) -> Result<Cascade, Diagnostics> {
         let Module { mut cascades, .. } = super::parse(&self.source())?;
         // One cascade was written, so one was read.
-        cascades.pop().ok_or_else(Vec::new)
+        cascades.pop().ok_or_else(|| Vec::new().into())
     }
 }
 

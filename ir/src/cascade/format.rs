@@ -7,7 +7,7 @@
 use super::parse::{parse_file, power};
 use super::syntax::*;
 use super::{PackOrder, Storage};
-use crate::diag::{Diagnostic, Span};
+use crate::diag::{Diagnostics, Span};
 use crate::ops::{ReduceOp, UnaryOp};
 use crate::text::Comment;
 
@@ -26,10 +26,10 @@ const WIDTH: usize = 118;
 ///
 /// # Errors
 /// The diagnostics of a text that does not parse. Names and types are not checked.
-pub fn format(source: &str) -> Result<String, Vec<Diagnostic>> {
+pub fn format(source: &str) -> Result<String, Diagnostics> {
     let parsed = parse_file(source);
     if !parsed.diagnostics.is_empty() {
-        return Err(parsed.diagnostics);
+        return Err(Diagnostics::new(parsed.diagnostics, source));
     }
     let mut w = Writer { out: String::new(), indent: 0, source, comments: &parsed.comments, last_end: 0 };
     w.file(&parsed.file);

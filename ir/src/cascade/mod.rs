@@ -23,7 +23,7 @@ pub use verify::verify;
 
 use crate::arena::Arena;
 use crate::define_ids;
-use crate::diag::{Diagnostic, Severity, Span};
+use crate::diag::{Diagnostic, Diagnostics, Severity, Span};
 use crate::dtype::DType;
 use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
 
@@ -52,12 +52,12 @@ define_ids! {
 /// ```
 ///
 /// # Errors
-/// Every error found, at least one, in source order.
-pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
+/// Every error found, at least one, in source order, with the text.
+pub fn parse(source: &str) -> Result<Module, Diagnostics> {
     let (module, diagnostics) = check(source);
     match module {
         Some(module) => Ok(module),
-        None => Err(diagnostics),
+        None => Err(Diagnostics::new(diagnostics, source)),
     }
 }
 
@@ -516,6 +516,19 @@ pub enum SizeError {
     /// More than 2⁶³−1.
     Overflow,
 }
+
+/// A predicate: what the extent does.
+impl std::fmt::Display for SizeError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            SizeError::Negative => "is negative",
+            SizeError::DivisionByZero => "divides by zero",
+            SizeError::Overflow => "exceeds 2^63-1",
+        })
+    }
+}
+
+impl std::error::Error for SizeError {}
 
 impl Expr {
     /// Calls `f` on every operand, in order.

@@ -348,11 +348,6 @@ impl<'a, 'd> Resolver<'a, 'd> {
             match known(d) {
                 Some(Ok(n)) => elems = elems.and_then(|p| p.checked_mul(n.max(1))),
                 Some(Err(why)) => {
-                    let why = match why {
-                        SizeError::Negative => "is negative",
-                        SizeError::DivisionByZero => "divides by zero",
-                        SizeError::Overflow => "does not fit in 63 bits",
-                    };
                     return Err(self.error(
                         Diagnostic::error("E0209", e.span, format!("this extent {why}"))
                             .help("extents are 0 to 2^63-1"),

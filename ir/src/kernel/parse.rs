@@ -7,15 +7,15 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::cascade::Rank;
-use crate::diag::{Diagnostic, Span};
+use crate::diag::{Diagnostic, Diagnostics, Span};
 use crate::layout::{Digit, DistDigit, Swizzle};
 use crate::text::{Tok, Token, lex};
 
 /// Reads a module; all diagnostics if it is wrong.
-pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
+pub fn parse(source: &str) -> Result<Module, Diagnostics> {
     let lexed = lex(source);
     if !lexed.diagnostics.is_empty() {
-        return Err(lexed.diagnostics);
+        return Err(Diagnostics::new(lexed.diagnostics, source));
     }
     let mut p = Parser {
         source,
@@ -30,10 +30,10 @@ pub fn parse(source: &str) -> Result<Module, Vec<Diagnostic>> {
     let module = p.module();
     match module {
         Ok(module) if p.errors.is_empty() => Ok(module),
-        Ok(_) => Err(p.errors),
+        Ok(_) => Err(Diagnostics::new(p.errors, source)),
         Err(e) => {
             p.errors.push(e);
-            Err(p.errors)
+            Err(Diagnostics::new(p.errors, source))
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: what is checked here needs no data sheet; budgets are in [`crate::analysis`].
 
 use super::{KernelMapping, Mapping};
-use crate::diag::{Diagnostic, Span};
+use crate::diag::{Diagnostic, Diagnostics, Span};
 use crate::tile::{AxisKind, Kernel, Plan, Space};
 
 /// Checks `mapping` against `plan`.
@@ -11,7 +11,7 @@ use crate::tile::{AxisKind, Kernel, Plan, Space};
 /// # Errors
 /// M0201 for names the plan lacks, M0202 for numbers and combinations that mean nothing. Spans are empty: a mapping
 /// may have been made without a text; messages name the line.
-pub fn verify(mapping: &Mapping, plan: &Plan) -> Result<(), Vec<Diagnostic>> {
+pub fn verify(mapping: &Mapping, plan: &Plan) -> Result<(), Diagnostics> {
     let mut out = Vec::new();
     if mapping.plan != plan.name {
         let message = format!("the mapping is for plan `{}`, not `{}`", mapping.plan, plan.name);
@@ -32,7 +32,7 @@ pub fn verify(mapping: &Mapping, plan: &Plan) -> Result<(), Vec<Diagnostic>> {
             }
         }
     }
-    if out.is_empty() { Ok(()) } else { Err(out) }
+    if out.is_empty() { Ok(()) } else { Err(out.into()) }
 }
 
 fn missing(kind: &str, name: &str, there: &[&str], place: &str) -> Diagnostic {

@@ -25,6 +25,8 @@ impl fmt::Display for Fault {
     }
 }
 
+impl std::error::Error for Fault {}
+
 /// Words that start an operation or an expression and so name no tile.
 const RESERVED: [&str; 15] = [
     "load", "store", "reduce", "contract", "scan", "carry", "for", "if", "then", "else", "inf", "nan", "and", "or",

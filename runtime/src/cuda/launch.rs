@@ -33,6 +33,7 @@ pub type Arguments<'a> = DeviceArguments<'a, DeviceArray>;
 pub type Bound = executable::Bound<Modules>;
 
 impl Loaded for Modules {
+    #[cfg(feature = "cpu")]
     type Memory = ();
 
     fn check(&self, program: &Program, sizes: &Sizes) -> Result<(), Error> {

@@ -28,6 +28,7 @@ pub type Arguments<'a> = DeviceArguments<'a, DeviceArray>;
 pub type Bound = executable::Bound<Shaders>;
 
 impl Loaded for Shaders {
+    #[cfg(feature = "cpu")]
     type Memory = ();
 
     fn check(&self, program: &Program, sizes: &Sizes) -> Result<(), Error> {

@@ -34,7 +34,7 @@ pub fn bench(file: &Path, args: &BenchArgs) -> Result<(), Failure> {
     if mappings.is_empty() {
         mappings.push((fixed.name.clone(), None));
     }
-    let engine = Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(fail)?;
+    let engine = Engine::new(&Options::from_env().map_err(Failure::usage)?).map_err(fail)?;
     let sheet = engine.runtime().measure().map_err(Failure::machine)?;
     let drawn = random(&fixed, &b, 1, Variant::Normal).map_err(|e| source.bind_failure(&e))?;
     let name = |p: &einfall_ir::cascade::TensorId| fixed.tensors[*p].name.clone();

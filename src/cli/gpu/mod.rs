@@ -13,7 +13,7 @@ use super::Failure;
 
 /// Opens a device by its number.
 pub fn engine(index: usize) -> Result<Engine, Failure> {
-    Engine::new(&Options::from_env().map_err(Failure::Usage)?, index).map_err(Failure::machine)
+    Engine::new(&Options::from_env().map_err(Failure::usage)?, index).map_err(Failure::machine)
 }
 
 /// An error as text.

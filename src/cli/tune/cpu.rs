@@ -32,7 +32,7 @@ fn failed(e: impl std::fmt::Display) -> Fault {
 impl Bench {
     /// Starts the engine.
     pub fn new() -> Result<Bench, Failure> {
-        let engine = Engine::new(&Options::from_env().map_err(Failure::Usage)?).map_err(Failure::machine)?;
+        let engine = Engine::new(&Options::from_env().map_err(Failure::usage)?).map_err(Failure::machine)?;
         let cpu = Cpu::detect();
         let cache_bytes = cpu.caches.last().map_or(32 << 20, |c| c.bytes);
         Ok(Bench { engine, cache_bytes, kernel: None, sets: Vec::new() })

@@ -40,7 +40,7 @@ fn failed(e: impl std::fmt::Display) -> Fault {
 impl Bench {
     /// Opens device number `index`.
     pub fn new(index: usize) -> Result<Bench, Failure> {
-        let options = Options::from_env().map_err(Failure::Usage)?;
+        let options = Options::from_env().map_err(Failure::usage)?;
         let engine = Engine::new(&options, index).map_err(Failure::machine)?;
         let stream = engine.runtime().stream().map_err(Failure::machine)?;
         let flush = engine.runtime().array(DType::U8, &[FLUSH_BYTES]).map_err(Failure::machine)?;

@@ -63,7 +63,7 @@ impl DeviceName {
 
     /// What records say of it. Opens it, so that what it lacks is said once.
     pub fn open(self) -> Result<Device, Failure> {
-        let options = Options::from_env().map_err(Failure::Usage)?;
+        let options = Options::from_env().map_err(Failure::usage)?;
         match self {
             DeviceName::Cpu => {
                 let engine = einfall::Engine::new(&options).map_err(Failure::machine)?;

@@ -7,7 +7,7 @@ use super::super::model::{Cmp, Domain, Expr, Model, Pred, VarId};
 use super::super::number::FACTOR_LIMIT;
 use super::super::search::Direction;
 use super::lex::{Token, lex};
-use einfall_ir::diag::{Diagnostic, Span};
+use einfall_ir::diag::{Diagnostic, Diagnostics, Span};
 
 /// Deepest nesting of brackets and connectives.
 const DEPTH: u32 = 100;
@@ -46,8 +46,9 @@ type Parse<T> = Result<T, Box<Diagnostic>>;
 /// # Errors
 /// One diagnostic per constraint that could not be read: E0801 and E0802 for characters and numbers, E0803 for syntax,
 /// E0804 for a meaningless declaration, E0805 for nesting beyond 100.
-pub fn parse(source: &str) -> Result<Model, Vec<Diagnostic>> {
-    let tokens = lex(source)?;
+pub fn parse(source: &str) -> Result<Model, Diagnostics> {
+    let wrong = |list| Diagnostics::new(list, source);
+    let tokens = lex(source).map_err(wrong)?;
     let mut model = Model::new();
     let mut errors = Vec::new();
     let mut p = Parser { tokens, at: 0, depth: 0, model: &mut model, names: Names::Declare, lists: Vec::new() };
@@ -63,24 +64,26 @@ pub fn parse(source: &str) -> Result<Model, Vec<Diagnostic>> {
             }
         }
     }
-    if errors.is_empty() { Ok(model) } else { Err(errors) }
+    if errors.is_empty() { Ok(model) } else { Err(wrong(errors)) }
 }
 
 /// Reads a term over a model's variables, for a cost.
 ///
 /// # Errors
 /// As [`parse`]; E0806 for an unknown variable.
-pub fn parse_expr(source: &str, model: &Model) -> Result<Expr, Vec<Diagnostic>> {
+pub fn parse_expr(source: &str, model: &Model) -> Result<Expr, Diagnostics> {
+    let wrong = |list| Diagnostics::new(list, source);
     let mut model = model.clone();
-    let tokens = lex(source)?;
+    let tokens = lex(source).map_err(wrong)?;
     let mut p = Parser { tokens, at: 0, depth: 0, model: &mut model, names: Names::Known, lists: Vec::new() };
-    let e = p.term().map_err(|d| vec![*d])?;
+    let e = p.term().map_err(|d| wrong(vec![*d]))?;
     if p.peek() != Token::End {
-        return Err(vec![*p.unexpected("an operator or the end")]);
+        return Err(wrong(vec![*p.unexpected("an operator or the end")]));
     }
     if !p.lists.is_empty() {
         let span = Span::new(0, source.len());
-        return Err(vec![Diagnostic::error("E0803", span, "a cost has no value lists").help("name a variable for it")]);
+        let list = Diagnostic::error("E0803", span, "a cost has no value lists").help("name a variable for it");
+        return Err(wrong(vec![list]));
     }
     Ok(e)
 }
@@ -89,7 +92,8 @@ pub fn parse_expr(source: &str, model: &Model) -> Result<Expr, Vec<Diagnostic>> 
 ///
 /// # Errors
 /// E0803 for syntax, E0806 for an unknown variable.
-pub fn parse_order(source: &str, model: &Model) -> Result<Vec<(VarId, Direction)>, Vec<Diagnostic>> {
+pub fn parse_order(source: &str, model: &Model) -> Result<Vec<(VarId, Direction)>, Diagnostics> {
+    let wrong = |list| Diagnostics::new(list, source);
     let mut out = Vec::new();
     let mut start = 0;
     for item in source.split(',') {
@@ -100,14 +104,13 @@ pub fn parse_order(source: &str, model: &Model) -> Result<Vec<(VarId, Direction)
             "min" => Direction::Min,
             "max" => Direction::Max,
             other => {
-                return Err(vec![
-                    Diagnostic::error("E0803", span, format!("`{other}` is no direction")).help("min or max"),
-                ]);
+                let what = Diagnostic::error("E0803", span, format!("`{other}` is no direction"));
+                return Err(wrong(vec![what.help("min or max")]));
             }
         };
         match model.find(name.trim()) {
             Some(v) => out.push((v, direction)),
-            None => return Err(vec![unknown(name.trim(), span)]),
+            None => return Err(wrong(vec![unknown(name.trim(), span)])),
         }
     }
     Ok(out)
@@ -117,13 +120,14 @@ pub fn parse_order(source: &str, model: &Model) -> Result<Vec<(VarId, Direction)
 ///
 /// # Errors
 /// E0806 for an unknown variable.
-pub fn parse_names(source: &str, model: &Model) -> Result<Vec<VarId>, Vec<Diagnostic>> {
+pub fn parse_names(source: &str, model: &Model) -> Result<Vec<VarId>, Diagnostics> {
+    let wrong = |list| Diagnostics::new(list, source);
     let mut start = 0;
     let mut out = Vec::new();
     for item in source.split(',') {
         let span = Span::new(start, start + item.len());
         start += item.len() + 1;
-        out.push(model.find(item.trim()).ok_or_else(|| vec![unknown(item.trim(), span)])?);
+        out.push(model.find(item.trim()).ok_or_else(|| wrong(vec![unknown(item.trim(), span)]))?);
     }
     Ok(out)
 }

@@ -151,12 +151,7 @@ impl fmt::Display for BindError {
                 write!(f, "no input or size fixes {}; give sizes, e.g. {example}", ranks.join(", "))
             }
             BindError::Size { place, size, error } => {
-                let why = match error {
-                    SizeError::Negative => "is negative",
-                    SizeError::DivisionByZero => "divides by zero",
-                    SizeError::Overflow => "exceeds 2^63-1",
-                };
-                write!(f, "{place}: the extent {size} {why}; choose other sizes")
+                write!(f, "{place}: the extent {size} {error}; choose other sizes")
             }
             BindError::TooLarge { tensor, dims } => {
                 write!(f, "{tensor} with extents {dims:?} has 2^63 elements or more; choose smaller sizes")

@@ -50,6 +50,8 @@ impl fmt::Display for Violation {
     }
 }
 
+impl std::error::Error for Violation {}
+
 /// Every violation in `module` on a device with `limits`.
 pub fn verify(module: &Module, limits: &Limits) -> Vec<Violation> {
     let mut out = Vec::new();

@@ -478,6 +478,7 @@ fn resident(space: &Space<'_, '_>, gpu: &Gpu, c: &Chosen, values: &[i64]) -> u64
             let widest = space.widest(values);
             (2..=32).rev().find(|n| starts(n) * threads >= set && starts(n) >= widest).unwrap_or(1)
         }
+        [consumer] if values[consumer.idx()] > 0 => gpu.registers / (values[consumer.idx()] as u64 * threads),
         // Without budgets the assembler takes what the fragments need.
         _ => {
             let need = space.need.eval(values).unwrap_or(0).max(24) as u64;

@@ -37,12 +37,11 @@ pub struct Family {
 pub const DEPTH: i64 = 16;
 
 impl Family {
-    /// Warpgroups' asynchronous instructions, fed by TMA (compute capability 9.0). Those of 32 rows are left to mapping
-    /// files: they write the registers of 64 all the same, which fragments of 32 rows do not show.
+    /// Warpgroups' asynchronous instructions, fed by TMA (compute capability 9.0).
     pub const WGMMA: Family = Family {
         name: "wgmma",
         scope: Scope::Warpgroup,
-        rows: &[64],
+        rows: &[64, 32],
         columns: 256,
         engine: Engine::Tma,
         units: 4,
@@ -123,13 +122,13 @@ mod tests {
             let mut listed: Vec<(i64, i64)> = atoms::all().filter_map(|a| mine(&a.name.0)).collect();
             let mut shapes: Vec<(i64, i64)> =
                 family.rows.iter().flat_map(|r| (8..=family.columns).step_by(8).map(move |c| (*r, c))).collect();
-            listed.retain(|(rows, _)| family.rows.contains(rows));
             listed.sort_unstable();
             shapes.sort_unstable();
             assert_eq!(listed, shapes);
             for a in atoms::all().filter(|a| mine(&a.name.0).is_some()) {
                 assert_eq!((a.scope, a.asynchronous), (family.scope, family.asynchronous()));
                 assert_eq!(a.shape[2] as i64, DEPTH);
+                assert_eq!(a.registers_each() as i64, family.rows[0] / a.shape[0] as i64);
                 assert!(a.a_memory == (a.shape[0] as i64 == family.rows[0]) || !family.asynchronous());
             }
         }

@@ -57,7 +57,8 @@ pub struct Vars {
     pub staged: Vec<Option<VarId>>,
     /// See `staged`.
     pub reuses: Vec<Option<VarId>>,
-    /// Registers per thread of the producer and the consumers; 0: shared out evenly.
+    /// Registers per thread of the producer, where there is one, and the consumers; 0: shared out evenly, and for a role
+    /// alone what the assembler takes.
     pub regs: Vec<VarId>,
     /// Whether consumers take turns.
     pub ping_pong: Option<VarId>,
@@ -137,7 +138,7 @@ impl<'s, 'a> Space<'s, 'a> {
         let zero = Expr::Const(0);
         let mut space =
             Space { facts, structure, family, model, vars, orders, worth, shared: zero.clone(), need: zero };
-        space.variables();
+        space.variables(gpu);
         space.shared = space.shared_bytes();
         space.shapes();
         space.shared_tiles();
@@ -170,7 +171,7 @@ impl<'s, 'a> Space<'s, 'a> {
         &self.facts.kernel.tiles[t].name
     }
 
-    fn variables(&mut self) {
+    fn variables(&mut self, gpu: &Gpu) {
         let (f, s) = (self.facts, self.structure);
         let flag = Domain::range(0, 1);
         for (i, a) in f.axes.iter().enumerate() {
@@ -228,11 +229,14 @@ impl<'s, 'a> Space<'s, 'a> {
             self.vars.staged.push(staged);
             self.vars.reuses.push(reuses);
         }
+        // A role alone is bound by what a thread may have; among roles one may set more aside than it can use.
+        let most = if s.producer { 256 } else { gpu.thread_registers as i64 };
+        let own = Domain::Values(std::iter::once(0).chain((24..=most).step_by(8)).collect());
         if s.producer {
-            let own = |least: i64| Domain::Values(std::iter::once(0).chain((least..=256).step_by(8)).collect());
             let producer = Domain::Values(vec![0, 24, 32, 40, 48, 56]);
-            self.vars.regs = vec![self.model.var("regs producer", producer), self.model.var("regs consumer", own(24))];
+            self.vars.regs.push(self.model.var("regs producer", producer));
         }
+        self.vars.regs.push(self.model.var("regs consumer", own));
         // Units that hand tiles to each other in every trip cannot take turns.
         let hands = s.written().any(|t| f.ops[f.writers(t)[0]].stream.is_some());
         if s.cut.is_some() && !hands && self.family.asynchronous() {
@@ -509,6 +513,20 @@ impl<'s, 'a> Space<'s, 'a> {
         Expr::Max(all) + 4
     }
 
+    /// Registers per thread of the rows that instructions compute between those kept: as many as accumulators and operands
+    /// have where an instruction of 64 rows keeps 32.
+    fn between(&self) -> Expr {
+        let (f, s) = (self.facts, self.structure);
+        let each = |c: &Contraction| {
+            let sum = self.registers(&Fragment { held: Held::Whole(c.m, c.n), dtype: f.kernel.tiles[c.out].dtype });
+            let operand = self.registers(&Fragment { held: Held::Whole(c.m, c.k), dtype: c.operand });
+            if s.places[c.a.index()] == Place::Registers { sum + operand } else { sum }
+        };
+        let all = Expr::Sum(s.contractions.iter().map(each).collect());
+        let times = Expr::Const(self.family.rows[0]) / self.rows() - 1;
+        Expr::Product(vec![all, times])
+    }
+
     fn resources(&mut self, gpu: &Gpu) {
         let (f, s) = (self.facts, self.structure);
         self.model.constrain("shared memory", self.shared.clone().at_most(gpu.shared_per_task as i64));
@@ -517,8 +535,19 @@ impl<'s, 'a> Space<'s, 'a> {
         let threads = (self.units() * self.family.threads()).ceil_div(128) * 128 + own;
         self.model.constrain("threads", threads.clone().at_most(gpu.threads_per_task as i64));
         // Budgets: set for both roles, or shared out evenly by eights.
-        let even = (Expr::Const(gpu.registers as i64) / (threads * 8)) * 8;
+        let even = (Expr::Const(gpu.registers as i64) / (threads.clone() * 8)) * 8;
         let mut budget = Expr::Min(vec![even, Expr::Const(gpu.thread_registers as i64)]);
+        // A budget of 0 stands for the even share.
+        let set = |c: Expr, even: Expr| {
+            let unset = Expr::Const(1) - Expr::Min(vec![c.clone(), Expr::Const(1)]);
+            Expr::Min(vec![c, Expr::Const(gpu.thread_registers as i64)]) + unset * even
+        };
+        if let [consumer] = self.vars.regs[..] {
+            let c = Expr::Var(consumer);
+            let all = c.clone() * threads;
+            self.model.constrain("registers of the task", all.at_most(gpu.registers as i64));
+            budget = set(c, budget);
+        }
         if let [producer, consumer] = self.vars.regs[..] {
             let (p, c) = (Expr::Var(producer), Expr::Var(consumer));
             let both = Pred::Iff(Box::new(p.clone().equals(0)), Box::new(c.clone().equals(0)));
@@ -529,10 +558,7 @@ impl<'s, 'a> Space<'s, 'a> {
             let share = Expr::Min(vec![share, Expr::Const((gpu.thread_registers / 8 * 8) as i64)]);
             let all = p + self.units() * c.clone();
             self.model.constrain("registers of the task", all.at_most(share * groups));
-            let set = Expr::Min(vec![c.clone(), Expr::Const(gpu.thread_registers as i64)]);
-            // A budget of 0 stands for the even share.
-            let unset = Expr::Const(1) - Expr::Min(vec![c, Expr::Const(1)]);
-            budget = set + unset * budget;
+            budget = set(c, budget);
         }
         if let Some(split) = self.vars.split {
             // What arrives last joins blocks of parts' states that it holds in registers.
@@ -559,7 +585,7 @@ impl<'s, 'a> Space<'s, 'a> {
             // What the unit's other warps have of the results.
             need = need + most * 3;
         }
-        self.need = need + self.operands() + (OVERHEAD as i64 + self.family.addresses);
+        self.need = need + self.operands() + self.between() + (OVERHEAD as i64 + self.family.addresses);
         self.model.constrain("registers of the consumers", self.need.clone().at_most(budget));
         // One barrier per unit where units hand over shared memory, one where they take turns.
         let hands = s.written().next().is_some() || s.stores.iter().any(|l| l.staged.is_some());

@@ -86,13 +86,23 @@ pub fn write(space: &Space<'_, '_>, values: &[i64]) -> KernelMapping {
             ops.push(m);
         }
     }
-    let regs = |i: usize| v.regs.get(i).map(|r| value(*r)).filter(|r| *r > 0);
+    let regs = |r: Option<&crate::csp::VarId>| r.map(|r| value(*r)).filter(|r| *r > 0);
     let ping_pong = v.ping_pong.is_some_and(|p| value(p) == 1);
-    let consumer =
-        |name: &str| RoleMapping { role: name.into(), scope: space.family.scope, units, regs: regs(1), ping_pong };
+    let consumer = |name: &str| RoleMapping {
+        role: name.into(),
+        scope: space.family.scope,
+        units,
+        regs: regs(v.regs.last()),
+        ping_pong,
+    };
     let roles = if s.producer {
-        let copies =
-            RoleMapping { role: "producer".into(), scope: Scope::Warp, units: 1, regs: regs(0), ping_pong: false };
+        let copies = RoleMapping {
+            role: "producer".into(),
+            scope: Scope::Warp,
+            units: 1,
+            regs: regs(v.regs.first()),
+            ping_pong: false,
+        };
         vec![copies, consumer("consumer")]
     } else {
         vec![consumer("main")]
@@ -174,10 +184,8 @@ pub fn read(space: &Space<'_, '_>, m: &KernelMapping) -> Vec<i64> {
             values[x.idx()] = i64::from(m.tile(&label).is_some_and(|t| t.reuses.is_some()));
         }
     }
-    if let [producer, consumer] = v.regs[..] {
-        let regs = |i: usize| m.roles.get(i).and_then(|r| r.regs).unwrap_or(0) as i64;
-        values[producer.idx()] = regs(0);
-        values[consumer.idx()] = regs(1);
+    for (i, r) in v.regs.iter().enumerate() {
+        values[r.idx()] = m.roles.get(i).and_then(|r| r.regs).unwrap_or(0) as i64;
     }
     if let Some(p) = v.ping_pong {
         values[p.idx()] = i64::from(m.roles.last().is_some_and(|r| r.ping_pong));

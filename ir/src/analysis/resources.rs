@@ -6,7 +6,7 @@
 //! accumulators and operands, fit a budget of 160; 146 spill, as do 226 of 240), and [`OVERHEAD`] where a kernel is
 //! chosen before it is lowered. Invariant: a kernel beyond the limits spills or fails to launch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::kernel::{BarrierKind, BufSpace, Expr, FragId, GroupKind, Kernel, Operand, Role, Stmt, atoms, walk};
@@ -119,7 +119,8 @@ pub fn instruction_registers(kernel: &Kernel) -> u64 {
                 (Operand::Frag { .. }, Some(d)) => held(d, atom.operand.bits()),
                 _ => 0,
             };
-            most = most.max(held(&atom.acc_dist, atom.acc.bits()) + operand + INSTRUCTION_OVERHEAD);
+            let registers = held(&atom.acc_dist, atom.acc.bits()) + operand;
+            most = most.max(registers * atom.registers_each() + INSTRUCTION_OVERHEAD);
         });
     }
     most
@@ -243,12 +244,33 @@ pub fn fragment_registers(kernel: &Kernel, f: FragId) -> u64 {
     (frag.dist.counts().1 * u64::from(frag.dtype.bits())).div_ceil(32)
 }
 
+/// Registers of the rows between those that a role's fragments keep: an instruction of twice the rows reads and writes
+/// them in one run with those of the fragment, from the start of the role to its last.
+fn between(kernel: &Kernel, role: &Role) -> u64 {
+    let mut found: BTreeMap<FragId, u64> = BTreeMap::new();
+    walk(&role.body, &mut |s| {
+        let Stmt::Atom { atom, acc, a, .. } = s else { return };
+        let Some(atom) = atoms::find(atom) else { return };
+        let operand = match a {
+            Operand::Frag { frag, .. } => Some(*frag),
+            Operand::Mem(_) => None,
+        };
+        for f in operand.into_iter().chain([*acc]) {
+            found.insert(f, (atom.registers_each() - 1) * fragment_registers(kernel, f));
+        }
+    });
+    found.values().sum()
+}
+
 type Live = BTreeSet<FragId>;
 
 struct Liveness<'a> {
     kernel: &'a Kernel,
     /// Operands of asynchronous atoms of the role.
     operands: Live,
+    /// Registers of rows between those that fragments keep, and whether an instruction that takes them comes later.
+    between: u64,
+    instructions: bool,
     peak: u64,
 }
 
@@ -263,15 +285,15 @@ fn peak(kernel: &Kernel, role: &Role) -> u64 {
             }));
         }
     });
-    let mut l = Liveness { kernel, operands, peak: 0 };
+    let mut l = Liveness { kernel, operands, between: between(kernel, role), instructions: false, peak: 0 };
     l.block(&role.body, Live::new());
     l.peak
 }
 
 impl Liveness<'_> {
     fn note(&mut self, live: &Live) {
-        let sum = live.iter().map(|f| fragment_registers(self.kernel, *f)).sum();
-        self.peak = self.peak.max(sum);
+        let sum: u64 = live.iter().map(|f| fragment_registers(self.kernel, *f)).sum();
+        self.peak = self.peak.max(sum + if self.instructions { self.between } else { 0 });
     }
 
     /// What is live before `body`, given what is live after it.
@@ -303,6 +325,7 @@ impl Liveness<'_> {
                 a.union(&b).copied().collect()
             }
             Stmt::Atom { acc, acc_from, a, b, keep, .. } => {
+                self.instructions = true;
                 let starts = *keep == Expr::Int(0) && acc_from.iter().all(|x| *x == 0);
                 if starts {
                     live.remove(acc);

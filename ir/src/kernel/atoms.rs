@@ -41,6 +41,12 @@ pub struct Atom {
 }
 
 impl Atom {
+    /// Registers that the instruction takes for each of a fragment's: 2 where it computes twice the rows that the atom
+    /// keeps, whose registers of rows between those kept hold zeros.
+    pub fn registers_each(&self) -> u64 {
+        if self.asynchronous { 64 / self.shape[0] } else { 1 }
+    }
+
     /// Whether every thread has all of the operands that its part of the accumulator takes: the atom is then
     /// multiply-adds of what each thread holds.
     pub fn threads_alone(&self) -> bool {

@@ -40,7 +40,7 @@ pub(super) struct Emit<'f, 'a> {
     frags: Vec<Option<FragId>>,
     temps: BTreeMap<String, FragId>,
     full: Vec<Option<BarrierId>>,
-    empty: Vec<Option<BarrierId>>,
+    pub empty: Vec<Option<BarrierId>>,
     syncs: BTreeMap<usize, BarrierId>,
     turns: BTreeMap<usize, BarrierId>,
     /// Array elements the present operation has read, by their text.
@@ -57,6 +57,8 @@ pub(super) struct Emit<'f, 'a> {
     pub role: usize,
     /// In a work loop: iterations of each stream in the task's earlier blocks.
     pub ring: BTreeMap<usize, VarId>,
+    /// Trips of each stream of the role.
+    pub trips: BTreeMap<usize, VarId>,
     /// Places in the rings of the stream being emitted, by their number of stages.
     pub rings: BTreeMap<u64, Ring>,
 }
@@ -174,6 +176,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             item: None,
             role: 0,
             ring: BTreeMap::new(),
+            trips: BTreeMap::new(),
             rings: BTreeMap::new(),
         }
     }

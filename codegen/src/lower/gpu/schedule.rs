@@ -128,11 +128,12 @@ impl Emit<'_, '_> {
         let f = self.f;
         self.role = role;
         self.ring.clear();
+        self.trips.clear();
         let Some(work) = f.work_loop.as_ref().filter(|w| w.persistent) else {
             let mut out = f.work_prologue(role);
             let mut flow = Flow::default();
             self.block(role, &mut flow, &mut out)?;
-            self.leave(&flow, &mut out);
+            self.leave(role, &flow, &mut out);
             return Ok(out);
         };
         let mut out = f.work_prologue(role);
@@ -154,17 +155,49 @@ impl Emit<'_, '_> {
         self.block(role, &mut flow, &mut body)?;
         flow.bulk |= stores;
         out.push(Stmt::For { var: round, lo: Expr::Int(0), hi: var(rounds), step: 1, unroll: false, body });
-        self.leave(&flow, &mut out);
+        self.leave(role, &flow, &mut out);
         Ok(out)
     }
 
     /// What must have ended before a role does.
-    fn leave(&self, flow: &Flow, out: &mut Vec<Stmt>) {
+    fn leave(&self, role: usize, flow: &Flow, out: &mut Vec<Stmt>) {
         if flow.bulk {
             out.push(Stmt::WaitGroup { kind: GroupKind::Bulk, pending: 0 });
         }
+        self.await_peers(role, out);
         if self.f.cluster_tasks() > 1 {
             out.push(Stmt::ClusterSync);
+        }
+    }
+
+    /// Waits until the stages that a role filled are given back by the tasks that share them: what another task does to
+    /// a barrier must not be under way when the barrier's own task ends, and meeting the other does not say that it has
+    /// arrived.
+    fn await_peers(&self, role: usize, out: &mut Vec<Stmt>) {
+        let f = self.f;
+        for (i, c) in f.channels.iter().enumerate() {
+            let Some(barrier) = self.empty[i].filter(|_| c.producer == role && f.peers(&c.multicast).len() > 1) else {
+                continue;
+            };
+            let rounds = f.work_loop.as_ref().filter(|w| w.persistent).map(|w| w.roles[role].rounds);
+            // How often the ring was filled.
+            let filled = match c.stream {
+                Some(item) => match self.ring.get(&item).or(self.trips.get(&item)) {
+                    Some(n) => max(var(*n), Expr::Int(0)),
+                    None => continue,
+                },
+                None => rounds.map_or(Expr::Int(1), var),
+            };
+            let stages = Expr::Int(c.stages as i64);
+            for next in 0..c.stages as i64 {
+                let turn = add(filled.clone(), Expr::Int(next));
+                let stage = match c.stages {
+                    1 => Expr::Int(0),
+                    _ => turn.clone().bin(BinaryOp::Mod, stages.clone()),
+                };
+                let parity = turn.bin(BinaryOp::Div, stages.clone()).bin(BinaryOp::Mod, Expr::Int(2));
+                out.push(Stmt::Wait { barrier, stage, phase: sub(Expr::Int(1), parity) });
+            }
         }
     }
 
@@ -332,6 +365,7 @@ impl Emit<'_, '_> {
                 if !late.is_empty() {
                     self.merge(&late, 1, None, role, out);
                 }
+                self.trips.insert(item, count);
                 if let Some(before) = self.ring.get(&item) {
                     let value = add(var(*before), var(count));
                     out.push(Stmt::Let { var: *before, value });

@@ -77,6 +77,8 @@ pub(super) struct Bar {
     pub(super) missing: u64,
     /// Bytes expected and not yet landed.
     pub(super) bytes: i64,
+    /// The number of the phase after the last one that another task arrived in; 0: none did.
+    pub(super) distant: u64,
     /// What arrivals so far know.
     pub(super) gathered: Vec<u32>,
     /// What a waiter learns from the last completed phase.
@@ -231,6 +233,7 @@ impl Wave<'_, '_> {
                             phase: 0,
                             missing,
                             bytes: 0,
+                            distant: 0,
                             gathered: Vec::new(),
                             released: Vec::new(),
                         });
@@ -422,6 +425,19 @@ impl Wave<'_, '_> {
             }
         }
         self.units[unit].status = Status::Done;
+        let task = self.units[unit].task;
+        let mut others = self.units.iter().filter(|u| u.task == task);
+        if others.all(|u| u.status == Status::Done) {
+            // Memory of a task that has ended takes no arrival, and only a phase that was waited for is known to be over.
+            for bar in task * self.bars_per_task..(task + 1) * self.bars_per_task {
+                let (agent, distant) = (self.bar_agent(bar), self.bars[bar].distant);
+                let seen = |u: &Unit| u.task == task && u64::from(u.known[agent]) >= distant;
+                if distant > 0 && !self.units.iter().any(seen) {
+                    let text = format!("ends while another task's arrival at {} may be under way", self.bar_name(bar));
+                    return Err(self.error(unit, stmt, ErrorKind::InFlight, text));
+                }
+            }
+        }
         Ok(())
     }
 

@@ -215,6 +215,9 @@ impl Wave<'_, '_> {
                 if let Some(bytes) = expect {
                     self.bars[bar].bytes += *bytes as i64;
                 }
+                if task != self.units[unit].task {
+                    self.bars[bar].distant = self.bars[bar].phase + 1;
+                }
                 let known = self.units[unit].known.clone();
                 self.tick(unit);
                 if !self.arrive(bar, 1, &known) {

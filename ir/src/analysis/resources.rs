@@ -11,7 +11,7 @@ use std::fmt;
 
 use crate::kernel::{BarrierKind, BufSpace, Expr, FragId, GroupKind, Kernel, Operand, Role, Stmt, atoms, walk};
 use crate::layout::Distribution;
-use crate::target::Gpu;
+use crate::target::{DataSheet, Gpu};
 
 /// Registers per thread beyond fragments, as a choice of mappings reckons.
 pub const OVERHEAD: u64 = 32;
@@ -81,6 +81,11 @@ impl Limits {
             named_barriers: gpu.named_barriers,
             multiprocessors: gpu.multiprocessors,
         }
+    }
+
+    /// What the built-in sheet of this name says; the H100's where none has it.
+    pub fn named(target: &str) -> Limits {
+        DataSheet::named(target).and_then(|s| s.gpu).map_or_else(Limits::h100, |g| Limits::of(&g))
     }
 
     /// NVIDIA H100 SXM or H200 (CUDA C Programming Guide, compute capability 9.0).

@@ -71,7 +71,21 @@ impl Place {
                 }
                 Expr::Fetch { buf, .. } => constant.contains(buf),
                 Expr::Frag { .. } => false,
-                _ => true,
+                // No statement changes these; operands are asked below.
+                Expr::Int(_)
+                | Expr::Float(_)
+                | Expr::Extent(_)
+                | Expr::Grid(_)
+                | Expr::Unit
+                | Expr::ClusterRank
+                | Expr::Scalar(_)
+                | Expr::Coord(_)
+                | Expr::Unary(..)
+                | Expr::Binary(..)
+                | Expr::Fma(..)
+                | Expr::Select(..)
+                | Expr::Cast(..)
+                | Expr::Rand(_) => true,
             };
             e.for_each_operand(|o| known &= go(o, constant, vars));
             known
@@ -95,7 +109,21 @@ impl Place {
             | Stmt::Scatter { .. }
             | Stmt::TaskSync => true,
             // Over loops and branches registers would be held too long; grids, groups and barriers keep their order.
-            _ => false,
+            Stmt::For { .. }
+            | Stmt::If { .. }
+            | Stmt::Atom { .. }
+            | Stmt::Copy { .. }
+            | Stmt::Arrive { .. }
+            | Stmt::Wait { .. }
+            | Stmt::NamedSync { .. }
+            | Stmt::NamedArrive { .. }
+            | Stmt::Fence(_)
+            | Stmt::Commit(_)
+            | Stmt::WaitGroup { .. }
+            | Stmt::Last { .. }
+            | Stmt::ClusterSync
+            | Stmt::GridSync
+            | Stmt::GridDependency(_) => false,
         };
         ordinary && !s.touches(self.out)
     }
@@ -131,7 +159,7 @@ mod tests {
         let kernel = m.kernels.remove(0);
         m.kernels.push(run(kernel));
         let text = einfall_ir::kernel::print::print(&m);
-        let lines = text.lines().skip_while(|l| !l.contains("role main")).skip(1).take_while(|l| l.trim() != "}");
+        let lines = text.lines().skip_while(|l| !l.contains("role main")).skip(1).take_while(|l| *l != "        }");
         lines.map(str::trim).collect::<Vec<_>>().join("; ")
     }
 
@@ -155,6 +183,7 @@ store y[grid.0, 0] walk [1] = c";
             "load a = x[grid.0, 0]; map c = a[0]; load b = y[grid.0, 0]; store y[grid.0, 0] walk [1] = b",
             "load a = x[grid.0, 0]; map b = a[0]; store y[grid.0, 0] walk [1] = b; load b = g[0]",
             "load a = x[grid.0, 0]; map c = a[0]; let i = fetch(n[grid.0]); load b = g[i]",
+            "load a = x[grid.0, 0]; for i in 0..4 {; map c = a[0]; }; load b = g[0]",
             "map c = 1.0; load b = g[0]",
         ] {
             let text = text.replace("; ", "\n");

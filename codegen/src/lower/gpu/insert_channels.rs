@@ -41,8 +41,9 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// Whether stages are given back by a barrier. Not where a role hands a tile to itself through two stages or more:
-    /// a unit fills step i+1 only after its reads of step i, and step i+2 only after every unit has filled step i+1.
+    /// Whether stages are given back by a barrier. Not where a role hands a tile to itself through two stages or more: a
+    /// unit fills step i+1 only after its reads of step i, and step i+2 only after every unit has filled step i+1, or the
+    /// schedule is refused (`thread_copies`, `keeps_stages`).
     pub fn needs_empty(&self) -> bool {
         let tma = self.engine == Some(Engine::Tma);
         !self.by_threads() && !self.meets && self.turns && (tma || self.producer != self.consumer || self.stages < 2)

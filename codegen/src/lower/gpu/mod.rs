@@ -1,19 +1,21 @@
 //! GPU lowering: a tile plan with a mapping becomes kernels with roles, channels and schedules.
 //!
 //! The steps, one file each: [`stage_stores`] (stores that leave through shared memory get a staging tile),
-//! [`reduce_products`] (contractions without an instruction), [`hold_rows`], [`walk_inner`] and [`share_reads`] (which axes are whole in a block, and what is read once then),
-//! [`apply_mapping`] (blocks, spaces, roles and places in the schedule of every operation), [`work_loop`] (which blocks a task computes, and
-//! in which order), [`assign_layouts`] (swizzled shared layouts; who holds what in registers, from the atoms or as [`spread`] says), [`insert_channels`] (a ring buffer with full
-//! and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks of a stream that need
-//! no mask), [`left_out`] (which masks change nothing), [`variants`] (what a launch must check before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait), [`emit`], [`early_loads`] (where loads are issued), and [`overlap_launches`].
-//! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that
-//! cannot be done is refused with the constraint's name (codes G01xx), an expected answer.
+//! [`reduce_products`] (contractions without an instruction), [`hold_rows`], [`walk_inner`] and [`share_reads`] (which
+//! axes are whole in a block, and what is read once then), [`apply_mapping`] (blocks, spaces, roles and places in the
+//! schedule of every operation), [`work_loop`] (which blocks a task computes, and in which order), [`assign_layouts`]
+//! (swizzled shared layouts; who holds what in registers, from the atoms or as [`spread`] says), [`insert_channels`] (a
+//! ring buffer with full and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks
+//! of a stream that need no mask), [`left_out`] (which masks change nothing), [`variants`] (what a launch must check
+//! before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait),
+//! [`emit`], [`early_loads`] (where loads are issued), and [`overlap_launches`].
+//! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that cannot
+//! be done is refused with the constraint's name (codes G01xx), an expected answer.
 
 use einfall_ir::analysis::resources::{self, Limits};
 use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::kernel;
 use einfall_ir::mapping::{KernelMapping, Mapping, MergeSite};
-use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, Plan};
 
 use crate::pipeline::{Level, Pass, Program};
@@ -67,8 +69,7 @@ fn refuse<T>(constraint: &'static str, message: impl std::fmt::Display, help: &s
 /// # Errors
 /// M02xx where the mapping does not fit the plan, G01xx where it is infeasible or not supported.
 pub fn lower(plan: &Plan, mapping: &Mapping) -> Result<kernel::Module, Vec<Diagnostic>> {
-    let gpu = DataSheet::named(&mapping.target).and_then(|s| s.gpu);
-    lower_for(plan, mapping, &gpu.map_or_else(Limits::h100, |g| Limits::of(&g)))
+    lower_for(plan, mapping, &Limits::named(&mapping.target))
 }
 
 /// One kernel by one entry of its mapping; none if its extents never fit.

@@ -15,6 +15,7 @@ use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{BufferId, ExprId, Op, TileId};
 
 use super::super::exprs::{Place, add, mul};
+use super::super::insert_channels::Channel;
 use super::super::schedule::{Flow, Iteration};
 use super::super::{Step, refuse};
 use super::Emit;
@@ -125,17 +126,41 @@ impl Emit<'_, '_> {
         }
     }
 
-    /// Whether the stages of a stream's rings are read for the last time before they are filled again.
+    /// Whether the stages of the rings that this role fills for itself are read, by every unit, for the last time before
+    /// any unit fills them again.
+    ///
+    /// What copies by threads, all units meet before they fill a stage that was read; the barriers of a ring of one stage
+    /// say as much. Stores into several stages rely on what orders them with the reads. Where all threads meet, once a
+    /// trip, before the first read, they meet between a read of iteration i and the same read of i + 1, which must come
+    /// before iteration i + S fills the stage. Barriers in memory say less: that all units have stored an iteration, so
+    /// that there must be a d for which every unit reads i before it stores i + d, and waits for i + d before it stores
+    /// i + S.
     pub(in super::super) fn keeps_stages(&self, ops: &[usize]) -> Step<()> {
         let f = self.f;
         let time = |i: usize| (self.skews[i], ops.iter().position(|x| *x == i));
-        for c in f.channels.iter().filter(|c| c.by_threads()) {
+        let own = |c: &&Channel| c.by_threads() || (c.engine.is_none() && c.producer == c.consumer);
+        for c in f.channels.iter().filter(own) {
             let writers = ops.iter().filter(|i| f.ops[**i].op.outs().iter().any(|t| c.tiles.contains(t)));
             for &w in writers {
-                for &r in c.readers().iter().filter(|r| ops.contains(r)) {
+                let readers = || c.readers().iter().copied().filter(|r| ops.contains(r));
+                let first = readers().map(time).min();
+                for r in readers() {
                     let (write, read) = (time(w), time(r));
                     let refilled = (write.0 + c.stages as i64, write.1);
-                    if read < write || read > refilled {
+                    let late = if c.by_threads() || c.needs_empty() {
+                        read > refilled
+                    } else if c.meets {
+                        (read.0 + 1, read.1) >= refilled
+                    } else {
+                        // The first iteration stored after the read, and the first wait for it.
+                        let d = read.0 - write.0 + i64::from(read.1 > write.1);
+                        first.is_some_and(|(skew, slot)| (skew + d, slot) >= refilled)
+                    };
+                    if read < write {
+                        let message = format!("{} reads what {} fills after it", f.ops[r].name, f.ops[w].name);
+                        return refuse("stages", message, "check `skew` and `slot`");
+                    }
+                    if late {
                         let message = format!(
                             "{} runs {} iterations behind {}, which fills {} stages",
                             f.ops[r].name,

@@ -203,3 +203,40 @@ fn verbosity_is_heeded() {
     assert!(cached.contains("the compiled plan comes from the cache") && !cached.contains("form-kernels"), "{cached}");
     assert_eq!(said(&[]), "");
 }
+
+/// `lower` takes the limits of the data sheet it is given, built in or not, and for a mapping on another device that one's.
+#[test]
+fn lowering_heeds_the_sheet_of_the_target() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect("a file");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("a file");
+    let sheet = |shared: &str| {
+        let text = read("ir/data/h100.toml").replacen("name = \"h100\"", "name = \"small\"", 1);
+        let number = |key: &str| text.lines().find(|l| l.starts_with(key)).expect("a line").to_owned();
+        let text = text.replace(&number("multiprocessors = "), "multiprocessors = 14");
+        text.replace(&number("shared_per_task = "), &format!("shared_per_task = {shared}"))
+    };
+    file("small.toml", &sheet("232448"));
+    file("tiny.toml", &sheet("1024"));
+    file("gemm.tile", &read("tests/plans/gemm.tile"));
+    let mapping = read("tests/mappings/gemm_persistent.mapping");
+    file("h100.mapping", &mapping);
+    file("small.mapping", &mapping.replacen("on h100", "on small", 1));
+    let lower = |target: &str, mapping: &str| {
+        einfall(folder.path(), &["lower", "gemm.tile", "--target", target, "--mapping", mapping])
+    };
+    // Clusters of two on each of so many pairs of multiprocessors.
+    for (target, mapping, pairs) in [
+        ("small.toml", "small.mapping", 7),
+        ("small.toml", "h100.mapping", 66),
+        ("tiny.toml", "h100.mapping", 66),
+        ("h100", "h100.mapping", 66),
+    ] {
+        let (code, out, said) = lower(target, mapping);
+        assert_eq!(code, 0, "{target}, {mapping}: {said}");
+        assert!(out.contains(&format!("((N + 255) / 256), {pairs}) * 2]")), "{target}, {mapping}: {out}");
+    }
+    let (code, _, said) = lower("tiny.toml", "small.mapping");
+    assert!(code == 1 && said.contains("shared memory") && said.contains("at most 1024"), "{said}");
+}

@@ -94,3 +94,49 @@ fn adapters_are_picked_by_name_and_a_lost_device_is_an_error() {
     // The process goes on.
     assert!(lavapipe().is_some_and(|e| e.runtime().array(DType::F32, &[4]).is_ok()));
 }
+
+/// What `bench` is asked for and cannot time ends it; extents are fixed where it is told so.
+#[test]
+fn bench_says_by_its_exit_code_what_was_not_timed() {
+    if lavapipe().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, text) in [
+        ("ok.ein", "cascade scale[M, N](x: f32[M, N], s: f32) -> (y: f32[M, N]) { y[m,n] = s * x[m,n] }"),
+        (
+            "fixed.ein",
+            "cascade fixed[M, N](x: f32[M, N]) -> (y: f32[M, N]) { require N == 32\n y[m,n] = 2.0 * x[m,n] }",
+        ),
+        ("nibbles.ein", "cascade nibbles[M](W: i4[M] packed(low)) -> (y: f32[M]) { y[m] = W[m] }"),
+        ("other.mapping", "mapping other on webgpu {\n kernel scale_0 {\n axis m block 4\n }\n}\n"),
+    ] {
+        std::fs::write(folder.path().join(name), text).expect("a file");
+    }
+    let bench = |args: &str| {
+        let out = Command::new(env!("CARGO_BIN_EXE_einfall"))
+            .args(["bench", "--device", "wgpu:lavapipe", "--budget-ms", "5", "--jsonl"])
+            .args(args.split_whitespace())
+            .current_dir(folder.path())
+            .env("XDG_RUNTIME_DIR", std::env::temp_dir())
+            .output()
+            .expect("the binary runs");
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        (out.status.code(), text(&out.stdout), text(&out.stderr))
+    };
+    for args in ["ok.ein --size M=64,N=32", "ok.ein --size M=64 --static N=32", "fixed.ein --size M=64 --static N=32"] {
+        let (code, out, said) = bench(args);
+        assert!(code == Some(0) && out.lines().count() == 1 && out.contains("M=64,N=32"), "{args}: {out}{said}");
+    }
+    for (args, expected, says) in [
+        ("ok.ein --size M=64,N=32 --static N=33", 1, "33"),
+        ("ok.ein --size M=64,N=32 --static Q=33", 2, "there is no rank `Q`"),
+        ("fixed.ein --size M=64,N=33", 1, "N == 32"),
+        ("nibbles.ein --size M=64", 1, "nibbles.ein"),
+        ("ok.ein --size M=64,N=32 --mapping other.mapping", 1, "other.mapping"),
+        ("--family norm --mapping other.mapping", 2, "the plan of no case"),
+    ] {
+        let (code, out, said) = bench(args);
+        assert!(code == Some(expected) && out.is_empty() && said.contains(says), "{args}: {code:?} {out}{said}");
+    }
+}

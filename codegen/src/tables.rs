@@ -3,10 +3,12 @@
 //! [`TO_TILE`] takes every cascade to a plan over tiles; a mapping is chosen for that plan; [`CPU`] or [`GPU`] takes
 //! the plan and its mapping to the kernel level. Nothing here looks inside a program.
 
+use einfall_ir::analysis::resources;
 use einfall_ir::cascade::print::print_cascade;
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::kernel::verify::Limits;
+use einfall_ir::mapping::Mapping;
 use einfall_ir::{kernel, tile};
 
 use crate::lower;
@@ -150,7 +152,7 @@ pub const GPU: &[Pass] = &[
         level: Level::Tile,
         step: |p, context| {
             let Some(mapping) = &context.mapping else { return Ok(p) };
-            let multiprocessors = einfall_ir::analysis::resources::Limits::h100().multiprocessors;
+            let multiprocessors = limits(context, mapping).multiprocessors;
             let split = lower::gpu::split_streams::run(&plan(p), mapping, multiprocessors).map_err(|d| vec![d])?;
             Ok(Program::Tile(split))
         },
@@ -161,15 +163,16 @@ pub const GPU: &[Pass] = &[
         level: Level::Tile,
         step: |p, context| {
             let mapping = context.mapping.as_ref().ok_or_else(|| vec![missing("a mapping (--mapping FILE)")])?;
-            let plan = plan(p);
-            Ok(Program::Kernel(match &context.limits {
-                Some(limits) => lower::gpu::lower_for(&plan, mapping, limits)?,
-                None => lower::gpu::lower(&plan, mapping)?,
-            }))
+            Ok(Program::Kernel(lower::gpu::lower_for(&plan(p), mapping, &limits(context, mapping))?))
         },
         why: "last: layouts, channels and the schedule follow from the mapping",
     },
 ];
+
+/// What the GPU that is lowered for has: the context's limits, else those of the sheet that the mapping names.
+fn limits(context: &Context, mapping: &Mapping) -> resources::Limits {
+    context.limits.clone().unwrap_or_else(|| resources::Limits::named(&mapping.target))
+}
 
 /// How programs of every level print and are verified.
 pub const FORMS: Forms = Forms { print, verify };

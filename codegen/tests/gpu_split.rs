@@ -6,6 +6,8 @@ mod device;
 use device::{formed, near, text};
 use einfall_codegen::backend::ptx::{Target, print};
 use einfall_codegen::lower::gpu::{self, split_streams};
+use einfall_codegen::pipeline::{Context, Program};
+use einfall_codegen::tables;
 use einfall_ir::analysis::resources::Limits;
 use einfall_ir::arena::Id;
 use einfall_ir::array::Array;
@@ -347,4 +349,19 @@ fn what_depends_on_its_order_is_not_cut() {
     let mapping = mapping.split("    kernel decode_merge").next().unwrap().to_string() + "}\n";
     let refused = gpu::lower(&source, &parse(&mapping).unwrap()).expect_err("not cut");
     assert!(refused[0].message.contains("split: decode has not been cut"), "{refused:?}");
+}
+
+/// The passes cut a stream for the multiprocessors that there are: those of the context's limits, else of the sheet that the
+/// mapping names.
+#[test]
+fn parts_are_for_the_device_that_is_lowered_for() {
+    let plan = formed("attention_gqa");
+    let mapping = parse(&text("mappings/attention_decode_a100.mapping")).unwrap();
+    let pass = tables::GPU.iter().find(|p| p.name == "split-streams").unwrap();
+    let few = Limits { multiprocessors: 7, ..Limits::h100() };
+    for (limits, multiprocessors) in [(None, 108), (Some(few), 7)] {
+        let context = Context { mapping: Some(mapping.clone()), limits, ..Context::default() };
+        let cut = pass.apply(Program::Tile(plan.clone()), &context).unwrap();
+        assert_eq!(cut, Program::Tile(split_streams::run(&plan, &mapping, multiprocessors).unwrap()));
+    }
 }

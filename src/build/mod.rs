@@ -119,11 +119,18 @@ pub fn compile_file(
     Ok(products)
 }
 
-/// Writes a file so that it is either the old or the new one: a temporary file beside it, then a rename.
+/// Writes a file so that it is either the old or the new one: a temporary file beside it, then a rename. Where `path` is a
+/// link, what it leads to is replaced; what is no file, such as a pipe or a device, is written to.
 ///
 /// # Errors
 /// What the system says.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let resolved = path.canonicalize();
+    let path = resolved.as_deref().unwrap_or(path);
+    // A link that leads nowhere yet makes its file, too.
+    if std::fs::metadata(path).map_or(path.is_symlink(), |m| !m.is_file()) {
+        return std::fs::write(path, bytes);
+    }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     // As if it were made in place: what the process may give, not what temporary files get.

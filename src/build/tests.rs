@@ -75,3 +75,37 @@ fn settings_decide_and_the_machine_does_not() {
         Target::from_name("sm_10").is_none() && Target::ALL.iter().all(|t| Target::from_name(t.name()) == Some(*t))
     );
 }
+
+#[cfg(unix)]
+#[test]
+fn links_stay_and_what_is_no_file_is_written_to() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    std::fs::write(at("file"), "old").unwrap();
+    symlink("file", at("link")).unwrap();
+    symlink("later", at("nowhere")).unwrap();
+    for (name, file) in [("link", "file"), ("nowhere", "later"), ("nowhere", "later")] {
+        write_whole(&at(name), name.as_bytes()).unwrap();
+        assert!(at(name).is_symlink() && !at(file).is_symlink(), "{name}");
+        assert_eq!(std::fs::read_to_string(at(file)).unwrap(), name);
+    }
+    let made = std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap();
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let pipe = at("pipe");
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    write_whole(&at("pipe"), b"through").unwrap();
+    assert_eq!(reader.join().unwrap(), "through");
+    assert!(std::fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+    write_whole(Path::new("/dev/null"), b"nothing").unwrap();
+    assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    assert!(write_whole(folder.path(), b"a folder").is_err());
+    assert_eq!(names(), ["file", "later", "link", "nowhere", "pipe"]);
+}

@@ -1,7 +1,7 @@
 //! `bench`: library cascades at the shapes of the field's benchmarks, under the names the peers' script prints, and
 //! cascades of one's own (`own`).
 
-mod own;
+pub mod own;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ pub struct BenchArgs {
     pub size: Vec<Pairs<u64>>,
     /// Extents of the file's cascade, fixed at compile time
     #[arg(long = "static", value_name = "RANK=N,..", requires = "file")]
-    statics: Vec<Pairs<u64>>,
+    pub statics: Vec<Pairs<u64>>,
     /// The device
     #[arg(long, default_value = "cpu")]
     device: DeviceArg,

@@ -6,6 +6,7 @@ use einfall::{Engine, Options, trace, with_statics};
 use einfall_codegen::backend::{llvm::Isa, ptx, wgsl};
 use einfall_codegen::pipeline::{self, Context, Program, Record, Stop, Verdict};
 use einfall_codegen::tables;
+use einfall_ir::analysis::resources::Limits;
 use einfall_ir::array::Array;
 use einfall_ir::artifact::Code;
 use einfall_ir::cascade::bind::Given;
@@ -213,7 +214,12 @@ fn records(
             Some(einfall_autotune::model_gpu::choose(&plan, sheet, sizes.as_deref()))
         }
     };
-    let context = Context { mapping: mapping.clone(), isa: Some(isa(&cpu)), ..to_tile };
+    // A mapping for another device than the target's is lowered for that one.
+    let limits = match (&mapping, target) {
+        (Some(m), Lowering::Gpu(sheet)) if m.target == sheet.name => to_tile.limits,
+        _ => None,
+    };
+    let context = Context { mapping: mapping.clone(), isa: Some(isa(&cpu)), limits, ..to_tile };
     let made = trace(lower, Program::Tile(plan), &context, second).map_err(|(_, mut stop)| {
         if let (Stop::Refused { diagnostics, .. }, Some(plan), Lowering::Gpu(sheet)) = (&mut stop, &model, target)
             && sheet.webgpu.is_none()
@@ -231,7 +237,7 @@ fn records(
 /// What passes read of a GPU.
 fn context(sheet: &DataSheet) -> Context {
     let arrays = sheet.webgpu.as_ref().and_then(|w| usize::try_from(w.storage_buffers).ok());
-    Context { atoms: atoms::of(sheet), arrays, ..Context::default() }
+    Context { atoms: atoms::of(sheet), arrays, limits: sheet.gpu.as_ref().map(Limits::of), ..Context::default() }
 }
 
 /// The plan of a cascade for a GPU, with operands rounded for its instructions; none where it is refused.

@@ -1,23 +1,25 @@
 //! Commands on an adapter of WebGPU.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use einfall::CompileOptions;
-use einfall::wgpu::{Bound, Engine, Kernel, data_sheet};
+use einfall::wgpu::{Bound, Engine, Kernel, data_sheet, wgsl_plan};
+use einfall_codegen::backend::wgsl;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::dtype::DType;
 use einfall_ir::mapping::Mapping;
-use einfall_ir::tile::BufferKind;
-use einfall_runtime::HostArray;
+use einfall_ir::tile::{BufferKind, Plan};
 use einfall_runtime::wgpu::{Arguments, Prepared, WgpuError, adapters};
+use einfall_runtime::{ArraySpec, HostArray};
 
-use super::Failure;
+use super::bench::own::Subject;
 use super::bench::{BenchArgs, Case, Row, cases, retyped};
 use super::device::{SelftestArgs, next, suite};
+use super::gpu::plans::is_for;
 use super::lower::read_mapping;
-use super::source::{Source, sizes};
+use super::{Failure, engine_failure};
 
 /// Opens an adapter by name.
 pub fn engine(name: Option<&str>) -> Result<Engine, Failure> {
@@ -73,35 +75,82 @@ struct Ready {
 /// submission, the median of several. Several mappings take turns, as often as `--blocks` says, a line each time: what
 /// differs between two lines of one mapping is the device's, not the mapping's.
 pub fn bench(args: &BenchArgs, name: Option<&str>) -> Result<(), Failure> {
-    let list = match &args.file {
-        Some(file) => {
-            let source = Source::read(file)?;
-            let c = source.cascade(args.cascade.as_deref())?;
-            let sizes = sizes(&args.size);
-            let name = sizes.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(",");
-            vec![(c.name.clone(), name, c, sizes)]
-        }
-        None => library(args)?,
-    };
     let engine = engine(name)?;
-    let named = |p: &PathBuf| Ok((p.display().to_string(), Some(read_mapping(p)?)));
-    let mut mappings = args.mapping.iter().map(named).collect::<Result<Vec<_>, Failure>>()?;
-    if mappings.is_empty() {
-        mappings.push((String::new(), None));
+    match &args.file {
+        Some(file) => own(&engine, file, args),
+        None => families(&engine, args),
     }
-    for (family, name, c, sizes) in &list {
+}
+
+/// The plan of a cascade for the adapter.
+fn plan(engine: &Engine, c: &Cascade) -> Result<Plan, einfall::Error> {
+    wgsl_plan(c, &wgsl::Target::of(engine.data_sheet()).unwrap_or_else(wgsl::Target::generic))
+}
+
+/// Times the cascade of a file: whatever fails ends it.
+fn own(engine: &Engine, file: &Path, args: &BenchArgs) -> Result<(), Failure> {
+    let subject = Subject::read(file, args, |c| plan(engine, c))?;
+    let (c, scalars) = (&subject.cascade, subject.scalars());
+    let mut value = |spec: &ArraySpec| subject.value(spec.name).clone();
+    let mut ready = Vec::new();
+    for (label, mapping) in &subject.mappings {
+        let made = prepared(engine, c, (&subject.sizes, &scalars), &mut value, (label, mapping.clone()));
+        ready.push(made.map_err(|e| engine_failure(&subject.source, e))?);
+    }
+    in_turns(engine, (&c.name, &subject.extents()), &ready, args)
+}
+
+/// Times the cases of the library that are asked for. What the model finds no kernel for is passed over and said; a mapping
+/// that was given and any other error leave the command failed once all cases had their turn.
+fn families(engine: &Engine, args: &BenchArgs) -> Result<(), Failure> {
+    let named = |p: &PathBuf| Ok((p.display().to_string(), read_mapping(p)?));
+    let mappings = args.mapping.iter().map(named).collect::<Result<Vec<_>, Failure>>()?;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    // Random values, never zeros.
+    let mut value = |spec: &ArraySpec| {
+        Array::from_fn(spec.dtype, spec.shape, |_| next(&mut state) as f64 / f64::from(1u32 << 31) - 0.5)
+    };
+    let (mut n_ready, mut failed) = (0, Vec::new());
+    for (family, name, c, sizes) in &library(args)? {
+        let ways: Vec<(String, Option<Mapping>)> = match (mappings.as_slice(), plan(engine, c)) {
+            ([], _) => vec![(String::new(), None)],
+            (given, Ok(plan)) => {
+                let own = given.iter().filter(|(_, m)| is_for(m, &plan));
+                own.map(|(label, m)| (label.clone(), Some(m.clone()))).collect()
+            }
+            (_, Err(_)) => Vec::new(),
+        };
         let mut ready = Vec::new();
-        for (label, mapping) in &mappings {
-            match prepared(&engine, c, sizes, label, mapping.clone()) {
+        for (label, mapping) in ways {
+            let chosen = mapping.is_none();
+            match prepared(engine, c, (sizes, &[]), &mut value, (&label, mapping)) {
                 Ok(r) => ready.push(r),
-                Err(e) => eprintln!("skip {family} {name} {label}: {e}"),
+                Err(e @ einfall::Error::Refused { .. }) if chosen => eprintln!("skip {family} {name}: {e}"),
+                Err(e) => failed.push(format!("{family} {name} {label}: {e}")),
             }
         }
-        for _ in 0..args.blocks.max(1) {
-            for r in &ready {
-                let seconds = time(r, args.budget_ms).map_err(Failure::wrong)?;
-                row(&engine, (family, name), r, seconds).print(args.jsonl)?;
+        n_ready += ready.len();
+        if let Err(Failure::Wrong(e) | Failure::Usage(e) | Failure::Machine(e)) =
+            in_turns(engine, (family, name), &ready, args)
+        {
+            failed.push(format!("{family} {name}: {e}"));
+        }
+    }
+    if n_ready == 0 && failed.is_empty() && !mappings.is_empty() {
+        return Err(Failure::Usage("the mappings are for the plan of no case".to_owned()));
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Failure::Wrong(format!("not timed:\n{}", failed.join("\n")))) }
+}
+
+/// Times what is ready in turns, a line each.
+fn in_turns(engine: &Engine, names: (&str, &str), ready: &[Ready], args: &BenchArgs) -> Result<(), Failure> {
+    for _ in 0..args.blocks.max(1) {
+        for r in ready {
+            let (seconds, still) = time(r, args.budget_ms).map_err(Failure::wrong)?;
+            if !still {
+                eprintln!("{} {} {}: no two medians in a row were alike", names.0, names.1, r.mapping);
             }
+            row(engine, names, r, seconds).print(args.jsonl)?;
         }
     }
     Ok(())
@@ -137,25 +186,26 @@ fn library(args: &BenchArgs) -> Result<Vec<Timed>, Failure> {
     Ok(list)
 }
 
+/// Numbers by the names of ranks or parameters.
+type Named<'a, T> = &'a [(String, T)];
+
+/// Compiles a cascade at sizes, with scalars, and puts its arrays, filled by `value`, in place.
 fn prepared(
     engine: &Engine,
     c: &Cascade,
-    sizes: &[(String, u64)],
-    label: &str,
-    mapping: Option<Mapping>,
+    (sizes, scalars): (Named<'_, u64>, Named<'_, f64>),
+    value: &mut dyn FnMut(&ArraySpec) -> Array,
+    (label, mapping): (&str, Option<Mapping>),
 ) -> Result<Ready, einfall::Error> {
     let start = Instant::now();
     let options = CompileOptions { sizes: sizes.to_vec(), mapping, ..CompileOptions::default() };
     let kernel = engine.compile_with(c, &options)?;
     let bound = kernel.bind(sizes)?;
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut arrays = Vec::new();
     for spec in bound.runtime().arrays().filter(|s| !s.shape.is_empty()) {
         let array = bound.runtime().array(spec.name)?;
         if spec.kind != BufferKind::Output {
-            // Random values, never zeros.
-            let value = |_: usize| next(&mut state) as f64 / f64::from(1u32 << 31) - 0.5;
-            let host = HostArray::from_values(&Array::from_fn(spec.dtype, spec.shape, value));
+            let host = HostArray::from_values(&value(&spec));
             let copied = host.map_err(Into::into).and_then(|h| array.copy_from(&h).map_err(Into::into));
             copied.map_err(einfall::Error::Runtime)?;
         }
@@ -168,24 +218,48 @@ fn prepared(
             BufferKind::Input | BufferKind::InOut | BufferKind::Workspace => arguments.input(name, array),
         };
     }
+    for (name, x) in scalars {
+        arguments = arguments.scalar(name, *x);
+    }
     let prepared = bound.prepare(arguments)?;
     prepared.time(1).map_err(|e| einfall::Error::Runtime(e.into()))?;
     let build_s = start.elapsed().as_secs_f64();
     Ok(Ready { mapping: label.to_owned(), kernel, bound, prepared, build_s })
 }
 
-/// The median time of a launch, in seconds.
-fn time(r: &Ready, budget_ms: u64) -> Result<f64, WgpuError> {
-    let time = |n: u32| r.prepared.time(n);
-    let each = time(2)?.max(Duration::from_nanos(100));
-    let budget = Duration::from_millis(budget_ms);
-    let rounds = (budget.as_secs_f64() / 5.0 / each.as_secs_f64()).clamp(1.0, 200.0) as u32;
-    let mut samples: Vec<f64> = Vec::new();
-    for _ in 0..5 {
-        samples.push(time(rounds)?.as_secs_f64());
+/// Two medians in a row that differ by no more are those of a device whose clocks have settled.
+const ALIKE: f64 = 0.02;
+/// Medians that are taken at most.
+const MEDIANS: usize = 10;
+
+/// What `median` gives twice in a row, but for [`ALIKE`]: the clocks of an idle device take a while to rise. Where that does
+/// not happen the last of [`MEDIANS`], and `false`.
+fn settled<E>(mut median: impl FnMut() -> Result<f64, E>) -> Result<(f64, bool), E> {
+    let mut before = median()?;
+    for _ in 1..MEDIANS {
+        let now = median()?;
+        if (now - before).abs() <= ALIKE * before {
+            return Ok((now, true));
+        }
+        before = now;
     }
-    samples.sort_by(f64::total_cmp);
-    Ok(samples[samples.len() / 2])
+    Ok((before, false))
+}
+
+/// The median time of a launch once the device has settled, in seconds, and whether it has.
+fn time(r: &Ready, budget_ms: u64) -> Result<(f64, bool), WgpuError> {
+    let time = |n: u32| r.prepared.time(n);
+    let budget = Duration::from_millis(budget_ms);
+    settled(|| {
+        let each = time(2)?.max(Duration::from_nanos(100));
+        let rounds = (budget.as_secs_f64() / 5.0 / each.as_secs_f64()).clamp(1.0, 200.0) as u32;
+        let mut samples: Vec<f64> = Vec::new();
+        for _ in 0..5 {
+            samples.push(time(rounds)?.as_secs_f64());
+        }
+        samples.sort_by(f64::total_cmp);
+        Ok(samples[samples.len() / 2])
+    })
 }
 
 fn row(engine: &Engine, (family, case): (&str, &str), r: &Ready, seconds: f64) -> Row {
@@ -209,5 +283,29 @@ fn row(engine: &Engine, (family, case): (&str, &str), r: &Ready, seconds: f64) -
         atoms: r.kernel.mapping().kernels.iter().flat_map(|k| &k.ops).filter_map(|o| o.atom.clone()).collect(),
         threads: 0,
         roofline_fraction: (flops / peak).max(bytes / bandwidth) / seconds,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MEDIANS, settled};
+
+    #[test]
+    fn a_time_is_one_that_comes_twice() {
+        let of = |times: &[f64]| {
+            let mut times = times.iter();
+            let mut taken = 0;
+            let found = settled(|| {
+                taken += 1;
+                times.next().copied().ok_or("no more")
+            });
+            (found, taken)
+        };
+        // A card whose clocks rise, and one that was busy already.
+        assert_eq!(of(&[3.0, 1.2, 1.0, 1.01, 9.0]), (Ok((1.01, true)), 4));
+        assert_eq!(of(&[1.0, 1.0]), (Ok((1.0, true)), 2));
+        let falling: Vec<f64> = (0..20).map(|i| 0.9f64.powi(i)).collect();
+        assert_eq!(of(&falling), (Ok((falling[MEDIANS - 1], false)), MEDIANS));
+        assert_eq!(of(&[1.0]), (Err("no more"), 2));
     }
 }

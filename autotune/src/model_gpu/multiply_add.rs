@@ -3,12 +3,12 @@
 //!
 //! A thread of a warp of 4 by 8 holds a tile of the result; per step of k it reads one row and one column piece, so that
 //! R rows by C columns cost R·C multiply-adds for (R + C)/4 vector reads. 8 by 8 where registers allow (a tile of 64,
-//! operands of 64, and what addresses take), else 4 by 8; warps one below the other; as many steps of k under way as
-//! shared memory holds, two at most. Tiles in shared memory have one word per element. Tasks are taken in sections of rows
-//! ([`Work::group`]), so that those that run together read few rows and few columns. Invariant: what is returned
-//! keeps within the sheet's registers, threads and shared memory. Kernels of any other form get blocks alone: small ones,
-//! whose products are held in registers, or those of [`products`] where a state goes from step to step, which the threads
-//! of a task then share.
+//! operands of 64, and what addresses take), else 4 by 8; warps one below the other. 32 steps of k at a time where shared
+//! memory holds them, one stage of them, else half as many (docs/tuning-log.md, section 11: on an H200 twice as fine
+//! pieces in two stages are a seventh slower, and sections of tasks gain nothing). Tiles in shared memory have one word per
+//! element. Invariant: what is returned keeps within the sheet's registers, threads and shared memory. Kernels of any
+//! other form get blocks alone: small ones, whose products are held in registers, or those of [`products`] where a state
+//! goes from step to step, which the threads of a task then share.
 
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Engine, Scope};
@@ -20,8 +20,10 @@ use super::products;
 
 /// Bytes of a shared tile's element.
 const WORD: u64 = 4;
-/// Coordinates along k of one step.
-const DEPTH: u64 = 16;
+/// Coordinates along k of one step, the most first.
+const DEPTHS: [u64; 2] = [32, 16];
+/// Coordinates of a step of a stream whose products are held in registers.
+const STEPS: u64 = 16;
 /// Columns of a task: one atom's.
 const COLUMNS: u64 = 64;
 /// Registers of a thread for a tile of 8 by 8 with its operands.
@@ -106,7 +108,7 @@ fn blocks(kernel: &Kernel, n: u64) -> KernelMapping {
             &a.name,
             match a.kind {
                 AxisKind::Grid => 1,
-                AxisKind::Stream => (PRODUCTS / n).clamp(1, DEPTH),
+                AxisKind::Stream => (PRODUCTS / n).clamp(1, STEPS),
                 AxisKind::Inner => n,
             },
         )
@@ -119,47 +121,30 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction) -> KernelMapp
     let large = gpu.thread_registers >= LARGE;
     let (atom, rows) = if large { ("fma.m32n64k4.f32", 32) } else { ("fma.m16n64k4.f32", 16) };
     let units = 4.min(gpu.threads_per_task / Scope::Warp.threads()).max(1);
-    let stage = WORD * DEPTH * (rows * units + COLUMNS);
-    let stages = (gpu.shared_per_task / stage).clamp(1, 2);
+    let fits = |depth: &u64| WORD * depth * (rows * units + COLUMNS) <= gpu.shared_per_task;
+    let depth = DEPTHS.into_iter().find(fits).unwrap_or(DEPTHS[1]);
     let name = |a: AxisId| kernel.axes[a].name.clone();
     let axes = kernel.axes.ids().map(|a| match a {
         _ if a == c.rows => AxisMapping { units, ..AxisMapping::new(name(a), rows * units) },
         _ if a == c.columns => AxisMapping::new(name(a), COLUMNS),
-        _ if a == c.summed => AxisMapping::new(name(a), DEPTH),
+        _ if a == c.summed => AxisMapping::new(name(a), depth),
         _ => AxisMapping::new(name(a), 1),
     });
-    let tiles = c.operands.map(|t| TileMapping {
-        stages,
-        engine: Some(Engine::CpAsync),
-        ..TileMapping::new(&kernel.tiles[t].name, Space::Shared)
-    });
+    let copied = |t: TileId| TileMapping::new(&kernel.tiles[t].name, Space::Shared);
+    let tiles = c.operands.map(|t| TileMapping { engine: Some(Engine::CpAsync), ..copied(t) });
     let names = kernel.op_names(plan);
     let loads = c.operands.map(|t| OpMapping { slot: 0, ..OpMapping::new(&kernel.tiles[t].name) });
-    let contract = OpMapping { atom: Some(atom.to_owned()), skew: stages - 1, slot: 1, ..OpMapping::new(&names[c.op]) };
+    let contract = OpMapping { atom: Some(atom.to_owned()), slot: 1, ..OpMapping::new(&names[c.op]) };
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
     let grid = |id: &AxisId| kernel.axes[*id].kind == AxisKind::Grid && ![c.rows, c.columns].contains(id);
     let order = kernel.axes.ids().filter(grid).chain([c.rows, c.columns]).map(name).collect();
-    let threads = units * Scope::Warp.threads();
-    let each = [
-        gpu.threads_per_multiprocessor / threads,
-        gpu.registers / (threads * if large { LARGE } else { gpu.thread_registers }),
-        gpu.shared_per_multiprocessor / (stages * stage),
-    ];
-    let resident = gpu.multiprocessors * each.into_iter().min().unwrap_or(1).max(1);
     KernelMapping {
         kernel: kernel.name.clone(),
         axes: axes.collect(),
         tiles: tiles.to_vec(),
         ops: loads.into_iter().chain([contract]).collect(),
         roles: vec![role],
-        work: Work { order, group: group(resident, rows * units), ..Work::default() },
+        work: Work { order, ..Work::default() },
         ..KernelMapping::default()
     }
-}
-
-/// Blocks of rows walked together: tasks resident at a time form a rectangle whose sides are as long in elements, which
-/// reads least of both operands.
-fn group(resident: u64, rows: u64) -> u64 {
-    let side = ((resident * COLUMNS) as f64 / rows as f64).sqrt().max(1.0);
-    1 << side.log2().round() as u32
 }

@@ -44,7 +44,7 @@ fn documents() -> Vec<String> {
         let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
         names.filter(|n| n.ends_with(".md")).map(|n| format!("{prefix}{n}")).collect::<Vec<_>>()
     };
-    let mut all = [markdown(""), markdown("docs"), markdown("web")].concat();
+    let mut all = ["", "docs", "web", "examples/web"].map(markdown).concat();
     all.sort();
     all
 }

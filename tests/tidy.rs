@@ -100,7 +100,8 @@ fn sources_open_with_what_they_are_and_hold_no_leftovers() {
 #[test]
 fn no_machine_shows() {
     let all = files(&[
-        "rs", "md", "toml", "ein", "tile", "mapping", "kernel", "csp", "py", "json", "txt", "yml", "sh", "expected",
+        "rs", "md", "toml", "ein", "tile", "mapping", "kernel", "csp", "py", "json", "jsonl", "txt", "yml", "sh", "js",
+        "mjs", "ts", "html", "expected",
     ]);
     let mut wrong: Vec<String> = all.iter().flat_map(|p| machine_complaints(p, &read(p))).collect();
     for path in ["Makefile", ".ci/run"] {

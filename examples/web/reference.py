@@ -19,8 +19,11 @@ SENTENCE = "The trophy does not fit in the suitcase because it is too big."
 LAYER = 3
 STEPS, CHANNELS, CHECKED = 16384, 64, 16
 UNIT = 2.0**-24
-# Units in the last place of the device's exponential and division (docs/language.md, "Functions").
-EXP_ULPS, DIVIDE_ULPS = 4, 3
+# A unit in the last place, relative to the smallest number that has it: two roundings.
+ULP = 2 * UNIT
+# What the compiler lets a device's exponential be off (`UnaryOp::ulps` in ir/src/ops.rs), and its division, a reciprocal
+# and a multiplication (`DIVISION_ULPS` in ir/src/cascade/eval/bound.rs).
+EXP_ULPS, DIVIDE_ULPS = 2, 2
 
 
 def encoder():
@@ -58,7 +61,8 @@ def attention(q, k, v):
     # Scores, differences from the maximum, exponentials; then two sums over keys and a division.
     score = (np.abs(q) @ np.abs(k).transpose(0, 2, 1)) * scale * (width + 3) * UNIT
     score = 2 * score.max(-1, keepdims=True) + 2 * np.abs(s).max(-1, keepdims=True) * UNIT
-    relative = 2 * (score + 2 * EXP_ULPS * UNIT) + (2 * keys + 2 * DIVIDE_ULPS) * UNIT
+    # Numerator and denominator have the scores' and the exponentials' error.
+    relative = 2 * (score + EXP_ULPS * ULP) + 2 * keys * UNIT + DIVIDE_ULPS * ULP
     return a @ v, a, float((relative * (a @ np.abs(v))).max()), float((relative * a).max())
 
 

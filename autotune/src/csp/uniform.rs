@@ -237,7 +237,8 @@ impl<'m> Uniform<'m> {
     /// One assignment with its model's position; none where `attempts` failed, or there is nothing to draw.
     ///
     /// # Errors
-    /// [`Error::OutOfNodes`], [`Error::CountOverflow`].
+    /// [`Error::OutOfNodes`], [`Error::CountOverflow`]; [`Error::Unsound`] where what was drawn breaks a constraint, a fault of
+    /// the solver.
     pub fn draw(&mut self, attempts: u64) -> Result<Option<(usize, Assignment)>, Error> {
         for _ in 0..attempts {
             let bounds: Vec<u128> =

@@ -1,5 +1,5 @@
-//! Passes after derivation: the levels of [`super::passes`] recomputed on canonical values, where separable barriers have left the
-//! reductions that used them.
+//! Passes after derivation: the levels of [`super::passes`] recomputed on canonical values, where separable barriers
+//! have left the reductions that used them.
 //!
 //! In canonical form a reduction's body holds a barrier over its own rank only if it could not be separated, so the
 //! nesting depth of reductions over a rank is the number of passes that are left. An output that keeps the rank and

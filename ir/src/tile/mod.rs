@@ -1,12 +1,12 @@
 //! The tile IR: a plan of kernels; each kernel a nest of streams over tiles.
 //!
-//! A normal form (ARCHITECTURE.md, "How kernels are formed"). A kernel has *axes*, each a rank of the problem cut into blocks: a grid axis is
-//! cut over the launch, a stream axis is walked block after block, an inner axis is whole in every tile. A tile's
-//! dimensions are axes, so its extents are the axes' blocks, and every operation says what it does to whole tiles.
-//! Invariants: (1) the result does not depend on the blocks, which only the mapping chooses; (2) elements whose
-//! coordinate on an axis reaches the axis's extent (tails) do not exist: reductions and contractions skip them, loads
-//! and stores leave them alone; (3) nothing here names an operation of the user's: no pass asks how many
-//! contractions a body has, or of what kind.
+//! A normal form (ARCHITECTURE.md, "How kernels are formed"). A kernel has *axes*, each a rank of the problem cut into
+//! blocks: a grid axis is cut over the launch, a stream axis is walked block after block, an inner axis is whole in
+//! every tile. A tile's dimensions are axes, so its extents are the axes' blocks, and every operation says what it does
+//! to whole tiles. Invariants: (1) the result does not depend on the blocks, which only the mapping chooses; (2)
+//! elements whose coordinate on an axis reaches the axis's extent (tails) do not exist: reductions and contractions
+//! skip them, loads and stores leave them alone; (3) nothing here names an operation of the user's: no pass asks how
+//! many contractions a body has, or of what kind.
 
 pub mod eval;
 pub mod parse;

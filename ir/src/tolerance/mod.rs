@@ -1,9 +1,9 @@
 //! How far a result may be from the float64 reference, computed per element.
 //!
 //! tolerance = min(worst-case running bound at the element, 4 × the largest deviation from float64, over the tensor,
-//! in 16 randomised evaluations in the declared types), at least one ulp of the stored type (ARCHITECTURE.md, "Tests"). Either
-//! alone is weak: the bound is vacuous over long reductions and recurrences, the samples know nothing of an element's
-//! own magnitude. Invariant: no tolerance is typed by hand.
+//! in 16 randomised evaluations in the declared types), at least one ulp of the stored type. Either alone is weak: the
+//! bound is vacuous over long reductions and recurrences, the samples know nothing of an element's own magnitude.
+//! Invariant: no tolerance is typed by hand.
 
 pub mod faults;
 pub mod inputs;

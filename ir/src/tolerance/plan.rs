@@ -3,8 +3,8 @@
 //!
 //! tolerance = 4 × the largest deviation from float64, over the tensor, in 16 randomised evaluations, before the last
 //! rounding, plus one ulp of the element for that rounding. Invariant: a plan has no running bound, so the sampled part
-//! of a cascade's tolerance stands alone, and the last rounding, the largest of all in narrow types, is counted by element; elements
-//! that were not evaluated have no value and are not compared.
+//! of a cascade's tolerance stands alone, and the last rounding, the largest of all in narrow types, is counted by
+//! element; elements that were not evaluated have no value and are not compared.
 
 use super::{Expected, MARGIN, SAMPLES};
 use crate::array::Array;

@@ -44,10 +44,14 @@ pub struct Prediction {
     pub terms: Vec<(String, f64)>,
 }
 
-impl Prediction {
-    /// A time alone: nothing is known of what binds.
-    fn seconds(seconds: f64) -> Prediction {
-        Prediction { seconds, floor: 0.0, binding: "time".to_owned(), terms: Vec::new() }
+impl From<&model_cpu::Cost> for Prediction {
+    fn from(c: &model_cpu::Cost) -> Prediction {
+        Prediction {
+            seconds: c.seconds,
+            floor: c.floor,
+            binding: c.binding.to_owned(),
+            terms: c.terms.iter().map(|(n, t)| ((*n).to_owned(), *t)).collect(),
+        }
     }
 }
 
@@ -78,7 +82,7 @@ pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: &[u64], k: usize) -> Ve
     let of = |mapping: Mapping, prediction| Candidate { mapping, origin: Origin::Model, prediction };
     if sheet.gpu.is_none() {
         let found = model_cpu::candidates(plan, sheet, Some(sizes), k);
-        return found.into_iter().map(|(m, s)| of(m, Some(Prediction::seconds(s)))).collect();
+        return found.into_iter().map(|(m, c)| of(m, Some(Prediction::from(&c)))).collect();
     }
     let found = model_gpu::candidates(plan, sheet, Some(sizes), k);
     found.into_iter().map(|(m, c)| of(m, (!c.terms.is_empty()).then(|| Prediction::from(&c)))).collect()
@@ -103,7 +107,7 @@ pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: &[u64], seed: u64, n: usize)
 /// What the model says of a mapping; none for one that it does not admit or has no price for.
 pub fn predict(plan: &Plan, sheet: &DataSheet, sizes: &[u64], mapping: &Mapping) -> Option<Prediction> {
     if sheet.gpu.is_none() {
-        return model_cpu::price(plan, sheet, Some(sizes), mapping).map(Prediction::seconds);
+        return model_cpu::price(plan, sheet, Some(sizes), mapping).ok().map(|c| Prediction::from(&c));
     }
     model_gpu::price(plan, sheet, Some(sizes), mapping).ok().flatten().map(|c| Prediction::from(&c))
 }

@@ -1,7 +1,7 @@
 //! The CPU mapping model against the lowering: the rule's mapping is a solution of its CSP, and what the model proposes
 //! or draws lowers.
 
-use einfall_autotune::model_cpu::{candidates, choose, drawn, price};
+use einfall_autotune::model_cpu::{candidates, choose, drawn, price, why_not};
 use einfall_codegen::backend::llvm::Isa;
 use einfall_codegen::{pipeline, tables};
 use einfall_ir::cascade::parse;
@@ -46,15 +46,89 @@ fn the_rule_is_admitted_and_candidates_lower() {
     for plan in &all {
         let sizes: Vec<u64> = plan.ranks.iter().map(|(_, r)| r.fixed.unwrap_or(256)).collect();
         let rule = choose(plan, &sheet);
-        let cost = price(plan, &sheet, Some(&sizes), &rule);
-        assert!(cost.is_some_and(|s| s.is_finite() && s > 0.0), "{}: the rule is not admitted", plan.name);
+        let cost = price(plan, &sheet, Some(&sizes), &rule).unwrap_or_else(|e| panic!("{}: {e}", plan.name));
+        let seconds = cost.seconds;
+        assert!(seconds.is_finite() && 0.0 <= cost.floor && cost.floor <= seconds, "{}: {cost:?}", plan.name);
+        assert!(cost.terms.iter().any(|t| t.0 == cost.binding) && cost.tasks >= 1.0, "{}: {cost:?}", plan.name);
         let found = candidates(plan, &sheet, Some(&sizes), 4);
         assert!(found.iter().any(|f| f.0 == rule), "{}: the rule is no candidate", plan.name);
-        assert!(found.windows(2).all(|w| w[0].1 <= w[1].1), "{}: cheapest first", plan.name);
+        assert!(found.windows(2).all(|w| w[0].1.seconds <= w[1].1.seconds), "{}: cheapest first", plan.name);
         assert_eq!(found, candidates(plan, &sheet, Some(&sizes), 4));
         for m in found.iter().map(|f| &f.0).chain(&drawn(plan, &sheet, Some(&sizes), 3, 4)) {
             lowers(plan, m).unwrap_or_else(|e| panic!("{}: {e}\n{m}", plan.name));
-            assert!(price(plan, &sheet, Some(&sizes), m).is_some(), "{}: not admitted\n{m}", plan.name);
+            assert_eq!(why_not(plan, &sheet, Some(&sizes), m), None, "{}\n{m}", plan.name);
         }
+    }
+}
+
+fn plan(name: &str) -> Plan {
+    plans().into_iter().find(|p| p.name == name).unwrap_or_else(|| panic!("no plan {name}"))
+}
+
+/// A mapping of one kernel with these lines.
+fn mapping(plan: &Plan, lines: &str) -> Mapping {
+    let text =
+        format!("mapping {} on cpu {{\n    kernel {} {{\n{lines}\n    }}\n}}\n", plan.name, plan.kernels[0].name);
+    einfall_ir::mapping::parse::parse(&text).unwrap_or_else(|d| panic!("{}\n{text}", d.message))
+}
+
+#[test]
+fn rejected_mappings_name_the_constraint() {
+    let sheet = DataSheet::cpu();
+    let (matmul, lstm) = (plan("matmul"), plan("lstm"));
+    for (plan, lines, constraint, says) in [
+        (&matmul, "axis m block 126\naxis n block 256\naxis k block 256", "", ""),
+        // Blocks that are not searched are admitted.
+        (&matmul, "axis m block 100\naxis n block 50\naxis k block 77", "", ""),
+        (&matmul, "axis m block 126 cluster 2", "axis m", "blocks alone"),
+        (&matmul, "axis m block 126 units 2", "axis m", "blocks alone"),
+        (&matmul, "axis m block 16384\naxis n block 16384", "elements of", "block m = 16384, block n = 16384"),
+        (&matmul, "axis m block 4096\naxis n block 4096\naxis k block 16384", "elements of", "block k = 16384"),
+        (&lstm, "axis t block 4", "block t", "4 is not among 1"),
+    ] {
+        let sizes: Vec<u64> = plan.ranks.iter().map(|(_, r)| r.fixed.unwrap_or(256)).collect();
+        let why = why_not(plan, &sheet, Some(&sizes), &mapping(plan, lines));
+        match (why, constraint) {
+            (None, "") => {}
+            (Some(why), _) => {
+                assert!(!constraint.is_empty() && why.constraint.starts_with(constraint), "{lines}: {why}");
+                assert!(why.to_string().contains(says), "{lines}: {why}");
+            }
+            (None, _) => panic!("{lines} is admitted"),
+        }
+    }
+}
+
+#[test]
+fn draws_differ_and_end_where_all_are_drawn() {
+    let sheet = DataSheet::cpu();
+    let plan = plan("matmul");
+    let few = drawn(&plan, &sheet, Some(&[8, 16, 16]), 5, 10_000);
+    let all = drawn(&plan, &sheet, Some(&[4096, 4096, 4096]), 5, 200);
+    assert_eq!(all.len(), 200);
+    for list in [&few, &all] {
+        assert!(list.iter().enumerate().all(|(i, m)| !list[..i].contains(m)));
+    }
+    // All that there are, whatever the seed.
+    let again = drawn(&plan, &sheet, Some(&[8, 16, 16]), 6, 10_000);
+    assert!(few.len() < 100 && few.len() == again.len() && few.iter().all(|m| again.contains(m)));
+    // The same blocks at sizes that admit the same.
+    assert_eq!(all, drawn(&plan, &sheet, Some(&[5000, 6000, 7000]), 5, 200));
+}
+
+/// Work that cannot be cheaper: twice the rows never take less, and partial register tiles cost whole ones.
+#[test]
+fn costs_grow_with_work() {
+    let sheet = DataSheet::cpu();
+    let plan = plan("matmul");
+    let m = mapping(&plan, "axis m block 126\naxis n block 256\naxis k block 256");
+    let at = |sizes: &[u64]| price(&plan, &sheet, Some(sizes), &m).unwrap();
+    for n in [1, 13, 64, 300, 1000] {
+        let (small, large) = (at(&[n, 512, 512]), at(&[2 * n, 512, 512]));
+        assert!(small.seconds <= large.seconds * 1.001, "{n}: {small:?}\n{large:?}");
+        assert!(small.floor <= large.floor, "{n}: {small:?}\n{large:?}");
+        // Two operations a multiply-add at the sheet's peak.
+        let ideal = 2.0 * (n * 512 * 512) as f64 / 200e9;
+        assert!(small.floor >= 0.5 * ideal, "{n}: {small:?}");
     }
 }

@@ -10,6 +10,7 @@ use einfall_ir::analysis::explain::{Mapped, Options, report, to_json, to_text};
 use einfall_ir::analysis::traffic::{plan_traffic, roofline_us};
 use einfall_ir::cascade::{Cascade, Module, Rank};
 use einfall_ir::kernel::atoms;
+use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 
@@ -81,7 +82,11 @@ fn map(c: &Cascade, target: &DataSheet, given: &BTreeMap<String, u64>) -> Option
         Some(_) => model_gpu::choose(&plan, target, extents.as_deref()),
         None => model_cpu::choose(&plan, target),
     };
-    let text = predictions(&plan, target, extents.as_deref()) + &mapping.to_string();
+    let predicted = match target.gpu {
+        Some(_) => predictions(&plan, target, extents.as_deref()),
+        None => cpu_predictions(&plan, target, extents.as_deref(), &mapping),
+    };
+    let text = predicted + &mapping.to_string();
     let mut entry = Mapped { kernels: Some(plan.kernels.len()), mapping: Some(text), ..Mapped::default() };
     if let Some(n) = &extents
         && let Some(t) = plan_traffic(&plan, &mapping, n, target)
@@ -95,7 +100,7 @@ fn map(c: &Cascade, target: &DataSheet, given: &BTreeMap<String, u64>) -> Option
 /// What the GPU model predicts for the kernels that contract, a comment line each.
 fn predictions(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> String {
     let mut text = String::new();
-    for kernel in plan.kernels.iter().filter(|_| sheet.gpu.is_some()) {
+    for kernel in &plan.kernels {
         match model_gpu::kernel_candidates(plan, kernel, sheet, sizes, 1) {
             Ok(found) => {
                 let cost = &found[0].1;
@@ -108,6 +113,25 @@ fn predictions(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> String 
             }
             Err(e) => text += &format!("// {}: {}: {}\n", kernel.name, e.constraint, e.message),
         }
+    }
+    text
+}
+
+/// What the CPU model predicts for every kernel under a mapping, a comment line each.
+fn cpu_predictions(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, mapping: &Mapping) -> String {
+    let Some(sizes) = sizes else { return String::new() };
+    let costs = match model_cpu::costs(plan, sheet, Some(sizes), mapping) {
+        Ok(costs) => costs,
+        Err(e) => return format!("// {e}\n"),
+    };
+    let mut text = String::new();
+    for (kernel, cost) in plan.kernels.iter().zip(&costs) {
+        let (us, floor) = (cost.seconds * 1e6, cost.floor * 1e6);
+        text += &format!("// {}: predicted {us:.1} us, no less than {floor:.1}; {} binds:", kernel.name, cost.binding);
+        for (term, seconds) in &cost.terms {
+            text += &format!(" {term} {:.1} us;", seconds * 1e6);
+        }
+        text += &format!(" {:.0} tasks\n", cost.tasks);
     }
     text
 }
@@ -132,13 +156,21 @@ fn why_not(
             names.join(", ")
         )));
     };
-    let Some(plan) = gpu_plan(cascade, sheet) else {
+    let plan = match sheet.gpu {
+        Some(_) => gpu_plan(cascade, sheet),
+        None => einfall::plan(cascade).ok(),
+    };
+    let Some(plan) = plan else {
         return Err(Failure::Wrong(format!("{}: `{}` has no plan", source.name, cascade.name)));
     };
     einfall::fits(&mapping, &plan).map_err(|why| Failure::Wrong(format!("{}: {why}", path.display())))?;
     let list: Vec<(String, u64)> = given.iter().map(|(n, v)| (n.clone(), *v)).collect();
     let sizes = plan_sizes(&plan, &list)?;
-    match model_gpu::why_not(&plan, sheet, sizes.as_deref(), &mapping) {
+    let rejected = match sheet.gpu {
+        Some(_) => model_gpu::why_not(&plan, sheet, sizes.as_deref(), &mapping),
+        None => model_cpu::why_not(&plan, sheet, sizes.as_deref(), &mapping),
+    };
+    match rejected {
         Some(rejected) => Err(Failure::Wrong(rejected.to_string())),
         None => {
             println!("the model admits {}", path.display());

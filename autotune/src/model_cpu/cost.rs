@@ -1,137 +1,243 @@
-//! The cost of blocks on a processor: the greatest of what arithmetic, packing and the caches take a core per task, over
-//! how evenly ranges of tasks fill the cores, and what device memory takes for all of them. Little work is done by the
-//! calling thread, as the run time has it: waking the others takes as long.
+//! The cost of blocks on a processor: what a core's vector instructions, its caches and the walk over blocks take, and how
+//! evenly ranges of tasks fill the cores.
 //!
-//! Contractions are outer products in register tiles, so partial tiles cost whole ones; their right operand is packed
-//! once a step. Invariant: costs rank mappings of one kernel; absolute seconds are as good as the data sheet.
+//! Ranges of tasks are handed out as the run time hands them out; what one task takes is in [`super::task`]. Invariants:
+//! costs rank mappings of one kernel, and nothing is fitted to a kernel; [`Cost::floor`] counts the multiply-adds of
+//! whole register tiles and what no cache can hold, and nothing else.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
 use einfall_ir::target::DataSheet;
-use einfall_ir::tile::{AxisId, AxisKind, Expr, Op};
+use einfall_ir::tile::{AxisId, AxisKind, BufferKind};
 
 use super::space::Space;
+use super::task::Chosen;
+use super::work::{Kind, Source, Work, kept};
 
-/// Rows and columns (in elements of f32) of a register tile on most processors.
-const REGISTER_TILE: [f64; 2] = [6.0, 16.0];
-/// Share of the peak that the inner loop reaches.
-const INNER: f64 = 0.8;
-/// Multiply-adds an elementwise node costs, and a special function.
-const NODE: f64 = 1.0;
-const SPECIAL: f64 = 12.0;
 /// Operations and bytes together below which the calling thread does all tasks, and ranges of tasks that a thread is
 /// handed (`runtime/src/launch.rs`).
 const INLINE_WORK: f64 = 131_072.0;
 const RANGES_PER_THREAD: f64 = 8.0;
 /// Seconds to wake the other threads and wait for them, and to hand out a range.
-const WAKE: f64 = 5e-6;
-const RANGE: f64 = 4e-7;
-/// Seconds to start a task, a step of a stream, and an operation in it.
-const TASK: f64 = 1e-7;
-const STEP: f64 = 4e-8;
-const OPERATION: f64 = 3e-8;
+const WAKE: f64 = 8e-6;
+const RANGE: f64 = 5e-7;
+/// Share of a sheet's rates that are surely not exceeded: they are measured, on a machine that may be busy.
+const CERTAIN: f64 = 0.8;
+/// Tasks up to which each is weighed by itself.
+const WEIGHED: f64 = 64.0;
+/// Operations a byte below which arrays are taken to come from further away: other work ran in between.
+const INTENSE: f64 = 16.0;
+/// How many times over.
+const ELSEWHERE: f64 = 8.0;
 
-/// Seconds that an assignment is predicted to take.
-pub fn seconds(space: &Space<'_>, sheet: &DataSheet, values: &[i64]) -> f64 {
-    let kernel = space.kernel;
-    let block = space.blocks(values);
-    let extent = |a: AxisId| space.extents[a.index()] as f64;
-    let count = |a: AxisId| (extent(a) / block[a.index()]).ceil();
-    // A block beyond the extent is clipped.
-    let held = |a: AxisId| block[a.index()].min(extent(a));
-    let cores = sheet.level("registers").map_or(1.0, |l| l.instances as f64);
-    let peak = sheet.peak_of(DType::F32).unwrap_or(1e11) / cores;
-    let rate = |name: &str, none: f64| sheet.level(name).map_or(none, |l| l.bandwidth);
-    let l2_bytes = sheet.level("l2").map_or(1e6, |l| l.bytes as f64);
-    let footprint: f64 = kernel.tiles.iter().map(|(_, t)| 4.0 * t.axes.iter().map(|a| held(*a)).product::<f64>()).sum();
-    // Tiles that leave the second-level cache come from the next one.
-    let near = rate("l2", 5e10) / if footprint > l2_bytes { 3.0 } else { 1.0 };
-    let last = sheet.levels.get(1).map_or(3e7, |l| l.bytes as f64 * l.instances as f64);
-    let tasks: f64 = kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid).map(|(id, _)| count(id)).product();
-
-    let (mut arithmetic, mut moved, mut steps, mut dram) = (0.0, 0.0, 0.0, 0.0);
-    // Operations of all tasks, and bytes of every array once.
-    let (mut operations, mut compulsory) = (0.0, 0.0);
-    let whole = |axes: &[AxisId]| axes.iter().map(|a| extent(*a)).product::<f64>();
-    kernel.for_each_op(&mut |op, streams| {
-        let trips: f64 = streams.iter().map(|a| count(*a)).product();
-        steps += OPERATION * trips;
-        let product = |axes: &[AxisId]| axes.iter().map(|a| held(*a)).product::<f64>();
-        let nodes = |roots: Vec<einfall_ir::tile::ExprId>| {
-            let mut cost = 0.0;
-            for root in roots {
-                kernel.walk(root, &mut |_, e| {
-                    cost += match e {
-                        Expr::Unary(..) => SPECIAL,
-                        Expr::Binary(..) | Expr::Select(..) | Expr::Cast(..) | Expr::Rand(_) => NODE,
-                        _ => 0.0,
-                    }
-                });
-            }
-            cost
-        };
-        match op {
-            Op::Contract { out, a, b, over, .. } => {
-                let axes = |t: &einfall_ir::tile::TileId| &kernel.tiles[*t].axes;
-                let mut points = product(axes(out)) * product(over);
-                let own: Vec<AxisId> = axes(out).iter().chain(over).chain(streams).copied().collect();
-                operations += 2.0 * whole(&distinct(own));
-                let row = axes(out).iter().rev().find(|x| axes(a).contains(x) && !axes(b).contains(x));
-                let column = axes(out).iter().rev().find(|x| axes(b).contains(x) && !axes(a).contains(x));
-                for (axis, tile) in [row, column].into_iter().zip(REGISTER_TILE) {
-                    if let Some(axis) = axis {
-                        points *= (held(*axis) / tile).ceil() * tile / held(*axis);
-                    }
-                }
-                arithmetic += 2.0 * points * trips / (peak * INNER);
-                // Packed once a step, read once a block of rows.
-                moved += (2.0 * product(axes(b)) + product(axes(a))) * 4.0 * trips / near;
-            }
-            Op::Load { out, buffer, .. } => {
-                let bytes = space.plan.buffers[*buffer].dtype.bytes(1) as f64;
-                let tile = product(&kernel.tiles[*out].axes) * bytes * trips;
-                moved += tile / near;
-                let own: Vec<AxisId> = kernel.tiles[*out].axes.iter().chain(streams).copied().collect();
-                let once = whole(&distinct(own)) * bytes;
-                compulsory += once;
-                dram += if once > last { tile * tasks } else { once };
-            }
-            Op::Store { buffer, axes, .. } => {
-                let bytes = space.plan.buffers[*buffer].dtype.bytes(1) as f64;
-                let tile = product(axes) * bytes * trips;
-                moved += tile / near;
-                dram += tile * tasks;
-                compulsory += whole(axes) * bytes;
-            }
-            Op::Map { out, .. } | Op::Scan { out, .. } => {
-                let elements = product(&kernel.tiles[*out].axes) * trips;
-                arithmetic += elements * 2.0 * (1.0 + nodes(op.roots())) / peak;
-                moved += elements * 4.0 / rate("l1", 2e11);
-            }
-            Op::Reduce { out, over, .. } => {
-                let kept = out.first().map_or(1.0, |t| product(&kernel.tiles[*t].axes));
-                let elements = kept * product(over) * trips;
-                arithmetic += elements * 2.0 * (1.0 + nodes(op.roots())) / peak;
-                moved += elements * 4.0 / rate("l1", 2e11);
-            }
-        }
-    });
-    let streamed = kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Stream).map(|(id, _)| count(id)).sum::<f64>();
-    let task = arithmetic.max(moved) + 0.3 * arithmetic.min(moved) + steps + STEP * streamed + TASK;
-    let busy = if cores < 2.0 || tasks < 2.0 || operations + compulsory < INLINE_WORK {
-        tasks * task
-    } else {
-        let ranges = tasks.min(cores * RANGES_PER_THREAD);
-        // The longest ranges are handed out like all others: the last round may keep one core.
-        let longest = (tasks / ranges).ceil() * task + RANGE;
-        ((ranges / cores).ceil() * longest).max(tasks * task / cores) + WAKE
-    };
-    busy.max(dram / rate("dram", 2e10))
+/// What a mapping is predicted to take.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Seconds, all terms together.
+    pub seconds: f64,
+    /// Seconds that no order or overlap of the same work beats.
+    pub floor: f64,
+    /// Seconds that each term alone would take on all cores, by name.
+    pub terms: Vec<(&'static str, f64)>,
+    /// The greatest of them.
+    pub binding: &'static str,
+    /// Tasks launched.
+    pub tasks: f64,
 }
 
-/// Each axis once.
-fn distinct(mut axes: Vec<AxisId>) -> Vec<AxisId> {
-    axes.sort();
-    axes.dedup();
-    axes
+impl Cost {
+    /// Kernels one after the other.
+    pub fn total<'c>(parts: impl IntoIterator<Item = &'c Cost>) -> Cost {
+        let mut out = Cost::default();
+        for c in parts {
+            out.seconds += c.seconds;
+            out.floor += c.floor;
+            out.tasks += c.tasks;
+            for (name, t) in &c.terms {
+                match out.terms.iter_mut().find(|x| x.0 == *name) {
+                    Some(found) => found.1 += t,
+                    None => out.terms.push((name, *t)),
+                }
+            }
+        }
+        out.binding = out.terms.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("nothing", |t| t.0);
+        out
+    }
+}
+
+/// A processor as costs see it.
+#[derive(Clone, Debug)]
+pub(super) struct Machine {
+    pub cores: f64,
+    /// Seconds of a vector multiply-add at the peak of one core.
+    pub slot: f64,
+    pub lanes: f64,
+    /// Rows of a register tile.
+    pub rows: f64,
+    /// Capacities of L1, L2 of a core and the last cache, in bytes.
+    bytes: [f64; 3],
+    /// Seconds that a core takes for a byte from L1, L2, the last cache and memory, all cores reading.
+    pub byte: [f64; 4],
+}
+
+impl Machine {
+    fn of(sheet: &DataSheet) -> Machine {
+        let registers = sheet.level("registers");
+        let cores = registers.map_or(1.0, |l| l.instances as f64).max(1.0);
+        // 32 registers of 64 bytes, or 16 of 32 (as AVX2; Neon's 32 of 16 take as many bytes).
+        let (count, lanes) = match registers.map_or(512, |l| l.bytes) {
+            b if b >= 2048 => (32.0, 16.0),
+            b => (16.0, (b as f64 / 64.0).max(4.0)),
+        };
+        let slot = 2.0 * lanes * cores / sheet.peak_of(DType::F32).unwrap_or(1e11);
+        let caches: Vec<_> = sheet.levels.iter().rev().filter(|l| l.name.starts_with('l')).collect();
+        let nth = |i: usize| caches.get(i.min(caches.len().saturating_sub(1)));
+        let rate = |i: usize| nth(i).map_or(1e11, |l| l.bandwidth * l.instances as f64);
+        let last = caches.len().saturating_sub(1).max(2);
+        let dram = sheet.levels.first().map_or(1e10, |l| l.bandwidth * l.instances as f64);
+        let all = |rate: f64| cores / rate;
+        Machine {
+            cores,
+            slot,
+            lanes,
+            rows: ((count - 4.0) / 2.0_f64).floor(),
+            bytes: [0, 1, last].map(|i| nth(i).map_or(1e6, |l| l.bytes as f64)),
+            byte: [all(rate(0)), all(rate(1)), all(rate(last)), all(dram)],
+        }
+    }
+
+    /// The nearest level that keeps so many bytes beside what passes through (0 is L1; 3 memory).
+    pub fn holds(&self, bytes: f64) -> usize {
+        self.bytes.iter().position(|b| 2.0 * bytes <= *b).unwrap_or(3)
+    }
+}
+
+/// Prices assignments of one kernel.
+pub struct Pricer<'s, 'a> {
+    pub(super) space: &'s Space<'a>,
+    pub(super) work: Work,
+    pub(super) machine: Machine,
+    /// Level that arrays come from at first.
+    pub(super) home: usize,
+    /// Seconds that memory takes at least.
+    moved: f64,
+    /// Whether the calling thread does all tasks.
+    alone: bool,
+    kept: RefCell<BTreeMap<(usize, Vec<u64>), f64>>,
+}
+
+impl<'s, 'a> Pricer<'s, 'a> {
+    /// For the kernel of a space on a processor.
+    pub fn new(space: &'s Space<'a>, sheet: &DataSheet) -> Pricer<'s, 'a> {
+        let (work, machine) = (Work::of(space), Machine::of(sheet));
+        let mut arrays: BTreeMap<usize, f64> = BTreeMap::new();
+        let mut operations = 0.0;
+        let whole = |axes: &[AxisId]| axes.iter().map(|a| space.extents[a.index()] as f64).product::<f64>();
+        for s in &work.steps {
+            let mut all: Vec<AxisId> = s.axes.iter().chain(&s.over).chain(&s.streams).copied().collect();
+            all.sort();
+            all.dedup();
+            operations += whole(&all) * if let Kind::Contract { .. } = s.kind { 2.0 } else { 1.0 };
+            for access in s.reads.iter().chain([&s.write]) {
+                if let Source::Array(a) = access {
+                    let most = arrays.entry(a.buffer).or_default();
+                    *most = most.max((whole(&a.axes) * a.bytes).min(a.whole));
+                }
+            }
+        }
+        let bytes: f64 = arrays.values().sum();
+        let given = |b: &usize| {
+            let kind = space.plan.buffers.iter().nth(*b).map(|(_, b)| b.kind);
+            kind != Some(BufferKind::Workspace)
+        };
+        let outside: f64 = arrays.iter().filter(|(b, _)| given(b)).map(|(_, n)| n).sum();
+        let far = if operations < INTENSE * bytes { ELSEWHERE } else { 1.0 };
+        let home = machine.holds(outside * far / machine.cores).max(machine.holds(outside * far).min(2)).max(1);
+        // What the last cache may have kept since the launch before is not moved.
+        let moved = (outside - machine.bytes[2]).max(0.0) * machine.byte[3] / machine.cores;
+        let alone = machine.cores < 2.0 || operations + bytes < INLINE_WORK;
+        Pricer { space, work, machine, home, moved, alone, kept: RefCell::new(BTreeMap::new()) }
+    }
+
+    /// What an assignment costs.
+    pub fn cost(&self, values: &[i64]) -> Cost {
+        let (space, m) = (self.space, &self.machine);
+        let kernel = space.kernel;
+        let most = space.blocks(values);
+        let full: Vec<f64> = most.iter().zip(&space.extents).map(|(b, e)| b.min(*e as f64).max(1.0)).collect();
+        let count = |a: AxisId| (space.extents[a.index()] as f64 / full[a.index()]).ceil();
+        let mut trips: Vec<f64> = kernel.axes.ids().map(count).collect();
+        for (i, f) in self.work.filters.iter().enumerate() {
+            let key = (i, f.axes.iter().map(|a| full[a.index()] as u64).collect());
+            let share = *self.kept.borrow_mut().entry(key).or_insert_with(|| kept(space, f, &full));
+            trips[f.axis.index()] *= share;
+        }
+        let grid = || kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid).map(|(id, _)| id);
+        let tasks: f64 = grid().map(count).product();
+        let chosen = Chosen::new(self, most, full, trips);
+        let task = chosen.task();
+        let seconds = |slots: f64| slots * m.slot;
+        let busy = seconds(task.products + task.packing + task.elementwise);
+        let own = busy.max(task.memory) + 0.3 * busy.min(task.memory) + seconds(task.walking);
+        let longest = if self.alone || tasks < 2.0 { tasks } else { self.longest(&chosen, tasks) };
+        let shared = !self.alone && tasks > 1.0;
+        let ranges = tasks.min(m.cores * RANGES_PER_THREAD);
+        let launch = if shared { WAKE + RANGE * (ranges / m.cores).ceil() } else { 0.0 };
+        let used = if shared { tasks.min(m.cores) } else { 1.0 };
+        let total = |t: f64| t * tasks / used;
+        let terms = vec![
+            ("multiply-adds", total(seconds(task.products))),
+            ("packing", total(seconds(task.packing))),
+            ("elementwise", total(seconds(task.elementwise))),
+            ("memory", total(task.memory)),
+            ("loops and tasks", total(seconds(task.walking)) + launch),
+            ("uneven tasks", (longest - tasks / used).max(0.0) * own),
+        ];
+        let binding = terms.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("nothing", |t| t.0);
+        let least = seconds(task.least) * tasks / if self.alone { 1.0 } else { m.cores };
+        let floor = CERTAIN * least.max(self.moved);
+        Cost { seconds: longest * own + launch, floor, terms, binding, tasks }
+    }
+
+    /// Tasks of mean length that the busiest core does.
+    fn longest(&self, c: &Chosen<'_, '_, '_>, tasks: f64) -> f64 {
+        let m = &self.machine;
+        let ranges = tasks.min(m.cores * RANGES_PER_THREAD);
+        if tasks > WEIGHED {
+            let each = (tasks / ranges).ceil().min(tasks / ranges + 1.0);
+            return ((ranges / m.cores).ceil() * tasks / ranges).max(tasks / m.cores).max(each);
+        }
+        // Ranges are taken in order by whichever core is free.
+        let axes: Vec<(f64, f64)> = self
+            .space
+            .kernel
+            .axes
+            .iter()
+            .filter(|(_, a)| a.kind == AxisKind::Grid)
+            .map(|(id, _)| (self.space.extents[id.index()] as f64, c.full[id.index()]))
+            .collect();
+        let weight = |task: f64| {
+            let mut rest = task;
+            let mut w = 1.0;
+            for (extent, block) in axes.iter().rev() {
+                let n = (extent / block).ceil();
+                let at = rest % n;
+                rest = (rest / n).floor();
+                w *= (extent - at * block).min(*block) / (extent / n);
+            }
+            w
+        };
+        let mut free: Vec<f64> = vec![0.0; m.cores as usize];
+        for r in 0..ranges as u64 {
+            let bound = |i: u64| (i as f64 * tasks / ranges).floor() as u64;
+            let length: f64 = (bound(r)..bound(r + 1)).map(|t| weight(t as f64)).sum();
+            if let Some(first) = free.iter_mut().min_by(|a, b| a.total_cmp(b)) {
+                *first += length;
+            }
+        }
+        free.into_iter().fold(0.0, f64::max)
+    }
 }

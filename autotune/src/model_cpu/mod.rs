@@ -10,12 +10,16 @@ use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping, Work};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan};
 
-use crate::csp::Domain;
-
 pub mod cost;
 pub mod space;
+mod task;
+mod work;
 
+pub use cost::Cost;
+use cost::Pricer;
 use space::Space;
+
+use crate::model_gpu::Rejected;
 
 /// Rows of a contraction's block: a multiple of every register tile's rows in use (14, 6).
 const ROWS: u64 = 126;
@@ -31,77 +35,130 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 
-/// The rule's mapping and the cheapest `k` by the cost model, with predicted seconds, cheapest first; each once.
-pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usize) -> Vec<(Mapping, f64)> {
+/// The rule's mapping and the cheapest `k` by the cost model, with what they are predicted to take, cheapest first; each
+/// once.
+pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usize) -> Vec<(Mapping, Cost)> {
     let rule = choose(plan, sheet);
-    let mut lists: Vec<Vec<(KernelMapping, f64)>> = Vec::new();
+    let mut lists: Vec<Vec<(KernelMapping, Cost)>> = Vec::new();
     for (kernel, own) in plan.kernels.iter().zip(&rule.kernels) {
-        let space = Space::new(plan, kernel, sizes, own);
-        let best = space.best(sheet, k).into_iter().map(|(s, v)| (space.write(&v), s));
-        let own = (own.clone(), cost::seconds(&space, sheet, &space.read(own)));
+        let space = Space::new(plan, kernel, sizes, own, None);
+        let pricer = Pricer::new(&space, sheet);
+        let best = space.best(&pricer, k).into_iter().map(|v| (space.write(&v), pricer.cost(&v)));
+        let own = (own.clone(), pricer.cost(&space.read(own)));
         // Last in each list, so that the last candidate is the rule's whole.
         lists.push(best.chain([own]).collect());
     }
     let most = lists.iter().map(Vec::len).max().unwrap_or(0);
-    let mut out: Vec<(Mapping, f64)> = Vec::new();
+    let mut out: Vec<(Mapping, Cost)> = Vec::new();
     for i in 0..most {
         let chosen = lists.iter().filter_map(|l| if i + 1 == most { l.last() } else { l.get(i).or(l.last()) });
-        let chosen: Vec<&(KernelMapping, f64)> = chosen.collect();
+        let chosen: Vec<&(KernelMapping, Cost)> = chosen.collect();
         let kernels = chosen.iter().map(|c| c.0.clone()).collect();
         let mapping = Mapping { kernels, ..rule.clone() };
         if out.iter().all(|o| o.0 != mapping) {
-            out.push((mapping, chosen.iter().map(|c| c.1).sum()));
+            out.push((mapping, Cost::total(chosen.iter().map(|c| &c.1))));
         }
     }
-    out.sort_by(|x, y| x.1.total_cmp(&y.1));
+    out.sort_by(|x, y| x.1.seconds.total_cmp(&y.1.seconds));
     out
 }
 
-/// Predicted seconds of a mapping; none where it is not admitted.
-pub fn price(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, mapping: &Mapping) -> Option<f64> {
-    let rule = choose(plan, sheet);
-    let mut total = 0.0;
-    for (kernel, own) in plan.kernels.iter().zip(&rule.kernels) {
-        let m = mapping.kernels.iter().find(|m| m.kernel == kernel.name).unwrap_or(own);
-        let space = Space::new(plan, kernel, sizes, m);
-        let values = space.read(m);
-        space.model.check(&values).ok()?;
-        total += cost::seconds(&space, sheet, &values);
-    }
-    Some(total)
+/// What a mapping is predicted to take; kernels that it leaves out are mapped by the rule.
+///
+/// # Errors
+/// The constraint that rejects it.
+pub fn price(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, mapping: &Mapping) -> Result<Cost, Rejected> {
+    Ok(Cost::total(&costs(plan, sheet, sizes, mapping)?))
 }
 
-/// `n` mappings drawn uniformly from the blocks of every kernel's CSP.
+/// As [`price`], kernel by kernel.
+///
+/// # Errors
+/// The constraint that rejects it.
+pub fn costs(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, mapping: &Mapping) -> Result<Vec<Cost>, Rejected> {
+    let rule = choose(plan, sheet);
+    let mut costs = Vec::new();
+    for (kernel, own) in plan.kernels.iter().zip(&rule.kernels) {
+        let m = mapping.kernels.iter().find(|m| m.kernel == kernel.name).unwrap_or(own);
+        costs.push(judged(plan, kernel, sheet, sizes, own, m)?);
+    }
+    Ok(costs)
+}
+
+/// The constraint that rejects `mapping`; none if it is admitted.
+pub fn why_not(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, mapping: &Mapping) -> Option<Rejected> {
+    price(plan, sheet, sizes, mapping).err()
+}
+
+/// What an admitted mapping of one kernel costs; what rejects it is a line that means nothing on a processor, a block
+/// that an axis cannot have, or more memory than a task may take.
+fn judged(
+    plan: &Plan,
+    kernel: &Kernel,
+    sheet: &DataSheet,
+    sizes: Option<&[u64]>,
+    rule: &KernelMapping,
+    m: &KernelMapping,
+) -> Result<Cost, Rejected> {
+    let reject = |constraint: String, message: String| Rejected { kernel: kernel.name.clone(), constraint, message };
+    let space = Space::new(plan, kernel, sizes, rule, Some(m));
+    if let Some((constraint, message)) = space.foreign(m) {
+        return Err(reject(constraint, message));
+    }
+    let values = space.read(m);
+    match space.model.check(&values) {
+        Ok(()) => Ok(Pricer::new(&space, sheet).cost(&values)),
+        Err(broken) => {
+            let message = space.describe(&values, &broken.name);
+            Err(reject(broken.name, message))
+        }
+    }
+}
+
+/// `n` different mappings drawn from the blocks that every kernel's CSP admits, or all where there are fewer; each draw is
+/// uniform. Sizes that admit the same blocks draw the same ones, so that what is compiled for one serves the other.
 pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, seed: u64, n: usize) -> Vec<Mapping> {
     let rule = choose(plan, sheet);
-    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut below = |n: usize| {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n.max(1)
-    };
     let spaces: Vec<Space<'_>> =
-        plan.kernels.iter().zip(&rule.kernels).map(|(k, own)| Space::new(plan, k, sizes, own)).collect();
-    let mut one = |space: &Space<'_>, own: &KernelMapping| {
-        for _ in 0..100 {
-            let pick = |d: &Domain, at: usize| match d {
-                Domain::Values(list) => list[at % list.len()],
-                Domain::Range { .. } | Domain::Divisors(_) => 1,
-            };
-            let values: Vec<i64> = space.model.vars().iter().map(|v| pick(&v.domain, below(1 << 20))).collect();
-            if space.model.check(&values).is_ok() {
-                return space.write(&values);
-            }
+        plan.kernels.iter().zip(&rule.kernels).map(|(k, own)| Space::new(plan, k, sizes, own, None)).collect();
+    let lists: Vec<Vec<Vec<i64>>> = spaces.iter().map(Space::all).collect();
+    let total = lists.iter().fold(1usize, |all, l| all.saturating_mul(l.len().max(1)));
+    let mut out: Vec<Mapping> = Vec::new();
+    // Each kernel's assignments in an order of their own, a new one each time that all were drawn.
+    let mut orders: Vec<Vec<usize>> = vec![Vec::new(); spaces.len()];
+    for i in 0..20 * n {
+        if out.len() >= n.min(total) {
+            break;
         }
-        own.clone()
-    };
-    (0..n)
-        .map(|_| {
-            let kernels = spaces.iter().zip(&rule.kernels).map(|(s, own)| one(s, own)).collect();
-            Mapping { kernels, ..rule.clone() }
-        })
-        .collect()
+        let mut kernels = Vec::new();
+        for (k, (space, list)) in spaces.iter().zip(&lists).enumerate() {
+            let at = i % list.len().max(1);
+            if at == 0 {
+                let round = (i / list.len().max(1)) as u64;
+                let key = |v: &usize| mixed(seed, k as u64, round, &list[*v]);
+                orders[k] = (0..list.len()).collect();
+                orders[k].sort_by_cached_key(key);
+            }
+            kernels.push(orders[k].get(at).map_or_else(|| rule.kernels[k].clone(), |v| space.write(&list[*v])));
+        }
+        let mapping = Mapping { kernels, ..rule.clone() };
+        if !out.contains(&mapping) {
+            out.push(mapping);
+        }
+    }
+    out
+}
+
+/// A number that looks random for an assignment (SplitMix64's mixing, Steele, Lea and Flood, OOPSLA 2014).
+fn mixed(seed: u64, kernel: u64, round: u64, values: &[i64]) -> u64 {
+    let mut state = seed;
+    for x in [kernel, round].into_iter().chain(values.iter().map(|v| *v as u64)) {
+        state = (state ^ x).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        state = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        state = (state ^ state >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        state ^= state >> 31;
+    }
+    state
 }
 
 fn kernel(k: &Kernel, l2: u64) -> KernelMapping {

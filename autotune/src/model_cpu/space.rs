@@ -8,12 +8,11 @@
 use std::ops::ControlFlow;
 
 use einfall_ir::arena::Id;
-use einfall_ir::mapping::{AxisMapping, KernelMapping};
+use einfall_ir::mapping::{AxisMapping, KernelMapping, Work};
 use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan};
 
-use super::cost::seconds;
+use super::cost::Pricer;
 use crate::csp::{Domain, Expr, Model, Solver, VarId};
-use einfall_ir::target::DataSheet;
 
 /// Elements of one tile.
 const TILE: i64 = 1 << 24;
@@ -39,7 +38,9 @@ pub struct Space<'a> {
     pub plan: &'a Plan,
     /// The kernel.
     pub kernel: &'a Kernel,
-    /// The extent of every axis, nominal where it is not known.
+    /// The value of every rank, nominal where it is not known.
+    pub ranks: Vec<u64>,
+    /// The extent of every axis.
     pub extents: Vec<u64>,
     /// The variable of every axis that is cut.
     pub block: Vec<Option<VarId>>,
@@ -48,8 +49,15 @@ pub struct Space<'a> {
 }
 
 impl<'a> Space<'a> {
-    /// The CSP of a kernel at sizes (one value per rank of the plan), with the rule's blocks in every domain.
-    pub fn new(plan: &'a Plan, kernel: &'a Kernel, sizes: Option<&[u64]>, rule: &KernelMapping) -> Space<'a> {
+    /// The CSP of a kernel at sizes (one value per rank of the plan), with the rule's blocks in every domain, and those
+    /// of a mapping that is `given` wherever a block is free.
+    pub fn new(
+        plan: &'a Plan,
+        kernel: &'a Kernel,
+        sizes: Option<&[u64]>,
+        rule: &KernelMapping,
+        given: Option<&KernelMapping>,
+    ) -> Space<'a> {
         let ranks: Vec<Option<u64>> = plan
             .ranks
             .iter()
@@ -59,7 +67,7 @@ impl<'a> Space<'a> {
         let known: Vec<u64> = ranks.iter().map(|r| r.unwrap_or(NOMINAL)).collect();
         let extents = kernel.axes.iter().map(|(_, a)| a.extent.eval(&known).unwrap_or(NOMINAL).max(1)).collect();
         let (model, block) = (Model::new(), Vec::new());
-        let mut space = Space { plan, kernel, extents, block, model };
+        let mut space = Space { plan, kernel, ranks: known, extents, block, model };
         let (rows, columns, long) = roles(kernel);
         for (id, a) in kernel.axes.iter() {
             let own = rule.axis(&a.name).map_or(1, |m| m.block as i64);
@@ -78,7 +86,9 @@ impl<'a> Space<'a> {
             let extent = space.extents[id.index()] as i64;
             // Blocks beyond the extent are all alike: the first of them stands for the rest.
             let enough = list.iter().copied().find(|v| *v >= extent).unwrap_or(i64::MAX);
-            let mut list: Vec<i64> = list.into_iter().filter(|v| *v <= enough).chain([own]).collect();
+            let free = list.len() > 1;
+            let more = given.and_then(|g| g.axis(&a.name)).map(|g| g.block as i64).filter(|b| free && *b > 0);
+            let mut list: Vec<i64> = list.into_iter().filter(|v| *v <= enough).chain([own]).chain(more).collect();
             list.sort_unstable();
             list.dedup();
             space.block.push(Some(space.model.var(format!("block {}", a.name), Domain::Values(list))));
@@ -133,30 +143,75 @@ impl<'a> Space<'a> {
         values
     }
 
-    /// The cheapest `k` assignments, any two of which differ in two blocks (or in one, where there is only one), with
-    /// their seconds.
-    pub fn best(&self, sheet: &DataSheet, k: usize) -> Vec<(f64, Vec<i64>)> {
-        let mut found: Vec<(f64, Vec<i64>)> = Vec::new();
-        let mut seen = 0;
-        let mut visit = |values: &[i64]| {
-            seen += 1;
-            found.push((seconds(self, sheet, values), values.to_vec()));
-            if found.len() > 4096 {
-                found.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| x.1.cmp(&y.1)));
-                found.truncate(1024);
+    /// A line of a mapping that means nothing on a processor, and what it is.
+    pub fn foreign(&self, m: &KernelMapping) -> Option<(String, String)> {
+        let only = "a processor's kernel has blocks alone, of axes of the launch and of streams";
+        let mut found: Option<String> = None;
+        let mut see = |there: bool, what: String| {
+            if there && found.is_none() {
+                found = Some(what);
             }
-            if seen >= MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        // A system that cannot be enumerated has no candidates but the rule's.
+        for a in &m.axes {
+            let plain = AxisMapping { block: a.block, ..AxisMapping::new(&a.axis, 1) };
+            see(*a != plain, format!("axis {}", a.axis));
+            let inner = self.kernel.axes.iter().find(|(_, x)| x.name == a.axis && x.kind == AxisKind::Inner);
+            see(inner.is_some(), format!("block {}", a.axis));
+        }
+        see(m.work != Work::default() && m.work != KernelMapping::default().work, "work".into());
+        see(!m.tiles.is_empty(), "tiles".into());
+        see(!m.ops.is_empty(), "operations".into());
+        see(!m.roles.is_empty(), "roles".into());
+        see(m.split.is_some(), "split".into());
+        see(m.early || m.dependent, "launch".into());
+        found.map(|what| (what, only.to_owned()))
+    }
+
+    /// What an assignment gives to the variables of what it breaks, and what a block may be.
+    pub fn describe(&self, values: &[i64], name: &str) -> String {
+        if let Some(v) = self.model.find(name) {
+            let allowed = match &self.model.vars()[v.idx()].domain {
+                Domain::Values(list) => list.iter().map(i64::to_string).collect::<Vec<_>>().join(", "),
+                other @ (Domain::Range { .. } | Domain::Divisors(_)) => format!("{other:?}"),
+            };
+            return format!("{} is not among {allowed}", values[v.idx()]);
+        }
+        let mut vars: Vec<VarId> = Vec::new();
+        if let Some(c) = self.model.constraints().iter().find(|c| c.name == name) {
+            c.pred.for_each_var(&mut |v| {
+                if !vars.contains(&v) {
+                    vars.push(v);
+                }
+            });
+        }
+        let list: Vec<String> = vars.iter().map(|v| format!("{} = {}", self.model.name(*v), values[v.idx()])).collect();
+        format!("does not hold for {}", list.join(", "))
+    }
+
+    /// Every assignment, up to [`MOST`].
+    pub fn all(&self) -> Vec<Vec<i64>> {
+        let mut found: Vec<Vec<i64>> = Vec::new();
+        let mut visit = |values: &[i64]| {
+            found.push(values.to_vec());
+            if found.len() >= MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        // Of a system that cannot be enumerated nothing is drawn.
         let _ = Solver::new(&self.model).for_each(&[], &mut visit);
+        found
+    }
+
+    /// The cheapest `k` assignments, any two of which differ in two blocks (or in one, where there is only one).
+    pub fn best(&self, pricer: &Pricer<'_, '_>, k: usize) -> Vec<Vec<i64>> {
+        let priced = |v: Vec<i64>| (pricer.cost(&v).seconds, v);
+        let mut found: Vec<(f64, Vec<i64>)> = self.all().into_iter().map(priced).collect();
         found.sort_by(|x, y| x.0.total_cmp(&y.0).then_with(|| x.1.cmp(&y.1)));
         let free = self.model.vars().iter().filter(|v| !matches!(&v.domain, Domain::Values(l) if l.len() == 1)).count();
         let apart = free.min(2);
-        let mut out: Vec<(f64, Vec<i64>)> = Vec::new();
-        for (s, values) in found {
-            let differs = |o: &[i64]| o.iter().zip(&values).filter(|(a, b)| a != b).count() >= apart;
-            if out.len() < k && out.iter().all(|o| differs(&o.1)) {
-                out.push((s, values));
+        let mut out: Vec<Vec<i64>> = Vec::new();
+        for (_, values) in found {
+            let differs = |o: &Vec<i64>| o.iter().zip(&values).filter(|(a, b)| a != b).count() >= apart;
+            if out.len() < k && out.iter().all(differs) {
+                out.push(values);
             }
         }
         out

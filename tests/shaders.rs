@@ -21,8 +21,8 @@ use shader::Machine;
 
 /// Points of a cascade at the sizes tested, at most.
 const MOST: u64 = 10_000;
-/// Sizes that a barrier is tried at.
-const TRIES: usize = 24;
+/// Sizes that a barrier is tried at, at most: a ring of one stage needs its second trip, in every variant.
+const TRIES: usize = 200;
 
 /// A cascade's artifact by the rules for a sheet; none where something has no WGSL.
 fn compiled(c: &Cascade, sheet: &str) -> Option<Artifact> {

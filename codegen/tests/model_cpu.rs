@@ -82,7 +82,12 @@ fn rejected_mappings_name_the_constraint() {
         (&matmul, "axis m block 100\naxis n block 50\naxis k block 77", "", ""),
         (&matmul, "axis m block 126 cluster 2", "axis m", "blocks alone"),
         (&matmul, "axis m block 126 units 2", "axis m", "blocks alone"),
-        (&matmul, "axis m block 16384\naxis n block 16384\naxis k block 64", "elements of", "block m = 16384, block n = 16384"),
+        (
+            &matmul,
+            "axis m block 16384\naxis n block 16384\naxis k block 64",
+            "elements of",
+            "block m = 16384, block n = 16384",
+        ),
         (&matmul, "axis m block 4096\naxis n block 4096\naxis k block 16384", "elements of", "block k = 16384"),
         (&lstm, "axis t block 4", "block t", "4 is not among 1"),
     ] {

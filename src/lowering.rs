@@ -26,13 +26,13 @@ use einfall_ir::tile::Plan;
 /// ```
 /// use einfall::{Engine, Error, Options};
 ///
-/// let text = "cascade nibbles[M](w: i4[M] packed(low)) -> (y: f32[M]) { y[m] = w[m] }";
+/// let text = "cascade blocks[M](w: i8[M] scaled(f32, 32)) -> (y: f32[M]) { y[m] = f32(w[m]) }";
 /// let c = einfall::ir::cascade::parse(text).expect("a correct cascade").cascades.remove(0);
 /// match Engine::new(&Options::default())?.compile(&c) {
 ///     Err(Error::Refused { diagnostics, .. }) => {
-///         println!("{}", einfall::ir::diag::render(&diagnostics, "nibbles.ein", text));
+///         println!("{}", einfall::ir::diag::render(&diagnostics, "blocks.ein", text));
 ///     }
-///     other => panic!("packed storage is not compiled yet: {other:?}"),
+///     other => panic!("block-scaled storage is not compiled yet: {other:?}"),
 /// }
 /// # Ok::<(), Error>(())
 /// ```

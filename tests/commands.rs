@@ -12,7 +12,7 @@ use serde_json::Value;
 
 const GOOD: &str = "cascade scale[M, N](x: f32[M, N]) -> (y: f32[M, N]) {\n    y[m,n] = 2.0 * x[m,n]\n}\n";
 const WRONG: &str = "cascade bad[M](x: f32[M]) -> (y: f32[M]) {\n    y[m] = x[q]\n}\n";
-const UNLOWERED: &str = "cascade nibbles[M](W: i4[M] packed(low)) -> (y: f32[M]) {\n    y[m] = W[m]\n}\n";
+const UNLOWERED: &str = "cascade blocks[M](W: i8[M] scaled(f32, 32)) -> (y: f32[M]) {\n    y[m] = f32(W[m])\n}\n";
 
 /// Exit code, standard output and standard error of `einfall ARGS` in `folder`.
 fn einfall(folder: &Path, args: &[&str]) -> (i32, String, String) {
@@ -33,7 +33,7 @@ fn messages_are_those_of_the_snapshot() {
     for (name, text) in [
         ("ok.ein", GOOD),
         ("bad.ein", WRONG),
-        ("nibbles.ein", UNLOWERED),
+        ("blocks.ein", UNLOWERED),
         ("noise.mapping", "what is this"),
         ("plan.mapping", "mapping other on cpu {\n    kernel scale_0 {\n        axis m block 4\n    }\n}\n"),
         ("kernel.mapping", "mapping scale on cpu {\n    kernel nothing {\n        axis m block 4\n    }\n}\n"),
@@ -59,7 +59,7 @@ fn messages_are_those_of_the_snapshot() {
         "explain bad.ein --size M=2",
         "lower ok.ein --stop-after nothing",
         "lower bad.ein",
-        "lower nibbles.ein",
+        "lower blocks.ein",
         "lower ok.ein --mapping none.mapping",
         "lower ok.ein --mapping noise.mapping",
         "lower ok.ein --mapping plan.mapping",
@@ -75,7 +75,7 @@ fn messages_are_those_of_the_snapshot() {
         "run none.ein",
         "run ok.ein",
         "run bad.ein --random 1 --size M=1",
-        "run nibbles.ein --random 1 --size M=1",
+        "run blocks.ein --random 1 --size M=1",
         "run ok.ein --random 1 --size M=2,N=2 --device toaster",
         "run ok.ein --random 1 --size M=2,N=2 --device wgpu",
         "run ok.ein --random x --size M=2,N=2",
@@ -245,4 +245,43 @@ fn lowering_heeds_the_sheet_of_the_target() {
     }
     let (code, _, said) = lower("tiny.toml", "small.mapping");
     assert!(code == 1 && said.contains("shared memory") && said.contains("at most 1024"), "{said}");
+}
+
+/// A packed parameter is given by its bytes, or by its elements as i8; a packed output comes as bytes. Devices agree.
+#[test]
+fn packed_arrays_are_bytes_or_elements() {
+    use einfall::arrays::{Limits, read, write};
+    use einfall::runtime::HostArray;
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = "cascade half[N, K](w: i4[N,K] packed(low), K0: f32[K]) -> (q: i4[N,K] packed(high), y: f32[N,K]) {\n\
+                q[n,k] = w[n,k]\n y[n,k] = w[n,k] + K0[k]\n}\n";
+    std::fs::write(folder.path().join("half.ein"), text).expect("a file");
+    let put =
+        |name: &str, array: HostArray| write(folder.path().join(name).as_path(), &[("w", &array)]).expect("a file");
+    put("bytes.npy", HostArray::from_slice(&[0x8fu8, 0x07, 0x21, 0x03], &[2, 2]).expect("an array"));
+    put("elements.npy", HostArray::from_slice(&[-1i8, -8, 7, 1, 2, 3], &[2, 3]).expect("an array"));
+    put("outside.npy", HostArray::from_slice(&[-1i8, -8, 7, 1, 9, 3], &[2, 3]).expect("an array"));
+    put("floats.npy", HostArray::from_slice(&[0f32; 4], &[2, 2]).expect("an array"));
+    put("zeros.npy", HostArray::from_slice(&[0f32; 3], &[3]).expect("an array"));
+    for device in ["cpu", "reference"] {
+        for file in ["bytes", "elements"] {
+            let line = format!(
+                "run half.ein --input w={file}.npy --input K0=zeros.npy --check --out out.npz --device {device}"
+            );
+            let (code, _, said) = einfall(folder.path(), &line.split(' ').collect::<Vec<_>>());
+            assert_eq!(code, 0, "{line}: {said}");
+            let outputs = read(folder.path().join("out.npz").as_path(), &Limits::default()).expect("arrays");
+            let of = |name: &str| &outputs.iter().find(|(n, _)| n == name).expect("an output").1;
+            assert_eq!(of("q").as_slice::<u8>(), Some(&[0xf8u8, 0x70, 0x12, 0x30][..]), "{line}");
+            assert_eq!(of("y").as_slice::<f32>(), Some(&[-1f32, -8., 7., 1., 2., 3.][..]), "{line}");
+        }
+    }
+    for (file, says) in [
+        ("outside", "parameter `w` is i4, which cannot hold the 9 at [1, 1]"),
+        ("floats", "give its bytes as u8, or its elements as i8"),
+    ] {
+        let line = format!("run half.ein --input w={file}.npy --input K0=zeros.npy");
+        let (code, _, said) = einfall(folder.path(), &line.split(' ').collect::<Vec<_>>());
+        assert!(code == 1 && said.contains(says), "{line}: {said}");
+    }
 }

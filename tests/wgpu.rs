@@ -108,7 +108,7 @@ fn bench_says_by_its_exit_code_what_was_not_timed() {
             "fixed.ein",
             "cascade fixed[M, N](x: f32[M, N]) -> (y: f32[M, N]) { require N == 32\n y[m,n] = 2.0 * x[m,n] }",
         ),
-        ("nibbles.ein", "cascade nibbles[M](W: i4[M] packed(low)) -> (y: f32[M]) { y[m] = W[m] }"),
+        ("blocks.ein", "cascade blocks[M](W: i8[M] scaled(f32, 32)) -> (y: f32[M]) { y[m] = f32(W[m]) }"),
         ("other.mapping", "mapping other on webgpu {\n kernel scale_0 {\n axis m block 4\n }\n}\n"),
     ] {
         std::fs::write(folder.path().join(name), text).expect("a file");
@@ -132,7 +132,7 @@ fn bench_says_by_its_exit_code_what_was_not_timed() {
         ("ok.ein --size M=64,N=32 --static N=33", 1, "33"),
         ("ok.ein --size M=64,N=32 --static Q=33", 2, "there is no rank `Q`"),
         ("fixed.ein --size M=64,N=33", 1, "N == 32"),
-        ("nibbles.ein --size M=64", 1, "nibbles.ein"),
+        ("blocks.ein --size M=64", 1, "blocks.ein"),
         ("ok.ein --size M=64,N=32 --mapping other.mapping", 1, "other.mapping"),
         ("--family norm --mapping other.mapping", 2, "the plan of no case"),
     ] {

@@ -14,7 +14,7 @@ use einfall_ir::{kernel, tile};
 use crate::lower;
 use crate::passes::{
     expand_segments, expand_selections, extract_reductions, fix_extents, fold_exponents, fuse_indices, load_reads,
-    pack_arrays, propagate_support, round_operands, split_constant_dims, unroll_axes,
+    pack_arrays, propagate_support, round_operands, split_constant_dims, unpack_storage, unroll_axes,
 };
 use crate::pipeline::{Context, Forms, Level, Pass, Program};
 
@@ -49,6 +49,15 @@ pub const TO_TILE: &[Pass] = &[
             Ok(Program::Cascade(c))
         },
         why: "before statements are taken apart: a filter belongs to its whole statement",
+    },
+    Pass {
+        name: "unpack-storage",
+        level: Level::Cascade,
+        step: |p, _| {
+            let c = unpack_storage::unpack_storage(cascade(p)).map_err(|e| vec![e.diagnostic()])?;
+            Ok(Program::Cascade(c))
+        },
+        why: "after supports, whose `else` is then part of what is packed; before accesses are read",
     },
     Pass {
         name: "split-constant-dims",

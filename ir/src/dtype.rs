@@ -25,6 +25,8 @@ pub enum DType {
     /// Signed 4 bits; two to a byte in a declared order.
     I4,
     Bool,
+    /// Unsigned 4 bits, packed as [`DType::I4`] is.
+    U4,
 }
 
 /// What a type can hold: one row a type.
@@ -43,7 +45,7 @@ struct Facts {
 
 impl DType {
     /// Every type, widest first.
-    pub const ALL: [DType; 13] = [
+    pub const ALL: [DType; 14] = [
         DType::F64,
         DType::F32,
         DType::Tf32,
@@ -56,6 +58,7 @@ impl DType {
         DType::I8,
         DType::U8,
         DType::I4,
+        DType::U4,
         DType::Bool,
     ];
 
@@ -74,6 +77,7 @@ impl DType {
             DType::I8 => f("i8", 8, 0, 7, 0, 127.0),
             DType::U8 => f("u8", 8, 0, 8, 0, 255.0),
             DType::I4 => f("i4", 4, 0, 3, 0, 7.0),
+            DType::U4 => f("u4", 4, 0, 4, 0, 15.0),
             DType::Bool => f("bool", 8, 0, 1, 0, 1.0),
         }
     }
@@ -96,6 +100,11 @@ impl DType {
     /// Storage bytes of `elems` elements, rounded up.
     pub fn bytes(self, elems: u64) -> u64 {
         (elems * u64::from(self.bits())).div_ceil(8)
+    }
+
+    /// Whether two elements share a byte, in an order that a tensor declares.
+    pub fn is_packed(self) -> bool {
+        self.bits() < 8
     }
 
     /// Whether it is a floating-point type.
@@ -126,7 +135,7 @@ impl DType {
             DType::I32 => i32::MIN as f64,
             DType::I8 => -128.0,
             DType::I4 => -8.0,
-            DType::U8 | DType::Bool => 0.0,
+            DType::U8 | DType::U4 | DType::Bool => 0.0,
             DType::F64 | DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => {
                 -self.max_finite()
             }
@@ -151,7 +160,7 @@ impl DType {
         match self {
             DType::F64 => x,
             DType::Bool => f64::from(x != 0.0),
-            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 => {
+            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4 => {
                 if x.is_nan() {
                     0.0
                 } else {
@@ -211,6 +220,8 @@ mod tests {
         }
         assert_eq!(DType::F8E4M3.round(1000.0), 448.0);
         assert_eq!(DType::I8.round(-3.7), -3.0);
+        assert_eq!([DType::I4.round(9.0), DType::I4.round(-9.0)], [7.0, -8.0]);
+        assert_eq!([DType::U4.round(16.0), DType::U4.round(-1.0)], [15.0, 0.0]);
         assert_eq!(DType::I32.round(f64::NAN), 0.0);
     }
 

@@ -57,7 +57,7 @@ pub(crate) fn encode(dtype: DType, values: &[f64], bytes: &mut [u8]) -> Result<(
         DType::I8 => fill(bytes, values, |v| (v as i8).to_le_bytes()),
         DType::U8 => fill(bytes, values, |v| [v as u8]),
         DType::Bool => fill(bytes, values, |v| [u8::from(v != 0.0)]),
-        DType::I4 => return Err(ArrayError::Packed { dtype }),
+        DType::I4 | DType::U4 => return Err(ArrayError::Packed { dtype }),
     }
     Ok(())
 }
@@ -78,7 +78,7 @@ pub(crate) fn decode(dtype: DType, bytes: &[u8]) -> Result<Vec<f64>, ArrayError>
         DType::I8 => read(bytes, |b| f64::from(i8::from_le_bytes(b))),
         DType::U8 => read(bytes, |[b]| f64::from(b)),
         DType::Bool => read(bytes, |[b]| f64::from(u8::from(b != 0))),
-        DType::I4 => return Err(ArrayError::Packed { dtype }),
+        DType::I4 | DType::U4 => return Err(ArrayError::Packed { dtype }),
     })
 }
 

@@ -257,7 +257,7 @@ pub(super) fn write(out: &mut impl Write, array: &HostArray) -> Result<(), Reaso
         DType::I8 => "|i1",
         DType::U8 => "|u1",
         DType::Bool => "|b1",
-        dtype @ (DType::F8E4M3 | DType::F8E5M2 | DType::I4) => {
+        dtype @ (DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::U4) => {
             let hint = "; .npy has no name for it: write .safetensors";
             return Err(Reason::DType { found: dtype.to_string(), hint });
         }

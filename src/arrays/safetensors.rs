@@ -114,7 +114,9 @@ pub(super) fn write(out: &mut impl Write, arrays: &[(&str, &HostArray)]) -> Resu
             DType::I8 => Dtype::I8,
             DType::U8 => Dtype::U8,
             DType::Bool => Dtype::BOOL,
-            dtype @ DType::I4 => return Err(failed(Reason::DType { found: dtype.to_string(), hint: "" })),
+            dtype @ (DType::I4 | DType::U4) => {
+                return Err(failed(Reason::DType { found: dtype.to_string(), hint: "" }));
+            }
         };
         if *name == "__metadata__" {
             return Err(failed(malformed("`__metadata__` names no array in this format")));

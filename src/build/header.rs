@@ -47,7 +47,7 @@ fn element(dtype: DType) -> &'static str {
         DType::I64 => "int64_t",
         DType::I32 => "int32_t",
         DType::I8 => "int8_t",
-        DType::F8E4M3 | DType::F8E5M2 | DType::U8 | DType::I4 | DType::Bool => "uint8_t",
+        DType::F8E4M3 | DType::F8E5M2 | DType::U8 | DType::I4 | DType::U4 | DType::Bool => "uint8_t",
     }
 }
 

@@ -188,7 +188,7 @@ fn element(c: &Cascade, b: &Buffer) -> Result<String, Diagnostic> {
     Ok(match b.dtype {
         DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::I8 | DType::U8 => b.dtype.name().to_owned(),
         DType::F16 | DType::BF16 => format!("{AOT}::half::{}", b.dtype.name()),
-        DType::Tf32 | DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::Bool => {
+        DType::Tf32 | DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::U4 | DType::Bool => {
             let place = c.tensors.iter().find(|(_, t)| t.name == b.name).map(|(_, t)| t.span).unwrap_or_default();
             let what = format!("`{}` is {}, which no Rust type is an element of", b.name, b.dtype);
             return Err(Diagnostic::error("E0902", place, what)

@@ -83,9 +83,9 @@ pub fn outputs_within(
             return Err(Failure::Wrong(format!("output `{}` is missing", e.name)));
         };
         let actual: Vec<f64> = match &e.points {
-            None => got.to_values().map_err(Failure::wrong)?.data,
+            None => e.elements(&got.to_values().map_err(Failure::wrong)?),
             // Only what is sampled is decoded: the rest may be larger than memory in float64.
-            Some(points) => points.iter().map(|p| element(got, p)).collect::<Result<_, Failure>>()?,
+            Some(points) => points.iter().map(|p| element(&e, got, p)).collect::<Result<_, Failure>>()?,
         };
         // A one-pass form may give a finite value where the text's own is 0/0 of an empty fiber (docs/language.md).
         if b.extents.contains(&0) {
@@ -106,13 +106,22 @@ pub fn outputs_within(
     Ok(lines)
 }
 
-/// One element of a dense array of whole bytes.
-fn element(array: &HostArray, at: &[u64]) -> Result<f64, Failure> {
+/// One element of a dense array.
+fn element(e: &Expected, array: &HostArray, at: &[u64]) -> Result<f64, Failure> {
+    let mut at = at.to_vec();
+    // Of packed elements, which half of its byte.
+    let half = e.packing.zip(at.last_mut()).map(|(order, last)| {
+        let half = *last as usize % 2;
+        *last /= 2;
+        (order, half)
+    });
     let strides = einfall_ir::array::strides(array.shape());
     let i = at.iter().zip(&strides).map(|(c, s)| *c as usize * *s as usize).sum::<usize>();
     let bytes = array.dtype().bytes(1) as usize;
     let one = HostArray::from_bytes(array.dtype(), &[1], &array.bytes()[i * bytes..(i + 1) * bytes]);
-    Ok(one.and_then(|a| a.to_values()).map_err(Failure::wrong)?.data[0])
+    let one = one.and_then(|a| a.to_values()).map_err(Failure::wrong)?;
+    let unpacked = half.and_then(|(order, half)| Some(one.unpacked(e.dtype, order, 2)?.data[half]));
+    Ok(unpacked.unwrap_or(one.data[0]))
 }
 
 /// Points of the iteration spaces of all statements.

@@ -381,7 +381,7 @@ fn judge(
         Ok(arrays) => {
             let worst = c.outputs.iter().zip(&arrays).find_map(|(o, a)| {
                 let e = expected.iter().find(|e| e.name == o.name)?;
-                e.compare(&a.data).err().map(|m| m.to_string())
+                e.compare(&e.elements(a)).err().map(|m| m.to_string())
             });
             worst.map_or(Verdict::Within, Verdict::Outside)
         }
@@ -403,7 +403,7 @@ fn device(
     for e in expected {
         if let Some((_, a)) = outputs.iter().find(|(n, _)| *n == e.name) {
             let values = a.to_values().map_err(Failure::wrong)?;
-            if let Err(m) = e.compare(&values.data) {
+            if let Err(m) = e.compare(&e.elements(&values)) {
                 return Ok(Some(m.to_string()));
             }
         }

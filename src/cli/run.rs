@@ -7,7 +7,7 @@ use einfall::arrays::{Format, Limits, Reason, read, write};
 use einfall::{CompileOptions, Engine, Options, with_statics};
 use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Given, bind, check_facts, fill_defaults};
-use einfall_ir::cascade::{Cascade, eval};
+use einfall_ir::cascade::{Cascade, PackOrder, eval};
 use einfall_ir::dtype::DType;
 use einfall_ir::tolerance::inputs::{Variant, random};
 use einfall_runtime::HostArray;
@@ -324,9 +324,21 @@ fn reference(
         .map(|(name, elements)| {
             let a = elements.into_array();
             let rounded = Array::from_fn(a.dtype, &a.dims, |i| a.data[i]);
-            Ok((name, HostArray::from_values(&rounded).map_err(Failure::wrong)?))
+            let packing = c.tensor(&name).and_then(|t| c.tensors[t].storage.packing);
+            let stored = packing.map_or(rounded.clone(), |order| rounded.packed(order));
+            Ok((name, HostArray::from_values(&stored).map_err(Failure::wrong)?))
         })
         .collect()
+}
+
+/// The bytes of a packed parameter whose elements are given.
+fn packed(name: &str, dtype: DType, order: PackOrder, elements: &HostArray) -> Result<HostArray, Failure> {
+    let values = elements.to_values().map_err(Failure::wrong)?;
+    if let Some(i) = values.data.iter().position(|x| dtype.round(*x) != *x) {
+        let (at, x) = (values.coordinates(i), values.data[i]);
+        return Err(Failure::Wrong(format!("parameter `{name}` is {dtype}, which cannot hold the {x} at {at:?}")));
+    }
+    HostArray::from_values(&Array { dtype, ..values }.packed(order)).map_err(Failure::wrong)
 }
 
 /// The arrays given, one place per parameter.
@@ -338,12 +350,18 @@ fn gather(args: &RunArgs, c: &Cascade) -> Result<Vec<Option<HostArray>>, Failure
             return Err(Failure::Wrong(format!("there is no parameter `{name}`; `{}` has {}", c.name, names())));
         };
         let t = &c.tensors[c.params[k]];
-        if array.dtype() != t.dtype {
-            let what = format!("parameter `{name}` is {}, the array given is {}", t.dtype, array.dtype());
-            return Err(Failure::Wrong(format!(
-                "{what}; convert the array, or declare the parameter {}",
-                array.dtype()
-            )));
+        let (stored, _) = t.stored();
+        let array = match t.storage.packing {
+            Some(order) if array.dtype() == DType::I8 => packed(name, t.dtype, order, &array)?,
+            Some(_) | None => array,
+        };
+        if array.dtype() != stored {
+            let (declared, found) = (t.dtype, array.dtype());
+            let what = format!("parameter `{name}` is {declared}, the array given is {found}");
+            return Err(Failure::Wrong(match t.storage.packing {
+                Some(_) => format!("{what}; give its bytes as {stored}, or its elements as i8"),
+                None => format!("{what}; convert the array, or declare the parameter {found}"),
+            }));
         }
         if given[k].replace(array).is_some() {
             return Err(Failure::Usage(format!("parameter `{name}` is given twice")));

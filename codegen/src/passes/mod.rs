@@ -15,6 +15,7 @@ pub(crate) mod rewrite;
 pub(crate) mod rewrite_tiles;
 pub mod round_operands;
 pub mod split_constant_dims;
+pub mod unpack_storage;
 pub mod unroll_axes;
 
 /// A construct that has no lowering yet: an expected refusal with its place, not a bug.
@@ -24,6 +25,8 @@ pub struct Unsupported {
     pub span: Span,
     /// What it is.
     pub what: String,
+    /// What to write instead, where there is something better than to evaluate it.
+    pub help: Option<String>,
 }
 
 impl std::fmt::Display for Unsupported {
@@ -37,13 +40,20 @@ impl std::error::Error for Unsupported {}
 impl Unsupported {
     /// `what` at `span` cannot be lowered.
     pub fn new(span: Span, what: impl Into<String>) -> Unsupported {
-        Unsupported { span, what: what.into() }
+        Unsupported { span, what: what.into(), help: None }
+    }
+
+    /// With what to write instead.
+    pub fn help(self, help: impl Into<String>) -> Unsupported {
+        Unsupported { help: Some(help.into()), ..self }
     }
 
     /// As a diagnostic.
     pub fn diagnostic(&self) -> Diagnostic {
         Diagnostic::error("E0900", self.span, self.to_string())
             .label("this parses and evaluates, but no backend compiles it")
-            .help("evaluate it with `einfall run --device reference`, or rewrite it with supported constructs")
+            .help(self.help.as_deref().unwrap_or(
+                "evaluate it with `einfall run --device reference`, or rewrite it with supported constructs",
+            ))
     }
 }

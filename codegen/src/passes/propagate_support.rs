@@ -83,7 +83,9 @@ fn guard(c: &mut Cascade, e: &mut Einsum, supports: &mut HashMap<TensorId, Suppo
     let Some(holds) = conjunction(c, outer) else { return Ok(()) };
     for target in &e.targets {
         let tensor = &c.tensors[target.tensor];
-        if tensor.kind == TensorKind::Output || e.join.is_some() || tensor.kind == TensorKind::State {
+        // What is updated in place keeps the elements that are not written.
+        let whole = [TensorKind::Output, TensorKind::State, TensorKind::InOut];
+        if whole.contains(&tensor.kind) || e.join.is_some() {
             continue;
         }
         let dims: Option<Vec<IndexId>> = target

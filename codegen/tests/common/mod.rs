@@ -89,7 +89,7 @@ fn put(dtype: DType, x: f64, to: &mut [u8]) {
             let same = |y: f64| y == x && y.is_sign_negative() == x.is_sign_negative() || y.is_nan() && x.is_nan();
             to[0] = (0..=255).find(|code| same(small(dtype, *code))).unwrap_or_else(|| panic!("{x} is no {dtype}"));
         }
-        DType::I4 => panic!("{dtype} in memory"),
+        DType::I4 | DType::U4 => panic!("{dtype} in memory"),
     }
 }
 
@@ -104,7 +104,7 @@ fn get(dtype: DType, b: &[u8]) -> f64 {
         DType::I8 => f64::from(b[0] as i8),
         DType::U8 | DType::Bool => f64::from(b[0]),
         DType::F8E4M3 | DType::F8E5M2 => small(dtype, b[0]),
-        DType::I4 => panic!("{dtype} in memory"),
+        DType::I4 | DType::U4 => panic!("{dtype} in memory"),
     }
 }
 

@@ -29,7 +29,7 @@ fn decode(dtype: DType, b: u64) -> f64 {
         DType::I32 => f64::from(b as u32 as i32),
         DType::I8 => f64::from(b as u8 as i8),
         DType::U8 | DType::Bool => f64::from(b as u8),
-        DType::F8E4M3 | DType::F8E5M2 | DType::I4 => panic!("{dtype} arrays"),
+        DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::U4 => panic!("{dtype} arrays"),
     }
 }
 

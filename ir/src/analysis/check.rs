@@ -227,7 +227,7 @@ impl<'a> Machine<'a> {
         }
         let u = Stream(hash).unit();
         Ok(Num::of(match tensor.dtype {
-            DType::Bool | DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 => (u * 2.0).floor(),
+            DType::Bool | DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4 => (u * 2.0).floor(),
             _ if tensor.dims.is_empty() => 0.25 + u,
             _ => 4.0 * u - 2.0,
         }))

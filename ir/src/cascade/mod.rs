@@ -228,6 +228,34 @@ pub struct BlockScale {
     pub dtype: DType,
 }
 
+impl Tensor {
+    /// Element type and extents of the array that a caller gives or gets: of packed elements their bytes. Rows begin at a
+    /// byte, so that the last one of an odd extent is half used.
+    ///
+    /// ```
+    /// use einfall_ir::cascade::{parse, print::size_text};
+    /// use einfall_ir::dtype::DType;
+    ///
+    /// let c = parse("cascade c[N, K](w: i4[N,K] packed(low)) -> (y: i32[N]) { y[n] = sum(k) w[n,k] }");
+    /// let c = c.expect("it is right").cascades.remove(0);
+    /// let (dtype, dims) = c.tensors[c.params[0]].stored();
+    /// assert_eq!((dtype, size_text(&c, &dims[1]).as_str()), (DType::U8, "ceildiv(K, 2)"));
+    /// ```
+    pub fn stored(&self) -> (DType, Vec<Size>) {
+        let mut dims = self.dims.clone();
+        match dims.last_mut() {
+            Some(last) if self.storage.packing.is_some() => {
+                *last = match &last {
+                    Size::Const(n) => Size::Const(n.div_ceil(2)),
+                    other => Size::CeilDiv(Box::new((*other).clone()), Box::new(Size::Const(2))),
+                };
+                (DType::U8, dims)
+            }
+            Some(_) | None => (self.dtype, dims),
+        }
+    }
+}
+
 /// A returned tensor: `tensor` whole, or a slice of a state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {

@@ -290,22 +290,29 @@ impl<'a, 'd> Resolver<'a, 'd> {
                     .help("merge dimensions"),
             ));
         }
-        if dtype == DType::I4 && storage.packing.is_none() && matches!(kind, TensorKind::Input | TensorKind::InOut) {
+        let stored = matches!(kind, TensorKind::Input | TensorKind::InOut | TensorKind::Output);
+        if dtype.is_packed() && stored && dims.is_empty() {
+            return Err(self.error(
+                Diagnostic::error("E0207", name.span, format!("`{}` is one {dtype}, half a byte", name.name))
+                    .help("declare a scalar i8 or i32"),
+            ));
+        }
+        if dtype.is_packed() && stored && storage.packing.is_none() {
             return Err(self.error(
                 Diagnostic::error(
                     "E0207",
                     name.span,
-                    format!("`{}` packs two i4 to a byte in no declared order", name.name),
+                    format!("`{}` packs two {dtype} to a byte in no declared order", name.name),
                 )
                 .help(
                     "write `packed(low)` if even elements take the low bits, `packed(high)` otherwise, after the type",
                 ),
             ));
         }
-        if storage.packing.is_some() && dtype != DType::I4 {
+        if storage.packing.is_some() && !dtype.is_packed() {
             return Err(self.error(
                 Diagnostic::error("E0207", name.span, format!("{dtype} elements fill whole bytes and are not packed"))
-                    .help("remove `packed(..)`, or declare i4"),
+                    .help("remove `packed(..)`, or declare i4 or u4"),
             ));
         }
         let declared = !matches!(kind, TensorKind::Intermediate);
@@ -447,6 +454,13 @@ impl<'a, 'd> Resolver<'a, 'd> {
         let dims = self.dims(&o.ty)?;
         if self.broken.contains(&state.name) {
             return Err(Failed);
+        }
+        if o.ty.dtype.is_packed() {
+            let what = format!("`{}` is a slice of a state, whose elements are not packed", o.name.name);
+            return Err(self.error(
+                Diagnostic::error("E0207", o.ty.span, what)
+                    .help(format!("return it as i8, or assign an output `{} packed(..)` in a statement", o.ty.dtype)),
+            ));
         }
         let id = match self.by_name.get(&state.name).copied() {
             Some(id) if self.c.tensors[id].kind == TensorKind::State => id,

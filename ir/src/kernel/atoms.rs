@@ -82,7 +82,15 @@ fn wgmma(operand: DType, n: u64) -> Option<Atom> {
         DType::BF16 | DType::F16 => 16,
         DType::Tf32 => 8,
         DType::F8E4M3 | DType::F8E5M2 => 32,
-        DType::F64 | DType::F32 | DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::Bool => {
+        DType::F64
+        | DType::F32
+        | DType::I64
+        | DType::I32
+        | DType::I8
+        | DType::U8
+        | DType::I4
+        | DType::U4
+        | DType::Bool => {
             return None;
         }
     };

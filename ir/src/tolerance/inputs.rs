@@ -51,7 +51,7 @@ impl Variant {
     ];
 }
 
-/// One array per parameter.
+/// One array per parameter, as it is stored: of packed elements their bytes.
 ///
 /// # Errors
 /// An extent or default without a value.
@@ -77,7 +77,8 @@ pub fn random(c: &Cascade, b: &Bindings, seed: u64, variant: Variant) -> Result<
             }
         }
         let data = data.into_iter().map(|x| t.dtype.round(x)).collect();
-        given.push(Some(Array { dtype: t.dtype, dims, data }));
+        let array = Array { dtype: t.dtype, dims, data };
+        given.push(Some(t.storage.packing.map_or(array.clone(), |order| array.packed(order))));
     }
     fill_defaults(c, b, &given)
 }
@@ -218,6 +219,7 @@ impl Draw {
                 // Mostly one or more; sometimes none.
                 (_, Role::Length(n)) if !self.words[2].is_multiple_of(16) => 1.0 + self.below(n),
                 (_, Role::Length(_)) => 0.0,
+                (_, Role::Value) if dtype == DType::U4 => self.below(16),
                 (_, Role::Value) => (self.below(17) - 8.0).max(dtype.min_finite()),
             };
         }

@@ -12,7 +12,6 @@ pub mod plan;
 use std::fmt;
 
 use crate::array::{Array, coordinates};
-use crate::cascade::Cascade;
 use crate::cascade::bind::Bindings;
 use crate::cascade::eval::bound::Bound;
 use crate::cascade::eval::declared::Rounding;
@@ -20,6 +19,7 @@ use crate::cascade::eval::{
     EvalError, Options, bound_points, declared_points, evaluate_all, evaluate_bounds, evaluate_declared,
     evaluate_points,
 };
+use crate::cascade::{Cascade, OutputSource, PackOrder};
 use crate::dtype::DType;
 
 /// Randomised evaluations behind a tolerance.
@@ -36,6 +36,8 @@ pub struct Expected {
     pub dtype: DType,
     /// Its extents.
     pub dims: Vec<u64>,
+    /// How its elements are packed, if they are.
+    pub packing: Option<PackOrder>,
     /// The points, if not all in row-major order.
     pub points: Option<Vec<Vec<u64>>>,
     /// Float64 values.
@@ -127,6 +129,7 @@ pub fn expect(c: &Cascade, b: &Bindings, inputs: &[Array], options: &Options) ->
     let mut all = Vec::new();
     for ((name, r), (_, e)) in reference.results().into_iter().zip(bounds.results()) {
         all.push(Expected {
+            packing: c.tensor(&name).and_then(|t| c.tensors[t].storage.packing),
             name,
             dtype: r.dtype,
             dims: r.dims,
@@ -167,6 +170,10 @@ pub fn expect_points(
         name: o.name.clone(),
         dtype: o.dtype,
         dims: b.sizes(c, &o.name, &o.dims)?,
+        packing: match o.source {
+            OutputSource::Whole(t) => c.tensors[t].storage.packing,
+            OutputSource::Points { .. } | OutputSource::Point { .. } => None,
+        },
         points: Some(points.to_vec()),
         values,
         support: None,
@@ -208,6 +215,12 @@ impl Expected {
         self.tolerance = self.values.iter().zip(&self.bounds).map(tolerance).collect();
     }
 
+    /// The elements of a whole result: of packed ones given by their bytes, these unpacked.
+    pub fn elements(&self, result: &Array) -> Vec<f64> {
+        let unpacked = |order| result.unpacked(self.dtype, order, *self.dims.last()?);
+        self.packing.and_then(unpacked).map_or_else(|| result.data.clone(), |a| a.data)
+    }
+
     /// The coordinates of element `i`.
     pub fn coordinates(&self, i: usize) -> Vec<u64> {
         match &self.points {
@@ -243,7 +256,8 @@ impl Expected {
         if t > 0.0 { d / t } else { f64::INFINITY }
     }
 
-    /// Compares a whole result, or the chosen points in their order. Elements without a value are skipped.
+    /// Compares a whole result's elements ([`Expected::elements`]), or the chosen points in their order. Elements without a
+    /// value are skipped.
     ///
     /// # Errors
     /// The worst element out of tolerance; a result of another length is wrong as a whole.

@@ -42,6 +42,7 @@ pub fn expect_plan(
             name: b.name.clone(),
             dtype: b.dtype,
             dims: r.dims,
+            packing: None,
             points: None,
             support: options.tasks.map(|_| r.data.iter().map(|x| !x.is_nan()).collect()),
             tolerance: Vec::new(),

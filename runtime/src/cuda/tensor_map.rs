@@ -115,7 +115,7 @@ fn data_type(dtype: DType) -> Option<sys::CUtensorMapDataType> {
         DType::F8E4M3 | DType::F8E5M2 | DType::I8 | DType::U8 | DType::Bool => CU_TENSOR_MAP_DATA_TYPE_UINT8,
         DType::I32 => CU_TENSOR_MAP_DATA_TYPE_INT32,
         DType::I64 => CU_TENSOR_MAP_DATA_TYPE_INT64,
-        DType::I4 => return None,
+        DType::I4 | DType::U4 => return None,
     })
 }
 

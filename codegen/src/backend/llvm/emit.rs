@@ -71,7 +71,7 @@ impl<'a> Emit<'a> {
                 DType::F64 => (Ty::F64, "double"),
                 DType::I64 | DType::I32 | DType::I8 | DType::U8 => (Ty::Int, "i64"),
                 DType::Bool => (Ty::Bool, "i8"),
-                DType::Tf32 | DType::I4 => return Err(fail(&format!("fragments of type {}", f.dtype))),
+                DType::Tf32 | DType::I4 | DType::U4 => return Err(fail(&format!("fragments of type {}", f.dtype))),
             };
             let store = if lane_dim.is_some() { t.vec(elem) } else { elem.to_string() };
             for r in 0..regs {

@@ -168,7 +168,7 @@ impl Emit<'_> {
                 let v = self.convert(v, Ty::F32);
                 self.lanewise(v, |l, x| l.f8_round(x, F8::of(to)))
             }
-            DType::Tf32 | DType::I4 => return Err(self.unsupported(&format!("elements of type {to}"))),
+            DType::Tf32 | DType::I4 | DType::U4 => return Err(self.unsupported(&format!("elements of type {to}"))),
         })
     }
 

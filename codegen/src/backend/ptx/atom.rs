@@ -29,6 +29,7 @@ fn type_name(d: DType) -> &'static str {
         DType::I8 => "s8",
         DType::U8 => "u8",
         DType::I4 => "s4",
+        DType::U4 => "u4",
         DType::Bool => "b1",
     }
 }

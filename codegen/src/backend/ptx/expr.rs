@@ -249,7 +249,7 @@ impl Emit<'_> {
             }
             DType::I64 => self.to(v, Ty::S64),
             DType::I32 => self.to(v, Ty::S32),
-            DType::I8 | DType::U8 | DType::I4 => {
+            DType::I8 | DType::U8 | DType::I4 | DType::U4 => {
                 let (lo, hi) = (dtype.min_finite() as i64, dtype.max_finite() as i64);
                 let x = self.to(v, Ty::S32);
                 let x = self.bin(BinaryOp::Max, &x, &Val::int(lo))?;

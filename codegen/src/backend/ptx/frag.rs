@@ -36,6 +36,7 @@ pub(super) fn packing(dtype: DType) -> Packing {
         | DType::I8
         | DType::U8
         | DType::I4
+        | DType::U4
         | DType::Bool => Packing::Single(class(dtype)),
     }
 }

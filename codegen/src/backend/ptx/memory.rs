@@ -36,14 +36,14 @@ pub(super) fn element_access(dtype: DType) -> (&'static str, Ty, u64) {
         DType::I64 => ("s64", Ty::S64, 8),
         DType::I32 => ("s32", Ty::S32, 4),
         DType::I8 | DType::I4 => ("s8", Ty::S32, 1),
-        DType::U8 | DType::Bool => ("u8", Ty::S32, 1),
+        DType::U8 | DType::U4 | DType::Bool => ("u8", Ty::S32, 1),
     }
 }
 
 impl Emit<'_> {
     pub(super) fn space(&self, buf: BufId) -> Res<&'static str> {
         let b = &self.k.bufs[buf];
-        if b.dtype == DType::I4 {
+        if b.dtype.is_packed() {
             return Err(self.fail(&format!("elements of `{}`, which are packed 4-bit integers", b.name)));
         }
         match b.space {
@@ -139,6 +139,7 @@ impl Emit<'_> {
             | DType::I8
             | DType::U8
             | DType::I4
+            | DType::U4
             | DType::Bool => Val::reg(element_access(dtype).1, d.to_string()),
         }
     }
@@ -161,6 +162,7 @@ impl Emit<'_> {
             | DType::I8
             | DType::U8
             | DType::I4
+            | DType::U4
             | DType::Bool => {
                 let x = self.rounded(v, dtype)?;
                 let x = self.to(&x, element_access(dtype).1);

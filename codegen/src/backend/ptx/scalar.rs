@@ -17,7 +17,7 @@ pub(super) fn class(dtype: DType) -> Ty {
         DType::F64 => Ty::F64,
         DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => Ty::F32,
         DType::I64 => Ty::S64,
-        DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::Bool => Ty::S32,
+        DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::Bool => Ty::S32,
     }
 }
 

@@ -141,7 +141,9 @@ impl Emit<'_> {
             d @ (DType::F64 | DType::I64) => {
                 Err(self.fail(&format!("`{}` of {d}, which WGSL does not have", self.k.bufs[buf].name)))
             }
-            DType::I4 => Err(self.fail(&format!("`{}`, which packs 4-bit integers", self.k.bufs[buf].name))),
+            DType::I4 | DType::U4 => {
+                Err(self.fail(&format!("`{}`, which packs 4-bit integers", self.k.bufs[buf].name)))
+            }
             _ => Ok(()),
         }
     }

@@ -352,7 +352,7 @@ impl Emit<'_> {
             DType::F16 => "round_f16",
             DType::F8E4M3 => "round_e4m3",
             DType::F8E5M2 => "round_e5m2",
-            DType::I8 | DType::U8 | DType::I4 => {
+            DType::I8 | DType::U8 | DType::I4 | DType::U4 => {
                 let (lo, hi) = (dtype.min_finite() as i64, dtype.max_finite() as i64);
                 let x = self.to(v, Ty::Int);
                 if x.lo >= lo && x.hi <= hi {

@@ -25,7 +25,7 @@ fn narrow(dtype: DType) -> Option<&'static str> {
         DType::F8E5M2 => Some("e5m2"),
         DType::I8 => Some("i8"),
         DType::U8 | DType::Bool => Some("u8"),
-        DType::F64 | DType::F32 | DType::Tf32 | DType::I64 | DType::I32 | DType::I4 => None,
+        DType::F64 | DType::F32 | DType::Tf32 | DType::I64 | DType::I32 | DType::I4 | DType::U4 => None,
     }
 }
 

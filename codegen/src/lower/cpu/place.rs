@@ -190,7 +190,7 @@ impl Lower<'_> {
             // Values are rounded to the tile's type and held as f32; positions are 64-bit.
             DType::F64 => DType::F64,
             DType::Bool => DType::Bool,
-            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 => DType::I64,
+            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4 => DType::I64,
             DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => DType::F32,
         };
         let mut dims: Vec<E> = Vec::new();

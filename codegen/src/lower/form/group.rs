@@ -137,6 +137,8 @@ impl<'a> Program<'a> {
                 .reads
                 .iter()
                 .filter_map(|(t, _)| in_group(t))
+                // An update in place reads what it writes.
+                .filter(|p| *p != k)
                 .map(|p| match levels[&p] {
                     (level, Role::Carried) => level + 1,
                     (level, Role::Inside | Role::Row) => level,

@@ -21,7 +21,7 @@ pub(super) fn accumulator(dtype: DType) -> DType {
     match dtype {
         DType::F64 | DType::Bool => dtype,
         DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => DType::F32,
-        DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 => DType::I64,
+        DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4 => DType::I64,
     }
 }
 

@@ -140,9 +140,6 @@ impl<'a> Former<'a> {
                     BufferKind::Input
                 }
             };
-            if c.tensors[p].storage != Default::default() {
-                return Err(Unsupported::new(c.tensors[p].span, "packed or block-scaled storage"));
-            }
             f.array(p, kind);
         }
         for output in &c.outputs {

@@ -15,7 +15,7 @@ use crate::ops::{BinaryOp, UnaryOp};
 /// What a caller knows.
 #[derive(Clone, Debug, Default)]
 pub struct Given {
-    /// Shapes of parameters.
+    /// Shapes of parameters as they are stored ([`super::Tensor::stored`]).
     pub shapes: Vec<(TensorId, Vec<u64>)>,
     /// Extents by rank name.
     pub sizes: Vec<(String, u64)>,
@@ -237,7 +237,7 @@ pub fn bind(c: &Cascade, given: &Given) -> Result<Bindings, BindError> {
     for (tensor, dims) in &given.shapes {
         let t = &c.tensors[*tensor];
         if t.dims.len() != dims.len() {
-            let expected = t.dims.iter().map(|d| size_text(c, d)).collect::<Vec<_>>().join(", ");
+            let expected = t.stored().1.iter().map(|d| size_text(c, d)).collect::<Vec<_>>().join(", ");
             let (tensor, expected) = (t.name.clone(), format!("[{expected}]"));
             return Err(BindError::Dimensions { tensor, expected, actual: dims.clone() });
         }
@@ -250,9 +250,11 @@ pub fn bind(c: &Cascade, given: &Given) -> Result<Bindings, BindError> {
     }
     let b = Bindings { extents: known.into_iter().flatten().collect() };
     for (tensor, dims) in &given.shapes {
-        let (t, expected) = (&c.tensors[*tensor], b.dims(c, *tensor)?);
+        let t = &c.tensors[*tensor];
+        let (_, stored) = t.stored();
+        let expected = b.sizes(c, &t.name, &stored)?;
         if let Some(dim) = (0..dims.len()).find(|i| dims[*i] != expected[*i]) {
-            let declared = size_text(c, &t.dims[dim]);
+            let declared = size_text(c, &stored[dim]);
             let (expected, actual) = (expected[dim], dims[dim]);
             return Err(BindError::Extent { tensor: t.name.clone(), dim, declared, expected, actual });
         }
@@ -425,7 +427,7 @@ fn solve_all(c: &Cascade, given: &Given, known: &mut [Option<u64>]) -> Result<()
     loop {
         let mut progress = false;
         for (tensor, dims) in &given.shapes {
-            for (dim, (size, actual)) in c.tensors[*tensor].dims.iter().zip(dims).enumerate() {
+            for (dim, (size, actual)) in c.tensors[*tensor].stored().1.iter().zip(dims).enumerate() {
                 match solve(size, *actual, known) {
                     Solution::Rank(r, n) => {
                         known[r.index()] = Some(n);

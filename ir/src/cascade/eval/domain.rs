@@ -24,7 +24,7 @@ impl Ty {
         match dtype {
             DType::F64 => Ty::F64,
             DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => Ty::F32,
-            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::Bool => Ty::Int,
+            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::Bool => Ty::Int,
         }
     }
 

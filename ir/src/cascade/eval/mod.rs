@@ -105,7 +105,7 @@ impl Elements<f64> {
 }
 
 /// The outputs of `c` in order, in float64 (not rounded to their types). Inputs are the parameters in order; those
-/// with a default may all be left out.
+/// with a default may all be left out. Packed ones are given by their bytes or by their elements, and come as elements.
 ///
 /// ```
 /// use einfall_ir::array::Array;
@@ -377,7 +377,7 @@ fn demandable(c: &Cascade) -> Vec<bool> {
     plain
 }
 
-/// The inputs in parameter order, defaults filled, checked against the declarations.
+/// The inputs in parameter order, defaults filled, unpacked, checked against the declarations.
 fn prepare(c: &Cascade, b: &Bindings, inputs: &[Array]) -> Result<Vec<Array>, EvalError> {
     let open = |id: &TensorId| c.tensors[*id].default.is_none();
     let given: Vec<Option<Array>> = if inputs.len() == c.params.len() {
@@ -388,10 +388,21 @@ fn prepare(c: &Cascade, b: &Bindings, inputs: &[Array]) -> Result<Vec<Array>, Ev
     } else {
         return Err(EvalError::InputCount { expected: c.params.len(), actual: inputs.len() });
     };
-    let arrays = fill_defaults(c, b, &given)?;
+    let mut arrays = fill_defaults(c, b, &given)?;
     let mut scalars = Vec::new();
-    for (id, a) in c.params.iter().zip(&arrays) {
+    for (id, a) in c.params.iter().zip(&mut arrays) {
         let (t, dims) = (&c.tensors[*id], b.dims(c, *id)?);
+        if let (Some(order), Some(last)) = (t.storage.packing, dims.last())
+            && a.dtype == DType::U8
+        {
+            match a.unpacked(t.dtype, order, *last) {
+                Some(elements) => *a = elements,
+                None => {
+                    let expected = b.sizes(c, &t.name, &t.stored().1)?;
+                    return Err(EvalError::InputShape { tensor: t.name.clone(), expected, actual: a.dims.clone() });
+                }
+            }
+        }
         if a.dtype != t.dtype {
             return Err(EvalError::InputType { tensor: t.name.clone(), expected: t.dtype, actual: a.dtype });
         }

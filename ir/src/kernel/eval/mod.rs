@@ -202,6 +202,7 @@ fn round(dtype: DType, x: f64) -> f64 {
         | DType::I8
         | DType::U8
         | DType::I4
+        | DType::U4
         | DType::Bool => dtype.round(x),
     }
 }

@@ -17,7 +17,7 @@ impl<'a> Emit<'a> {
             DType::F64 => Ty::F64,
             DType::I64 | DType::I32 | DType::I8 | DType::U8 => Ty::Int,
             DType::Bool => Ty::Bool,
-            DType::Tf32 | DType::I4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
+            DType::Tf32 | DType::I4 | DType::U4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
         })
     }
 
@@ -30,7 +30,7 @@ impl<'a> Emit<'a> {
             DType::F16 => ("half", 2),
             DType::I64 => ("i64", 8),
             DType::I32 => ("i32", 4),
-            DType::I8 | DType::U8 | DType::Bool | DType::F8E4M3 | DType::F8E5M2 | DType::I4 => ("i8", 1),
+            DType::I8 | DType::U8 | DType::Bool | DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::U4 => ("i8", 1),
         }
     }
 
@@ -76,7 +76,7 @@ impl<'a> Emit<'a> {
                 let v = Lanes::new(&mut self.t, vector, self.isa.scalef).f8_value(&s, F8::of(d));
                 raw(v)
             }
-            DType::I4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
+            DType::I4 | DType::U4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
         })
     }
 
@@ -114,7 +114,7 @@ impl<'a> Emit<'a> {
                 self.t.def(&format!("zext {b} {s} to {to}"))
             }
             DType::F8E4M3 | DType::F8E5M2 => Lanes::new(&mut self.t, vector, self.isa.scalef).f8_bits(&s, F8::of(d)),
-            DType::I4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
+            DType::I4 | DType::U4 => return Err(self.unsupported(&format!("arrays of type {d}"))),
         })
     }
 

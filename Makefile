@@ -23,7 +23,7 @@ test: llvm model ptxas web swiftshader
 	$(CARGO) test --workspace --doc
 
 # Crates compiled ahead of time, built as a user would: minutes, and not among `make test` yet.
-test-aot: llvm
+test-aot: llvm ptxas
 	$(CARGO) fetch --locked --manifest-path examples/aot/Cargo.toml
 	$(CARGO) test --features aot-tests --test aot
 

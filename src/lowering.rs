@@ -56,6 +56,8 @@ pub enum Error {
     Table(String),
     /// A variable of the environment with a value that does not fit.
     Environment(String),
+    /// NVIDIA's assembler, which machine code ahead of time is made by, does not take the PTX.
+    Assembler(String),
     /// LLVM, arrays, threads.
     Runtime(einfall_runtime::Error),
 }
@@ -69,7 +71,9 @@ impl std::fmt::Display for Error {
             }
             Error::Internal(what) => write!(f, "a fault of the compiler: {what}"),
             Error::Bind(e) => e.fmt(f),
-            Error::Size(what) | Error::Table(what) | Error::Environment(what) => f.write_str(what),
+            Error::Size(what) | Error::Table(what) | Error::Environment(what) | Error::Assembler(what) => {
+                f.write_str(what)
+            }
             Error::Runtime(e) => e.fmt(f),
         }
     }
@@ -80,9 +84,12 @@ impl std::error::Error for Error {
         match self {
             Error::Runtime(e) => Some(e),
             Error::Bind(e) => Some(e),
-            Error::Refused { .. } | Error::Internal(_) | Error::Size(_) | Error::Table(_) | Error::Environment(_) => {
-                None
-            }
+            Error::Refused { .. }
+            | Error::Internal(_)
+            | Error::Size(_)
+            | Error::Table(_)
+            | Error::Environment(_)
+            | Error::Assembler(_) => None,
         }
     }
 }

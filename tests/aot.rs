@@ -25,12 +25,18 @@ fn target() -> PathBuf {
     root().join("target/aot")
 }
 
+/// NVIDIA's assembler, which `make ptxas` brings.
+fn ptxas() -> PathBuf {
+    let found = root().ancestors().map(|d| d.join("target/ptxas/nvidia/cu13/bin/ptxas")).find(|p| p.exists());
+    found.expect("`make ptxas` was run")
+}
+
 /// Cargo lets one build at a time into the target folder.
 fn build(folder: &Path) -> Output {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--release", "--offline", "--color=never"]).current_dir(folder);
-    command.env("CARGO_TARGET_DIR", target()).output().expect("cargo runs")
+    command.env("CARGO_TARGET_DIR", target()).env("EINFALL_PTXAS", ptxas()).output().expect("cargo runs")
 }
 
 fn built(folder: &Path) -> String {
@@ -116,6 +122,9 @@ fn the_example_computes_and_holds_no_compiler() {
     let holds = |what: &str| bytes.windows(what.len()).any(|w| w == what.as_bytes());
     // The kernels are there, and PTX for both architectures.
     assert!(holds(".target sm_80") && holds(".target sm_90a"));
+    // Machine code of both cascades for both: ELF files for CUDA, machine 190.
+    let cubins = bytes.windows(20).filter(|w| w[..4] == *b"\x7fELF" && w[18..] == [190, 0]).count();
+    assert_eq!(cubins, 4, "of {} bytes", bytes.len());
     // What LLVM-C is called by, what it is found by, and what passes and the language's parser say.
     for what in ["LLVMContextCreate", "LLVMOrc", "libLLVM", "form-kernels", "fold-exponents", "E0101"] {
         assert!(!holds(what), "the program holds `{what}`");
@@ -170,7 +179,7 @@ fn a_new_crate_builds_computes_and_says_what_is_wrong() {
     assert!(line.contains("kernels/softmax.ein:8:23: E0230") && line.contains("`t`"), "{said}");
 
     // Types are checked by rustc: an array of another element type.
-    std::fs::write(&kernel, text.replace("x: f32", "x: f64")).unwrap();
+    std::fs::write(&kernel, text.replace("x: f32", "x: f16")).unwrap();
     let output = build(&folder);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -204,12 +213,19 @@ fn compiled_artefacts_serve_c() {
         .arg(&file)
         .args(["--target", "x86-64-v3,aarch64,sm_80", "--static", "E=64,F=64", "--out"])
         .arg(&out)
+        .arg("--ptxas")
+        .arg(ptxas())
         .output()
         .unwrap();
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    for name in
-        ["attend.sm_80.ptx", "attend.aarch64.o", "attend.x86-64-v3.artifact", "einfall.rs", "libeinfall_kernels.a"]
-    {
+    for name in [
+        "attend.sm_80.ptx",
+        "attend.sm_80.cubin",
+        "attend.aarch64.o",
+        "attend.x86-64-v3.artifact",
+        "einfall.rs",
+        "libeinfall_kernels.a",
+    ] {
         assert!(out.join(name).exists(), "{name} is missing");
     }
     let artifact = std::fs::read(out.join("attend.sm_80.artifact")).unwrap();

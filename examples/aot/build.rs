@@ -10,5 +10,6 @@ fn main() {
         .fix("E", 64)
         .fix("F", 64)
         .targets(&targets.map(Target::named))
+        .cubins()
         .emit();
 }

@@ -15,6 +15,7 @@ use einfall_ir::target::DataSheet;
 use einfall_runtime::Level;
 use einfall_runtime::llvm::{Llvm, Passes, TargetOptions};
 
+use super::assembler::Assembler;
 use crate::lowering::{
     CompileOptions, Error, compile_ptx, compile_wgsl, gpu_plan, lower, plan, unmapped, unprintable, wgsl_plan,
     with_statics,
@@ -73,6 +74,8 @@ pub struct Settings {
     pub triple: Option<String>,
     /// What the symbols of kernels begin with, so that crates of one program differ.
     pub prefix: String,
+    /// What makes machine code of PTX; none: the driver does when a program loads it.
+    pub assembler: Option<Assembler>,
 }
 
 /// The code of a cascade for one target.
@@ -84,6 +87,8 @@ pub struct Piece {
     pub artifact: Artifact,
     /// The relocatable object with its functions, for processors.
     pub object: Option<Vec<u8>>,
+    /// Machine code of its PTX, where there is an assembler.
+    pub cubin: Option<Vec<u8>>,
 }
 
 /// A compiled cascade.
@@ -99,7 +104,8 @@ pub struct Product {
 ///
 /// # Errors
 /// [`Error::Refused`] where something has no lowering, [`Error::Size`] for a rank that is not there, [`Error::Runtime`]
-/// where LLVM refuses, [`Error::Internal`] where a target needs LLVM and none is given.
+/// where LLVM refuses, [`Error::Assembler`] where NVIDIA's assembler does, [`Error::Internal`] where a target needs LLVM and
+/// none is given.
 pub fn compile(
     cascade: &Cascade,
     targets: &[Target],
@@ -117,7 +123,11 @@ pub fn compile(
             Target::Cuda(arch) => (for_gpu(&cascade, arch, settings)?, None),
             Target::Wgsl => (for_webgpu(&cascade, settings)?, None),
         };
-        Ok(Piece { target: *target, artifact: artifact.with_formulas(&cascade), object })
+        let cubin = match (&artifact.code, &settings.assembler) {
+            (Code::Ptx { text, arch }, Some(a)) => Some(a.assemble(text, arch).map_err(Error::Assembler)?),
+            (Code::Ptx { .. } | Code::LlvmIr(_) | Code::Object(_) | Code::Linked | Code::Wgsl { .. }, _) => None,
+        };
+        Ok(Piece { target: *target, artifact: artifact.with_formulas(&cascade), object, cubin })
     });
     let pieces = pieces.collect::<Result<_, Error>>()?;
     Ok(Product { pieces, cascade })

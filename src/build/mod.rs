@@ -14,6 +14,7 @@
 //! [`Options::from_env`](crate::Options::from_env) alone read the environment, here what cargo sets for build scripts; (2)
 //! the output is a function of the files and the settings; (3) no network and no device is asked.
 
+mod assembler;
 mod compile;
 mod header;
 mod manifest;
@@ -30,6 +31,7 @@ use einfall_runtime::llvm::{Llvm, LoadOptions};
 
 use crate::lowering::{CompileOptions, Error};
 
+pub use assembler::Assembler;
 pub use compile::{Piece, Product, Settings, Target, compile};
 pub use header::header;
 pub use manifest::manifest;
@@ -146,7 +148,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Writes everything about products into a folder, each file whole: artifacts, PTX, shaders and then their manifests, the
+/// Writes everything about products into a folder, each file whole: artifacts, PTX, cubins, shaders and then their manifests, the
 /// Rust module; the objects' paths are returned.
 ///
 /// # Errors
@@ -169,6 +171,9 @@ pub fn write(products: &[Product], folder: &Path) -> Result<Vec<PathBuf>, Failur
             match &piece.artifact.code {
                 Code::Ptx { text, .. } => {
                     put(&name("ptx"), text.as_bytes())?;
+                    if let Some(cubin) = &piece.cubin {
+                        put(&name("cubin"), cubin)?;
+                    }
                 }
                 Code::Wgsl { modules } => {
                     let shader = |l: &Launch| format!("{}.{}.wgsl", product.cascade.name, l.symbol);
@@ -217,6 +222,8 @@ pub struct Kernels {
     tables: Vec<PathBuf>,
     options: CompileOptions,
     llvm: Option<PathBuf>,
+    cubins: bool,
+    ptxas: Option<PathBuf>,
 }
 
 impl Target {
@@ -273,6 +280,20 @@ impl Kernels {
         self
     }
 
+    /// Machine code beside the PTX of GPUs, so that the driver need not assemble it at a program's first start: by the file
+    /// that the variable `EINFALL_PTXAS` names, else by the `ptxas` on the `PATH`. Where there is none a warning of the build
+    /// says so, and programs hold PTX alone, as without this. A card for which the machine code is not made takes the PTX.
+    pub fn cubins(mut self) -> Kernels {
+        self.cubins = true;
+        self
+    }
+
+    /// As [`Kernels::cubins`], by this `ptxas`; that there is none is an error.
+    pub fn ptxas(mut self, path: impl Into<PathBuf>) -> Kernels {
+        self.ptxas = Some(path.into());
+        self.cubins()
+    }
+
     /// Compiles, writes the module and the library to `OUT_DIR`, and tells cargo what to link and when to run again.
     /// What is wrong becomes errors of the build, and the process ends.
     pub fn emit(self) {
@@ -285,6 +306,24 @@ impl Kernels {
                 failure.lines.iter().for_each(|line| println!("cargo::error={}", line.replace('\n', " ")));
                 eprintln!("{}", failure.rendered);
                 std::process::exit(1);
+            }
+        }
+    }
+
+    /// NVIDIA's assembler, where machine code is asked for and there is one; what cargo is told of it.
+    fn assembler(&self, gpus: bool, lines: &mut Vec<String>) -> Result<Option<Assembler>, Failure> {
+        if !(self.cubins && gpus) {
+            return Ok(None);
+        }
+        lines.push("cargo::rerun-if-env-changed=EINFALL_PTXAS".to_owned());
+        let named = self.ptxas.clone().or_else(|| std::env::var_os("EINFALL_PTXAS").map(PathBuf::from));
+        lines.extend(named.iter().map(|path| format!("cargo::rerun-if-changed={}", path.display())));
+        match (Assembler::find(named.as_deref()), &named) {
+            (Ok(assembler), _) => Ok(Some(assembler)),
+            (Err(why), Some(_)) => Err(Failure::plain(why)),
+            (Err(why), None) => {
+                lines.push(format!("cargo::warning=no cubins, PTX alone, which drivers assemble: {why}"));
+                Ok(None)
             }
         }
     }
@@ -315,13 +354,15 @@ impl Kernels {
         let load = || Llvm::load(&LoadOptions { path: self.llvm.clone(), ..LoadOptions::default() });
         let llvm = targets.iter().any(|t| t.needs_llvm()).then(load);
         let llvm = llvm.transpose().map_err(|e| Failure::plain(e.to_string()))?;
+        let assembler = self.assembler(targets.iter().any(|t| matches!(t, Target::Cuda(_))), &mut lines)?;
         let mut products: Vec<Product> = Vec::new();
         for path in &self.files {
             lines.push(format!("cargo::rerun-if-changed={}", path.display()));
             let (_, _, warnings) = read(path)?;
             lines.extend(warnings.iter().map(|w| format!("cargo::warning={}", w.replace('\n', " "))));
             let (options, prefix) = (self.options.clone(), format!("einfall_{package}"));
-            let settings = Settings { options, tables: tables.clone(), triple: Some(triple.clone()), prefix };
+            let (tables, triple, assembler) = (tables.clone(), Some(triple.clone()), assembler.clone());
+            let settings = Settings { options, tables, triple, prefix, assembler };
             for product in compile_file(path, &targets, &settings, llvm.as_ref())? {
                 let name = &product.cascade.name;
                 if products.iter().any(|p| p.cascade.name == *name) {

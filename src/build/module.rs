@@ -128,7 +128,14 @@ fn typed(product: &Product) -> Result<String, Diagnostic> {
     for piece in &product.pieces {
         let Target::Cuda(arch) = piece.target else { continue };
         let file = file_name(c, piece.target, "artifact");
-        let _ = writeln!(text, "            {AOT}::Ptx {{ arch: {arch:?}, artifact: include_bytes!({file:?}) }},");
+        let cubin = match piece.cubin {
+            Some(_) => format!("Some(include_bytes!({:?}))", file_name(c, piece.target, "cubin")),
+            None => "None".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "            {AOT}::Ptx {{ arch: {arch:?}, artifact: include_bytes!({file:?}), cubin: {cubin} }},"
+        );
     }
     text += "        ],\n    )\n};\n";
     Ok(text)

@@ -76,6 +76,44 @@ fn settings_decide_and_the_machine_does_not() {
     );
 }
 
+/// Machine code is what NVIDIA's assembler makes of the PTX, and the module includes it. Without an assembler there is none.
+#[test]
+fn cubins_stand_beside_ptx() {
+    let wrong = Assembler::find(Some(Path::new("no/such/ptxas"))).unwrap_err();
+    assert!(wrong.contains("no/such/ptxas") && wrong.contains("EINFALL_PTXAS"), "{wrong}");
+    assert!(Assembler::find(Some(Path::new("cat"))).unwrap_err().contains("it is no ptxas"));
+
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let found = here.ancestors().map(|d| d.join("target/ptxas/nvidia/cu13/bin/ptxas")).find(|p| p.exists());
+    let assembler = Assembler::find(found.as_deref()).expect("`make ptxas` was run");
+    assert!(assembler.version().contains("release"), "{}", assembler.version());
+    assert!(assembler.assemble("this is no PTX", "sm_80").unwrap_err().contains("refuses"));
+    let module_of = |assembler: Option<Assembler>| {
+        let settings = Settings { prefix: "einfall_test".to_owned(), assembler, ..Settings::default() };
+        let cascade = cascade::parse(TEXT).unwrap().cascades.remove(0);
+        let targets = [Target::named("sm_80"), Target::named("sm_90a")];
+        let products = [compile(&cascade, &targets, &settings, None).unwrap()];
+        let folder = tempfile::tempdir().unwrap();
+        write(&products, folder.path()).unwrap();
+        for piece in &products[0].pieces {
+            let file = folder.path().join(file_name(&products[0].cascade, piece.target, "cubin"));
+            assert_eq!(std::fs::read(file).ok(), piece.cubin);
+            let Some(cubin) = &piece.cubin else { continue };
+            // An ELF file for CUDA, machine 190, with a symbol for each kernel.
+            assert_eq!((&cubin[..4], &cubin[18..20]), (&b"\x7fELF"[..], &[190, 0][..]));
+            let symbols = piece.artifact.launches.iter().map(|l| l.symbol.as_bytes());
+            assert!(symbols.into_iter().all(|s| cubin.windows(s.len()).any(|w| w == s)));
+        }
+        module(&products).unwrap()
+    };
+    for arch in ["sm_80", "sm_90a"] {
+        let included = format!("cubin: Some(include_bytes!(\"times.{arch}.cubin\"))");
+        assert!(module_of(Some(assembler.clone())).contains(&included));
+    }
+    let without = module_of(None);
+    assert!(without.contains("cubin: None") && !without.contains(".cubin\""), "{without}");
+}
+
 #[cfg(unix)]
 #[test]
 fn links_stay_and_what_is_no_file_is_written_to() {

@@ -14,7 +14,7 @@ use super::text::write_whole;
 #[derive(clap::Args)]
 #[command(
     after_help = "Written for each cascade and target: NAME.TARGET.artifact (how to launch it), and NAME.TARGET.o or \
-NAME.TARGET.ptx, or NAME.wgsl.json (a manifest) and NAME.KERNEL.wgsl; for all of them einfall.h (C functions), einfall.rs (Rust functions; einfall::include_kernels!) and \
+NAME.TARGET.ptx (and .cubin), or NAME.wgsl.json (a manifest) and NAME.KERNEL.wgsl; for all of them einfall.h (C functions), einfall.rs (Rust functions; einfall::include_kernels!) and \
 libeinfall_kernels.a.\n\nExample:\n  einfall compile softmax.ein --target x86-64-v3,x86-64-v4,sm_80 --out kernels"
 )]
 pub struct CompileArgs {
@@ -39,6 +39,9 @@ pub struct CompileArgs {
     /// The triple that objects are made for, where it is not Linux with the GNU C library
     #[arg(long, value_name = "TRIPLE")]
     triple: Option<String>,
+    /// NVIDIA's assembler: cubins are written beside PTX
+    #[arg(long, value_name = "FILE")]
+    ptxas: Option<PathBuf>,
 }
 
 fn target(name: &str) -> Result<Target, String> {
@@ -59,7 +62,10 @@ pub fn compile(args: &CompileArgs) -> Result<(), Failure> {
     let llvm = Options::from_env().map_err(Failure::usage)?.llvm;
     let load = || Llvm::load(&LoadOptions { path: llvm, ..LoadOptions::default() });
     let llvm = args.targets.iter().any(|t| t.needs_llvm()).then(load).transpose().map_err(Failure::machine)?;
-    let settings = Settings { options, tables, triple: args.triple.clone(), prefix: "einfall".to_owned() };
+    let assembler =
+        args.ptxas.as_deref().map(|p| build::Assembler::find(Some(p))).transpose().map_err(Failure::Machine)?;
+    let (triple, prefix) = (args.triple.clone(), "einfall".to_owned());
+    let settings = Settings { options, tables, triple, prefix, assembler };
     let mut products: Vec<build::Product> = Vec::new();
     for path in &args.files {
         for product in build::compile_file(path, &args.targets, &settings, llvm.as_ref()).map_err(failed)? {

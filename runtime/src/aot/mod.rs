@@ -2,7 +2,7 @@
 //!
 //! `einfall::build` writes a [`Kernel`] and a typed function for every cascade. Invariants: (1) code of a [`Level`] runs
 //! only where [`Level::detected`] says so, the highest level first; (2) nothing is loaded or generated at run time but
-//! PTX, which the driver assembles; (3) what a launch checks is what it checks of kernels compiled at run time.
+//! PTX, which the driver assembles, or its machine code; (3) what a launch checks is what it checks of kernels compiled at run time.
 
 mod shape;
 
@@ -34,13 +34,15 @@ pub struct Linked {
     pub functions: &'static [KernelFn],
 }
 
-/// PTX of a cascade.
+/// PTX of a cascade, and machine code of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Ptx {
     /// What it is assembled for: `sm_80`, which later devices run as well, or `sm_90a`, which runs on Hopper alone.
     pub arch: &'static str,
     /// [`Artifact::to_bytes`], with [`Code::Ptx`].
     pub artifact: &'static [u8],
+    /// What NVIDIA's assembler made of it for `arch`; none: the driver assembles.
+    pub cubin: Option<&'static [u8]>,
 }
 
 /// A cascade compiled ahead of time.
@@ -165,7 +167,8 @@ impl Kernel {
         }
     }
 
-    /// Loads the cascade's PTX on a GPU: its own architecture's, else what the device runs as well.
+    /// Loads the cascade's PTX on a GPU: its own architecture's, else what the device runs as well; as machine code where
+    /// there is some for the device.
     ///
     /// # Errors
     /// [`Error::Level`] where no PTX is for the device, [`Error::Cuda`] where the driver refuses it.
@@ -183,8 +186,9 @@ impl Kernel {
             return Err(Error::Level { name: self.name.to_owned(), levels });
         };
         let artifact = self.read(ptx.artifact)?;
-        // SAFETY: whoever made the kernel vouches for its PTX.
-        unsafe { engine.load(artifact) }
+        let cubin = ptx.cubin.filter(|_| engine.gpu().runs_code(ptx.arch));
+        // SAFETY: whoever made the kernel vouches for its PTX, and for the machine code as made of it.
+        unsafe { engine.load_assembled(artifact, cubin) }
     }
 }
 

@@ -91,6 +91,29 @@ impl Code {
         Ok(code)
     }
 
+    /// The code of an artifact as machine code; none where the driver does not take it, which the log is told.
+    ///
+    /// # Safety
+    /// The image is whole and was made of the artifact's PTX by NVIDIA's assembler.
+    pub(super) unsafe fn of_image(shared: &Shared, artifact: &Artifact, image: &[u8]) -> Option<Code> {
+        let made = || -> Result<Loaded, Error> {
+            // SAFETY: the caller's promise.
+            let module = unsafe { Module::load(&shared.context, image)? };
+            let functions =
+                artifact.launches.iter().map(|l| shared.function(&module, l)).collect::<Result<_, Error>>()?;
+            Ok(Loaded { module: Arc::new(module), log: String::new(), functions })
+        };
+        let loaded = made()
+            .inspect_err(
+                |error| tracing::warn!(%error, name = artifact.name, "machine code is not taken; its PTX is assembled"),
+            )
+            .ok()?;
+        let launches: Vec<usize> = (0..artifact.launches.len()).collect();
+        let places = launches.iter().map(|l| (0, *l)).collect();
+        let part = Part { text: String::new(), launches, loaded: OnceLock::from(loaded), turn: Mutex::new(()) };
+        Some(Code { name: artifact.name.clone(), arch: String::new(), parts: vec![part], places })
+    }
+
     /// The function of a launch and the module that holds it, assembled now if it never was.
     pub(super) fn function(
         &self,

@@ -162,10 +162,25 @@ impl Engine {
     /// tasks touch only the arrays and slots of their launch, only inside their extents. Code generation makes such
     /// artifacts.
     pub unsafe fn load(&self, artifact: Artifact) -> Result<Arc<Executable>, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.load_assembled(artifact, None) }
+    }
+
+    /// As [`Engine::load`], with machine code (a cubin) of the whole artifact's PTX: nothing is assembled. One that the driver
+    /// does not take, because a later toolkit made it, is passed over with a warning.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    ///
+    /// # Safety
+    /// As [`Engine::load`], and the machine code is whole and was made of the artifact's PTX by NVIDIA's assembler.
+    pub unsafe fn load_assembled(&self, artifact: Artifact, cubin: Option<&[u8]>) -> Result<Arc<Executable>, Error> {
         let _span = tracing::debug_span!("load", cascade = artifact.name).entered();
         program::check(&artifact)?;
         check_launches(&artifact)?;
-        let code = Code::new(&self.shared, &artifact)?;
+        // SAFETY: the caller's promise.
+        let assembled = cubin.and_then(|image| unsafe { Code::of_image(&self.shared, &artifact, image) });
+        let code = assembled.map_or_else(|| Code::new(&self.shared, &artifact), Ok)?;
         let code = Modules { code, shared: Arc::clone(&self.shared) };
         Ok(Arc::new(Executable { code, program: Program::new(artifact) }))
     }

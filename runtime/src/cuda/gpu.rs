@@ -51,6 +51,12 @@ impl Gpu {
         let own = 10 * self.capability.0 + self.capability.1;
         if exact { own == number } else { own >= number }
     }
+
+    /// Whether it runs machine code of an architecture, which unlike PTX serves no later major version.
+    pub fn runs_code(&self, arch: &str) -> bool {
+        let number = arch.strip_prefix("sm_").and_then(|n| n.trim_end_matches('a').parse::<u32>().ok());
+        self.runs(arch) && number.is_some_and(|n| n / 10 == self.capability.0)
+    }
 }
 
 /// Every GPU of this machine.
@@ -175,6 +181,8 @@ pub(super) mod tests {
         let gpu = h200();
         assert!(["sm_90a", "sm_90", "sm_80"].iter().all(|a| gpu.runs(a)));
         assert!(!["sm_80a", "sm_100", "sm_100a", "sm_x", "cpu"].iter().any(|a| gpu.runs(a)));
+        assert!(["sm_90a", "sm_90"].iter().all(|a| gpu.runs_code(a)));
+        assert!(!["sm_80", "sm_86", "sm_100", "sm_x"].iter().any(|a| gpu.runs_code(a)));
         assert!((gpu.bandwidth() / 4.917e12 - 1.0).abs() < 1e-3);
     }
 

@@ -7,7 +7,7 @@ MODEL ?= target/model
 PTXAS ?= target/ptxas
 MDBOOK ?= target/mdbook
 
-.PHONY: run test test-aot lint book public-api features package fuzz model llvm ptxas vulkan web swiftshader page benchmarks
+.PHONY: run test test-aot cubecl lint book public-api features package fuzz model llvm ptxas vulkan web swiftshader page benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -26,6 +26,13 @@ test: llvm model ptxas web swiftshader
 test-aot: llvm ptxas
 	$(CARGO) fetch --locked --manifest-path examples/aot/Cargo.toml
 	$(CARGO) test --features aot-tests --test aot
+
+# The adapter for cubecl and Burn, with its example: some hundred crates, a workspace of its own. Its tests say that they
+# are skipped where there is no lavapipe.
+cubecl: vulkan
+	$(CARGO) test --manifest-path adapters/cubecl/Cargo.toml --target-dir target/cubecl
+	$(CARGO) clippy --manifest-path adapters/cubecl/Cargo.toml --target-dir target/cubecl --all-targets -- -D warnings
+	$(CARGO) run --manifest-path adapters/cubecl/Cargo.toml --target-dir target/cubecl --example attention -- 64 cpu
 
 lint:
 	$(CARGO) fmt --all --check

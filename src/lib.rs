@@ -48,6 +48,8 @@ mod lowering;
 mod options;
 #[cfg(feature = "cpu")]
 mod plans;
+#[cfg(feature = "shaders")]
+pub mod shaders;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing here loads or runs code.
 
-#[cfg(any(feature = "build", feature = "cpu"))]
+#[cfg(any(feature = "build", feature = "cpu", feature = "shaders"))]
 use einfall_autotune::{
     table::{Table, fingerprint},
     tune,
@@ -139,7 +139,7 @@ pub struct CompileOptions {
     pub sizes: Vec<(String, u64)>,
 }
 
-#[cfg(any(feature = "build", feature = "cpu"))]
+#[cfg(any(feature = "build", feature = "cpu", feature = "shaders"))]
 impl CompileOptions {
     /// The mapping for a plan: the one given, else `table`'s for the sizes, else what `model` chooses.
     pub(crate) fn choose(&self, plan: &Plan, table: &Table, model: impl FnOnce(Option<&[u64]>) -> Mapping) -> Mapping {

@@ -12,13 +12,14 @@ use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
 use einfall_runtime::HostArray;
-use einfall_runtime::wgpu::{Adapter, Arguments, EngineOptions, Prepared, Shaders};
+use einfall_runtime::wgpu::{Arguments, EngineOptions, Prepared, Shaders};
 
 use crate::device;
 use crate::engine::split;
 use crate::lowering::{CompileOptions, Error, with_statics};
 
 pub use crate::lowering::{compile_wgsl, wgsl_plan};
+pub use crate::shaders::data_sheet;
 
 /// Compiles cascades and plans for one adapter and runs them there. Shared by many threads.
 #[derive(Clone, Debug)]
@@ -81,30 +82,6 @@ impl Engine {
         let executable = unsafe { self.runtime.load(artifact)? };
         Ok(Kernel { cascade: None, plan: plan.clone(), mapping: mapping.clone(), executable })
     }
-}
-
-/// The data sheet of an adapter: the built-in one of its maker, with the adapter's own limits.
-pub fn data_sheet(adapter: &Adapter) -> DataSheet {
-    let name = format!("{} {}", adapter.name, adapter.driver).to_lowercase();
-    let kinds: [(&[&str], &str); 5] = [
-        (&["llvmpipe", "lavapipe", "swiftshader"], "lavapipe"),
-        (&["nvidia", "geforce", "tesla"], "webgpu-nvidia"),
-        (&["amd", "radeon", "radv"], "webgpu-amd"),
-        (&["intel"], "webgpu-intel"),
-        (&["apple"], "webgpu-apple"),
-    ];
-    let kind = kinds.iter().find(|(words, _)| words.iter().any(|w| name.contains(w))).map_or("webgpu", |k| k.1);
-    let mut sheet = DataSheet::named(kind).expect("a built-in sheet");
-    if let Some(g) = &mut sheet.gpu {
-        g.shared_per_task = adapter.workgroup_bytes;
-        g.threads_per_task = adapter.invocations;
-    }
-    if let Some(w) = &mut sheet.webgpu {
-        w.subgroup = if w.subgroup > 1 { u64::from(adapter.subgroup.0).max(1) } else { 1 };
-        w.storage_buffers = adapter.storage_buffers;
-        w.binding_bytes = adapter.binding_bytes;
-    }
-    sheet
 }
 
 /// A cascade or plan compiled for an adapter.

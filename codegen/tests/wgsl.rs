@@ -120,6 +120,48 @@ fn tint_is_told_of_subgroups_and_naga_is_not() {
     assert!(modules.iter().all(|m| m.subgroup == 1 && m.text.contains("subgroup") && !m.text.contains("enable")));
 }
 
+/// In memory of another run time arrays come first, all writable, then the words; every binding is used, so that a layout
+/// can be derived; what is computed is the same.
+#[test]
+fn pooled_bindings_are_arrays_then_words_and_all_are_used() {
+    use naga::valid::{Capabilities, GlobalUse, ValidationFlags, Validator};
+    let sheet = DataSheet::named("webgpu").expect("a sheet");
+    let target = Target::of(&sheet).expect("an adapter");
+    let (mut taken, mut wordless) = (0, 0);
+    for (name, c) in library() {
+        let Ok(own) = compiled(&c, &sheet, &target) else { continue };
+        let pooled = compiled(&c, &sheet, &target.clone().pooled()).expect("what has WGSL has it for both");
+        let (Code::Wgsl { modules: own }, Code::Wgsl { modules }) = (&own.code, &pooled.code) else {
+            panic!("no WGSL")
+        };
+        for ((m, own), launch) in modules.iter().zip(own).zip(&pooled.launches) {
+            let from = |text: &str| text[text.find("@compute").expect("an entry")..].to_owned();
+            assert_eq!(from(&m.text), from(&own.text), "{name}");
+            let module = naga::front::wgsl::parse_str(&m.text).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+            let info = Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module).expect("valid");
+            let bases = launch.slots.iter().filter(|s| matches!(s, Slot::Base(_))).count();
+            let mut bound: Vec<(u32, bool)> = Vec::new();
+            for (id, variable) in module.global_variables.iter() {
+                let Some(place) = &variable.binding else { continue };
+                assert_ne!(info.get_entry_point(0)[id], GlobalUse::empty(), "{name}: {variable:?}");
+                let writable = naga::StorageAccess::LOAD | naga::StorageAccess::STORE;
+                let array = match variable.space {
+                    naga::AddressSpace::Storage { access } => access == writable,
+                    _ => false,
+                };
+                bound.push((place.binding, array));
+            }
+            bound.sort_unstable();
+            let words = launch.slots.len() > bases;
+            let expected = (0..bases as u32 + u32::from(words)).map(|i| (i, i < bases as u32));
+            assert_eq!(bound, expected.collect::<Vec<_>>(), "{name}:\n{}", m.text);
+            (taken, wordless) = (taken + 1, wordless + usize::from(!words));
+        }
+    }
+    assert!(taken > 80, "{taken}");
+    println!("{taken} modules, {wordless} without words");
+}
+
 fn one(text: &str) -> Cascade {
     parse(text).expect("parses").cascades.remove(0)
 }

@@ -17,7 +17,7 @@ pub use bytes::BytesError;
 pub use formula::{Fact, Formula, FormulaError, Leaf};
 
 /// Version of the calling conventions, of this contract and of its form in bytes; part of every cache key.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// A plan compiled for one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,11 +128,24 @@ pub enum Code {
     },
 }
 
+/// Where a module's arrays and words are bound, all in group 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Bindings {
+    /// The words are a uniform buffer at binding 0, arrays storage buffers from 1 on, `read` where a kernel only reads them.
+    Own,
+    /// For memory that another run time hands out: arrays are storage buffers from 0 on, all `read_write`, since several
+    /// may lie in one buffer; where there are words, they are a uniform buffer after the last array. Every binding is used,
+    /// so that a layout can be derived from the module.
+    Pooled,
+}
+
 /// The module of one kernel, whose entry is the launch's symbol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WgslModule {
     /// Its text.
     pub text: String,
+    /// Where arrays and words are bound.
+    pub bindings: Bindings,
     /// Of every array, in the order of bindings, whether the kernel writes it.
     pub written: Vec<bool>,
     /// Consecutive invocations that its subgroup operations take for one subgroup; 1: it has none.

@@ -16,7 +16,7 @@ use einfall_ir::dtype::DType;
 use einfall_ir::tile::{Buffer, BufferId, BufferKind};
 
 /// The arrays of one launch on a device that holds them as `A`, by name. Scalars travel by value.
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg(any(feature = "cuda", feature = "shaders"))]
 #[derive(Clone, Debug)]
 pub struct DeviceArguments<'a, A> {
     pub(crate) inputs: Vec<(&'a str, A)>,
@@ -24,14 +24,14 @@ pub struct DeviceArguments<'a, A> {
     pub(crate) scalars: Vec<(&'a str, f64)>,
 }
 
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg(any(feature = "cuda", feature = "shaders"))]
 impl<A> Default for DeviceArguments<'_, A> {
     fn default() -> Self {
         DeviceArguments { inputs: Vec::new(), outputs: Vec::new(), scalars: Vec::new() }
     }
 }
 
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg(any(feature = "cuda", feature = "shaders"))]
 impl<'a, A: Clone> DeviceArguments<'a, A> {
     /// None yet.
     pub fn new() -> Self {
@@ -69,6 +69,7 @@ impl<'a, A: Clone> DeviceArguments<'a, A> {
     /// Of arrays on the host: `array` makes a parameter's on the device (`true`: one that is written, full of NaNs),
     /// `copy` fills it. Also the arrays that hold the results, in the cascade's order; those updated in place are filled
     /// from `inputs`.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub(crate) fn of_host(
         specs: impl Iterator<Item = ArraySpec<'a>>,
         inputs: &[(&'a str, &HostArray)],

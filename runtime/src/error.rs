@@ -23,8 +23,8 @@ pub enum Error {
     Cuda(#[from] crate::cuda::CudaError),
     /// An adapter of WebGPU, or what is asked of it.
     #[error(transparent)]
-    #[cfg(feature = "wgpu")]
-    Wgpu(#[from] crate::wgpu::WgpuError),
+    #[cfg(feature = "shaders")]
+    Wgpu(#[from] crate::shaders::WgpuError),
     /// The threads cannot be started.
     #[error("worker threads cannot be started: {reason}")]
     Threads {

@@ -7,7 +7,7 @@
 
 #[cfg(feature = "cpu")]
 pub mod aot;
-#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "shaders"))]
 mod arguments;
 pub mod array;
 #[cfg(any(feature = "jit", feature = "cuda"))]
@@ -21,23 +21,25 @@ mod element;
 #[cfg(feature = "jit")]
 mod engine;
 mod error;
-#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "shaders"))]
 pub mod executable;
 #[cfg(feature = "cpu")]
 mod launch;
 mod level;
 #[cfg(feature = "cpu")]
 mod linked;
-#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "shaders"))]
 mod program;
 #[cfg(feature = "cpu")]
 mod scratch;
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg(feature = "shaders")]
+pub mod shaders;
+#[cfg(any(feature = "cuda", feature = "shaders"))]
 mod variants;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg(any(feature = "cuda", feature = "shaders"))]
 pub use arguments::DeviceArguments;
 pub use array::{ArrayError, Element, HostArray, View, ViewMut};
 pub use device::{Cpu, Device, Isa};
@@ -51,5 +53,5 @@ pub use launch::Arguments;
 pub use level::Level;
 #[cfg(feature = "cpu")]
 pub use linked::{Bound, Executable, Linked};
-#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "shaders"))]
 pub use program::{ArraySpec, KernelSpec};

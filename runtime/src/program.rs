@@ -5,6 +5,8 @@
 
 use crate::error::Error;
 use einfall_ir::arena::Id;
+#[cfg(any(feature = "cpu", feature = "shaders"))]
+use einfall_ir::artifact::FormulaError;
 use einfall_ir::artifact::{Artifact, Launch, Slot};
 use einfall_ir::cascade::{RankId, Size};
 use einfall_ir::dtype::DType;
@@ -172,6 +174,30 @@ impl Program {
             .map(|((_, rank), n)| n.ok_or_else(|| Error::MissingRank { rank: rank.name.clone() }))
             .collect::<Result<Vec<u64>, Error>>()?;
         Sizes::new(self, extents)
+    }
+
+    /// Checks the declared facts with the scalars given; the values of those that are not given and have a default.
+    ///
+    /// # Errors
+    /// [`Error::Fact`] for one that does not hold; [`Error::Artifact`] and [`Error::Size`] for a formula without a value.
+    #[cfg(any(feature = "cpu", feature = "shaders"))]
+    pub(crate) fn scalars(&self, extents: &[u64], given: &[(&str, f64)]) -> Result<Vec<(&str, f64)>, Error> {
+        let artifact = &self.artifact;
+        let id = |name: &str| artifact.buffers.iter().find(|(_, b)| b.name == name).map(|(id, _)| id);
+        let given: Vec<(BufferId, f64)> = given.iter().filter_map(|(n, v)| Some((id(n)?, *v))).collect();
+        let failed = |e| match e {
+            FormulaError::Missing(b) => {
+                let buffer = &artifact.buffers[b];
+                Error::MissingArray { array: buffer.name.clone(), dtype: buffer.dtype, shape: Vec::new() }
+            }
+            FormulaError::Size(error) => Error::Size { what: format!("a fact of `{}`", artifact.name), error },
+            e => Error::Artifact { name: artifact.name.clone(), reason: format!("a formula: {e:?}") },
+        };
+        if let Some(fact) = artifact.broken_fact(extents, &given).map_err(failed)? {
+            return Err(Error::Fact { name: artifact.name.clone(), fact: fact.text.clone() });
+        }
+        let defaults = artifact.default_scalars(extents, &given).map_err(failed)?;
+        Ok(defaults.into_iter().map(|(id, value)| (artifact.buffers[id].name.as_str(), value)).collect())
     }
 
     /// The buffer of this name among those that `kind` admits.

@@ -8,8 +8,7 @@ mod shape;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use einfall_ir::artifact::{Artifact, Code, FormulaError};
-use einfall_ir::tile::BufferId;
+use einfall_ir::artifact::{Artifact, Code};
 
 pub use half;
 pub use shape::{Any, Extent, Input, Is, Output, Shape};
@@ -127,18 +126,9 @@ impl Kernel {
         let executable = self.executable()?;
         let sizes = executable.infer(&arguments.shapes())?;
         let bound = self.bind(executable, &sizes)?;
-        let artifact = &executable.program.artifact;
-        let scalar = |name: &str| artifact.buffers.iter().find(|(_, b)| b.name == name).map(|(id, _)| id);
-        let given: Vec<(BufferId, f64)> =
-            arguments.scalars().iter().filter_map(|(n, v)| Some((scalar(n)?, *v))).collect();
-        let extents = &bound.sizes.extents;
-        let failed = |e| self.formula_error(artifact, e);
-        if let Some(fact) = artifact.broken_fact(extents, &given).map_err(failed)? {
-            return Err(Error::Fact { name: self.name.to_owned(), fact: fact.text.clone() });
-        }
-        for (id, value) in artifact.default_scalars(extents, &given).map_err(failed)? {
-            if !arguments.gives(&artifact.buffers[id].name) {
-                arguments = arguments.scalar(&artifact.buffers[id].name, value);
+        for (name, value) in executable.program.scalars(&bound.sizes.extents, arguments.scalars())? {
+            if !arguments.gives(name) {
+                arguments = arguments.scalar(name, value);
             }
         }
         bound.launch(arguments)?;
@@ -154,17 +144,6 @@ impl Kernel {
         let bound = Arc::new(executable.bind(sizes)?);
         *last = Some(Arc::clone(&bound));
         Ok(bound)
-    }
-
-    fn formula_error(&self, artifact: &Artifact, e: FormulaError) -> Error {
-        match e {
-            FormulaError::Missing(b) => {
-                let buffer = &artifact.buffers[b];
-                Error::MissingArray { array: buffer.name.clone(), dtype: buffer.dtype, shape: Vec::new() }
-            }
-            FormulaError::Size(error) => Error::Size { what: format!("a fact of `{}`", self.name), error },
-            e => Error::Artifact { name: self.name.to_owned(), reason: format!("a formula: {e:?}") },
-        }
     }
 
     /// Loads the cascade's PTX on a GPU: its own architecture's, else what the device runs as well; as machine code where

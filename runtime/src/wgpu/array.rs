@@ -5,8 +5,8 @@
 //! [`GUARD`] since it was made.
 
 use super::engine::Shared;
-use super::error::WgpuError;
 use crate::array::{HostArray, View, dense_bytes};
+use crate::shaders::WgpuError;
 use einfall_ir::array::strides;
 use einfall_ir::dtype::DType;
 use std::sync::Arc;

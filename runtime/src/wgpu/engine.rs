@@ -3,13 +3,13 @@
 //! Invariant: every limit that a kernel could exceed is checked before the implementation sees it; the first error that
 //! the device reports on its own, its loss included, is kept and refuses everything after it.
 
-use super::adapter::{Adapter, done, named};
+use super::adapter::{done, named};
 use super::array::DeviceArray;
-use super::error::WgpuError;
 use crate::error::Error;
 use crate::executable;
-use crate::program::{self, Program};
-use einfall_ir::artifact::{Artifact, Code, Launch, Slot, WgslModule};
+use crate::program::Program;
+use crate::shaders::{Adapter, Modules, WgpuError};
+use einfall_ir::artifact::{Artifact, Bindings};
 use einfall_ir::dtype::DType;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -169,57 +169,18 @@ impl Engine {
     /// The code keeps to the WebGPU convention of [`Launch`](einfall_ir::artifact::Launch), and its tasks touch only the
     /// arrays of their launch, only inside their extents. Code generation makes such artifacts.
     pub unsafe fn load(&self, artifact: Artifact) -> Result<Arc<Executable>, Error> {
-        program::check(&artifact)?;
-        let Code::Wgsl { modules } = &artifact.code else {
-            let reason = "its code is not WGSL".to_owned();
-            return Err(Error::Artifact { name: artifact.name, reason });
-        };
-        let modules = modules.clone();
-        check(&artifact, &modules, &self.shared.adapter)?;
+        let modules = Modules::of(&artifact, &self.shared.adapter, Bindings::Own)?;
         let pipelines = artifact.launches.iter().map(|_| OnceLock::new()).collect();
         let code = Shaders { shared: Arc::clone(&self.shared), modules, pipelines };
         Ok(Arc::new(Executable { program: Program::new(artifact), code }))
     }
 }
 
-/// Checks what only WebGPU asks of an artifact, and the adapter's limits.
-fn check(artifact: &Artifact, modules: &[WgslModule], adapter: &Adapter) -> Result<(), Error> {
-    let bad = |reason: String| Err(Error::Artifact { name: artifact.name.clone(), reason });
-    if modules.len() != artifact.launches.len() {
-        return bad(format!("it has {} modules for {} kernels", modules.len(), artifact.launches.len()));
-    }
-    for (launch, module) in artifact.launches.iter().zip(modules) {
-        let kernel = &launch.symbol;
-        let Some(gpu) = &launch.gpu else { return bad(format!("kernel `{kernel}` says nothing about its launch")) };
-        let bases = launch.slots.iter().filter(|s| matches!(s, Slot::Base(_))).count();
-        if !launch.slots[..bases].iter().all(|s| matches!(s, Slot::Base(_))) || module.written.len() != bases {
-            return bad(format!("the arrays of kernel `{kernel}` are not its first slots"));
-        }
-        let limits = [
-            (u64::from(gpu.threads), adapter.invocations, "maxComputeInvocationsPerWorkgroup", "invocations"),
-            (gpu.shared_bytes, adapter.workgroup_bytes, "maxComputeWorkgroupStorageSize", "bytes of workgroup memory"),
-            (bases as u64, adapter.storage_buffers, "maxStorageBuffersPerShaderStage", "storage buffers"),
-        ];
-        for (n, most, limit, noun) in limits {
-            if n > most {
-                let (what, adapter) = (format!("kernel `{kernel}` takes {n} {noun}"), adapter.name.clone());
-                return Err(WgpuError::Limit { what, limit, adapter, most }.into());
-            }
-        }
-        if module.subgroup > 1 && u64::from(adapter.subgroup.0) < module.subgroup {
-            let what = format!("subgroups of at least {}", module.subgroup);
-            let (kernel, adapter) = (kernel.clone(), adapter.name.clone());
-            return Err(WgpuError::Missing { kernel, what, adapter }.into());
-        }
-    }
-    Ok(())
-}
-
 /// The shaders of an artifact on an adapter.
 #[derive(Debug)]
 pub struct Shaders {
     pub(super) shared: Arc<Shared>,
-    modules: Vec<WgslModule>,
+    pub(super) modules: Modules,
     pipelines: Vec<OnceLock<wgpu::ComputePipeline>>,
 }
 
@@ -228,11 +189,11 @@ pub type Executable = executable::Executable<Shaders>;
 
 impl Shaders {
     /// The pipeline of kernel `index`, made when it is first asked for.
-    pub(super) fn pipeline(&self, launch: &Launch, index: usize) -> Result<wgpu::ComputePipeline, WgpuError> {
+    pub(super) fn pipeline(&self, symbol: &str, index: usize) -> Result<wgpu::ComputePipeline, WgpuError> {
         if let Some(made) = self.pipelines[index].get() {
             return Ok(made.clone());
         }
-        let (shared, module) = (&self.shared, &self.modules[index]);
+        let (shared, module) = (&self.shared, self.modules.module(index));
         shared.alive()?;
         let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
             binding,
@@ -246,7 +207,7 @@ impl Shaders {
             .enumerate()
             .map(|(i, written)| entry(i as u32 + 1, wgpu::BufferBindingType::Storage { read_only: !written }));
         let entries: Vec<_> = [entry(0, wgpu::BufferBindingType::Uniform)].into_iter().chain(arrays).collect();
-        let label = Some(launch.symbol.as_str());
+        let label = Some(symbol);
         let made = shared.scoped(|device| {
             let descriptor =
                 wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(module.text.as_str().into()) };
@@ -273,7 +234,7 @@ impl Shaders {
         });
         shared.alive()?;
         let pipeline = made.map_err(|e| WgpuError::Refused {
-            kernel: launch.symbol.clone(),
+            kernel: symbol.to_owned(),
             adapter: shared.adapter.name.clone(),
             reason: e.to_string(),
         })?;

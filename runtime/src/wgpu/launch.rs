@@ -2,24 +2,18 @@
 //!
 //! Invariant: everything a launch needs is made once, by [`Bound::prepare`]: pipelines, words, bindings, workspace.
 
-use super::adapter::Adapter;
 use super::array::{DeviceArray, GUARD_BYTES};
 use super::engine::{Shaders, Shared};
-use super::error::WgpuError;
 use crate::arguments::{DeviceArguments, Named, Place, places};
 use crate::array::{HostArray, View};
 use crate::error::Error;
 use crate::executable::{self, Loaded};
 use crate::program::{Program, Sizes};
-use crate::variants;
+use crate::shaders::{Dispatch, WgpuError};
 use einfall_ir::arena::Id;
-use einfall_ir::artifact::{Launch, Slot};
 use einfall_ir::dtype::DType;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Extents, positions and numbers of elements are below this.
-const MOST: u64 = 1 << 31;
 
 /// The arrays of one launch, by name. Scalars travel by value.
 pub type Arguments<'a> = DeviceArguments<'a, DeviceArray>;
@@ -32,7 +26,7 @@ impl Loaded for Shaders {
     type Memory = ();
 
     fn check(&self, program: &Program, sizes: &Sizes) -> Result<(), Error> {
-        Ok(check_sizes(program, &self.shared.adapter, sizes)?)
+        Ok(self.modules.check_sizes(program, sizes)?)
     }
 }
 
@@ -89,46 +83,29 @@ impl Bound {
             };
             arrays.push(array);
         }
-        let mut steps = Vec::new();
-        let chosen = variants::choose(program, &self.sizes, &places).map_err(|kernel| {
-            let reason = "none of its variants fits the sizes and arrays given".to_owned();
-            WgpuError::Launch { kernel, reason }
-        })?;
-        for index in chosen {
-            let tasks = self.sizes.steps[index].tasks;
-            if tasks > 0 {
-                steps.push(self.step(index, tasks, &places, &arrays)?);
-            }
-        }
+        let kernels = self.executable.code.modules.dispatches(program, &self.sizes, &places)?;
+        let steps = kernels.iter().map(|k| self.step(k, &arrays)).collect::<Result<_, Error>>()?;
         Ok(Prepared { shared: Arc::clone(shared), steps })
     }
 
-    fn step(
-        &self,
-        index: usize,
-        tasks: u64,
-        places: &[Option<Place>],
-        arrays: &[Option<DeviceArray>],
-    ) -> Result<Step, Error> {
+    fn step(&self, kernel: &Dispatch, arrays: &[Option<DeviceArray>]) -> Result<Step, Error> {
         let (program, shared) = (&self.executable.program, &self.executable.code.shared);
-        let launch = &program.artifact.launches[index];
-        let pipeline = self.executable.code.pipeline(launch, index)?;
-        let words = words(program, launch, places, &self.sizes.extents)?;
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let pipeline = self.executable.code.pipeline(kernel.symbol, kernel.index)?;
+        let bytes: Vec<u8> = kernel.words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let size = (bytes.len() as u64).next_multiple_of(16).max(16);
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let label = Some(launch.symbol.as_str());
+        let label = Some(kernel.symbol);
         let descriptor = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
         let uniform = shared.buffer("the words of a kernel", &descriptor)?;
         if !bytes.is_empty() {
             shared.queue.write_buffer(&uniform, 0, &bytes);
         }
         let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-        for (i, slot) in launch.slots.iter().enumerate() {
-            let Slot::Base(b) = slot else { continue };
-            let Some(array) = &arrays[b.index()] else {
-                let reason = format!("`{}` has no place", program.artifact.buffers[*b].name);
-                return Err(WgpuError::Launch { kernel: launch.symbol.clone(), reason }.into());
+        for (i, name) in kernel.arrays.iter().enumerate() {
+            let place = program.artifact.buffers.iter().find(|(_, b)| b.name == *name);
+            let Some(array) = place.and_then(|(id, _)| arrays[id.index()].as_ref()) else {
+                let reason = format!("`{name}` has no place");
+                return Err(WgpuError::Launch { kernel: kernel.symbol.to_owned(), reason }.into());
             };
             let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                 buffer: &array.buffer,
@@ -141,20 +118,7 @@ impl Bound {
         let group = shared.checked(|d| {
             d.create_bind_group(&wgpu::BindGroupDescriptor { label, layout: &layout, entries: &entries })
         })?;
-        let most = shared.adapter.workgroups;
-        let x = tasks.min(most);
-        let y = tasks.div_ceil(x);
-        // Kernels number workgroups with 31 bits.
-        if y > most || x * y > i32::MAX as u64 {
-            return Err(WgpuError::Limit {
-                what: format!("kernel `{}` has {tasks} workgroups", launch.symbol),
-                limit: "maxComputeWorkgroupsPerDimension",
-                adapter: shared.adapter.name.clone(),
-                most,
-            }
-            .into());
-        }
-        Ok(Step { symbol: launch.symbol.clone(), pipeline, group, grid: [x as u32, y as u32] })
+        Ok(Step { symbol: kernel.symbol.to_owned(), pipeline, group, grid: kernel.grid })
     }
 
     /// Copies the inputs to the device, runs, and returns the outputs in the cascade's order. Arrays updated in place
@@ -180,63 +144,6 @@ impl Bound {
             .collect::<Result<_, Error>>()?;
         Ok(made)
     }
-}
-
-/// The words of a kernel's uniform buffer.
-fn words(program: &Program, launch: &Launch, places: &[Option<Place>], extents: &[u64]) -> Result<Vec<u32>, WgpuError> {
-    let bad = |reason: String| WgpuError::Launch { kernel: launch.symbol.clone(), reason };
-    let mut words = Vec::new();
-    for slot in &launch.slots {
-        let place = |b: einfall_ir::tile::BufferId| {
-            let name = &program.artifact.buffers[b].name;
-            places[b.index()].as_ref().ok_or_else(|| bad(format!("`{name}` has no place")))
-        };
-        words.push(match *slot {
-            Slot::Base(_) => continue,
-            Slot::Stride(b, d) => {
-                let stride = place(b)?.strides[d];
-                i32::try_from(stride).map_err(|_| bad(format!("a stride of {stride} elements does not fit 31 bits")))?
-                    as u32
-            }
-            Slot::Extent(r) => extents[r.index()] as u32,
-            Slot::Scalar(b) => {
-                let (bits, dtype) = (place(b)?.scalar, program.artifact.buffers[b].dtype);
-                match dtype.is_float() {
-                    true => (f64::from_bits(bits) as f32).to_bits(),
-                    false => {
-                        i32::try_from(bits as i64).map_err(|_| bad("a scalar does not fit 32 bits".to_owned()))? as u32
-                    }
-                }
-            }
-        });
-    }
-    Ok(words)
-}
-
-/// Extents, elements and grids within what kernels count with.
-fn check_sizes(program: &Program, adapter: &Adapter, sizes: &Sizes) -> Result<(), WgpuError> {
-    let refuse = |reason: String| Err(WgpuError::Launch { kernel: program.name().to_owned(), reason });
-    for ((_, rank), n) in program.artifact.ranks.iter().zip(&sizes.extents) {
-        if *n >= MOST {
-            return refuse(format!("rank `{}` is {n}; kernels count to 2^31 - 1", rank.name));
-        }
-    }
-    for ((_, buffer), shape) in program.artifact.buffers.iter().zip(&sizes.shapes) {
-        let elems = shape.iter().try_fold(1u64, |a, n| a.checked_mul(*n)).unwrap_or(u64::MAX);
-        if elems >= MOST {
-            return refuse(format!("`{}` has {elems} elements; kernels count to 2^31 - 1", buffer.name));
-        }
-    }
-    let most = adapter.workgroups.saturating_mul(adapter.workgroups).min(MOST - 1);
-    for (launch, step) in program.artifact.launches.iter().zip(&sizes.steps) {
-        let assumes = launch.gpu.as_ref().map_or(&[][..], |g| &g.assumes);
-        if step.tasks > most && assumes.iter().all(|c| variants::holds(c, program, sizes, |_| true)) {
-            let what = format!("kernel `{}` has {} tasks", launch.symbol, step.tasks);
-            let limit = "maxComputeWorkgroupsPerDimension";
-            return Err(WgpuError::Limit { what, limit, adapter: adapter.name.clone(), most: adapter.workgroups });
-        }
-    }
-    Ok(())
 }
 
 /// One kernel, ready.

@@ -10,11 +10,10 @@
 mod adapter;
 mod array;
 mod engine;
-mod error;
 mod launch;
 
-pub use adapter::{Adapter, adapters};
+pub use crate::shaders::{Adapter, WgpuError};
+pub use adapter::adapters;
 pub use array::DeviceArray;
 pub use engine::{Engine, EngineOptions, Executable, Shaders};
-pub use error::WgpuError;
 pub use launch::{Arguments, Bound, Prepared};

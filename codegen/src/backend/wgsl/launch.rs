@@ -10,7 +10,7 @@ use einfall_ir::tile::{BufferId, Plan};
 
 use super::access::stage_elems;
 use super::emit::Emit;
-use super::{Dialect, Res, Target, Unprintable, prelude};
+use super::{Bindings, Dialect, Res, Target, Unprintable, prelude};
 use crate::backend::gpu::launch::{Printed, launch};
 use crate::backend::llvm::launch::{artifact, is_parameter, symbol};
 
@@ -45,9 +45,11 @@ fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(Wgs
                 slots.push(Slot::Base(BufferId::new(*param)));
                 let writes = e.form(id).written || e.form(id).atomic;
                 written.push(writes);
-                let access = if writes { "read_write" } else { "read" };
+                let (n, access) = match target.bindings {
+                    Bindings::Own => (slots.len(), if writes { "read_write" } else { "read" }),
+                    Bindings::Pooled => (slots.len() - 1, "read_write"),
+                };
                 let item = e.item(id);
-                let n = slots.len();
                 let _ = writeln!(declared, "@group(0) @binding({n}) var<storage, {access}> {variable}: array<{item}>;");
             }
             BufSpace::Shared { layout, stages } => {
@@ -80,6 +82,10 @@ fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(Wgs
         return Err(Unprintable { help: "split the cascade", ..e.fail(&what) });
     }
     let words: String = (0..e.words.len().max(1)).map(|i| format!("    w{i}: i32,\n")).collect();
+    let words = match target.bindings {
+        Bindings::Own => Some((0, words)),
+        Bindings::Pooled => (!e.words.is_empty()).then_some((slots.len(), words)),
+    };
     let subgroups = e.subgroups;
     let mut text = format!("// {name}\n");
     if subgroups && target.dialect == Dialect::Tint {
@@ -93,14 +99,14 @@ fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(Wgs
         e.unit_threads
     );
     let used = prelude::used(&entry);
-    let _ = write!(
-        text,
-        "struct Words {{\n{words}}}\n@group(0) @binding(0) var<uniform> u: Words;\n{declared}{used}\n{entry}"
-    );
+    if let Some((n, words)) = words {
+        let _ = writeln!(text, "struct Words {{\n{words}}}\n@group(0) @binding({n}) var<uniform> u: Words;");
+    }
+    let _ = write!(text, "{declared}{used}\n{entry}");
     slots.extend(e.words.iter().copied());
 
     let printed = Printed { symbol: name, slots, threads, shared_bytes, maps: Vec::new() };
     let launch = launch(plan, k, printed).map_err(|what| e.fail(what))?;
     let subgroup = if subgroups { target.subgroup } else { 1 };
-    Ok((WgslModule { text, written, subgroup }, launch))
+    Ok((WgslModule { text, bindings: target.bindings, written, subgroup }, launch))
 }

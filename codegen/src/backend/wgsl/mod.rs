@@ -23,6 +23,7 @@ mod value;
 
 use std::fmt;
 
+pub use einfall_ir::artifact::Bindings;
 use einfall_ir::diag::{Diagnostic, Span};
 use einfall_ir::target::DataSheet;
 
@@ -44,6 +45,8 @@ pub struct Target {
     pub name: String,
     /// The front end.
     pub dialect: Dialect,
+    /// Where arrays and words are bound.
+    pub bindings: Bindings,
     /// Invocations with consecutive numbers, from multiples of this on, that subgroup operations reach; 1: none are used.
     pub subgroup: u64,
     /// Whether the built-in `exp2` keeps 2 ulps, beyond what WGSL promises; otherwise it is computed from arithmetic.
@@ -62,6 +65,7 @@ impl Target {
         Target {
             name: "webgpu".to_string(),
             dialect: Dialect::Naga,
+            bindings: Bindings::Own,
             subgroup: 1,
             exact_exp2: false,
             workgroup_bytes: 16 << 10,
@@ -76,6 +80,7 @@ impl Target {
         Some(Target {
             name: sheet.name.clone(),
             dialect: Dialect::Naga,
+            bindings: Bindings::Own,
             subgroup: webgpu.subgroup.max(1),
             exact_exp2: webgpu.exact_exp2,
             workgroup_bytes: gpu.shared_per_task,
@@ -87,6 +92,11 @@ impl Target {
     /// The same for a browser that compiles with Tint.
     pub fn tint(self) -> Target {
         Target { dialect: Dialect::Tint, ..self }
+    }
+
+    /// The same for memory that another run time hands out.
+    pub fn pooled(self) -> Target {
+        Target { bindings: Bindings::Pooled, ..self }
     }
 
     /// The same without subgroup operations.

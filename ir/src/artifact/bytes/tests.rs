@@ -1,7 +1,7 @@
 //! Every artifact survives its bytes; no bytes harm.
 
 use super::*;
-use crate::artifact::{Code, Condition, GpuLaunch, Launch, Slot, TensorMap, WgslModule};
+use crate::artifact::{Bindings, Code, Condition, GpuLaunch, Launch, Slot, TensorMap, WgslModule};
 use crate::cascade::Rank;
 use crate::tile::{Buffer, BufferId, BufferKind};
 use proptest::prelude::*;
@@ -74,7 +74,7 @@ fn artifacts_survive_their_bytes() {
         let artifact = Artifact { code, ..ptx.clone() };
         assert_eq!(Artifact::from_bytes(&artifact.to_bytes().unwrap()), Ok(artifact));
     }
-    let module = WgslModule { text: "fn k_0() {}".into(), written: vec![true], subgroup: 32 };
+    let module = WgslModule { text: "fn k_0() {}".into(), bindings: Bindings::Own, written: vec![true], subgroup: 32 };
     let code = Code::Wgsl { modules: vec![module.clone()] };
     let artifact = Artifact { code, launches: ptx.launches[1..].to_vec(), ..ptx.clone() };
     assert_eq!(Artifact::from_bytes(&artifact.to_bytes().unwrap()), Ok(artifact.clone()));

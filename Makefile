@@ -46,11 +46,14 @@ public-api:
 	python3 .ci/public_api.py target/doc > docs/public-api.txt
 
 # Every set of features compiles, with warnings as errors: some minutes. cargo-hack (`cargo install cargo-hack`) leaves out
-# sets that are equal by what features imply; wgpu, much to compile, is checked alone and with everything.
+# sets that are equal by what features imply; wgpu, much to compile, is checked alone and with everything, and what a
+# browser can hold of the compiler for its target (`rustup target add wasm32-unknown-unknown`).
 features:
 	RUSTFLAGS="-D warnings" $(CARGO) hack check --feature-powerset --exclude-features wgpu,aot-tests --no-dev-deps \
 		--package einfall --package einfall-runtime
 	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --no-default-features --features wgpu
+	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --no-default-features --features shaders \
+		--target wasm32-unknown-unknown
 	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --all-features
 
 # What would be published, compiled from the packages; uploads nothing.

@@ -4,7 +4,8 @@
 use einfall_autotune::model_cpu::{candidates, choose, drawn, price, why_not};
 use einfall_codegen::backend::llvm::Isa;
 use einfall_codegen::{pipeline, tables};
-use einfall_ir::cascade::parse;
+use einfall_ir::cascade::{Size, parse};
+use einfall_ir::dtype::DType;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::Plan;
@@ -89,6 +90,11 @@ fn rejected_mappings_name_the_constraint() {
             "block m = 16384, block n = 16384",
         ),
         (&matmul, "axis m block 4096\naxis n block 4096\naxis k block 16384", "elements of", "block k = 16384"),
+        // An axis that is left out keeps its block.
+        (&matmul, "axis m block 126", "", ""),
+        (&matmul, "axis m block 126\nwork persistent", "work", "leave this out"),
+        (&matmul, "axis m block 126\ntile A in shared stages 2", "tiles", "leave this out"),
+        (&matmul, "axis m block 126\nrole main: 2 warpgroup", "roles", "leave this out"),
         (&lstm, "axis t block 4", "block t", "4 is not among 1"),
     ] {
         let sizes: Vec<u64> = plan.ranks.iter().map(|(_, r)| r.fixed.unwrap_or(256)).collect();
@@ -133,7 +139,24 @@ fn costs_grow_with_work() {
         assert!(small.seconds <= large.seconds * 1.001, "{n}: {small:?}\n{large:?}");
         assert!(small.floor <= large.floor, "{n}: {small:?}\n{large:?}");
         // Two operations a multiply-add at the sheet's peak.
-        let ideal = 2.0 * (n * 512 * 512) as f64 / 200e9;
+        let ideal = 2.0 * (n * 512 * 512) as f64 / sheet.peak_of(DType::F32).unwrap();
         assert!(small.floor >= 0.5 * ideal, "{n}: {small:?}");
     }
+    // A partial register tile costs a whole one.
+    assert_eq!(at(&[13, 512, 512]).floor.to_bits(), at(&[14, 512, 512]).floor.to_bits());
+}
+
+/// Code for an extent that is fixed is made for no more than that, whatever the block.
+#[test]
+fn fixed_extents_bound_what_code_is_made_for() {
+    let sheet = DataSheet::cpu();
+    let mut plan = plan("matmul");
+    let m = plan.kernels[0].axes.iter().find(|(_, a)| a.name == "m").unwrap().0;
+    plan.kernels[0].axes[m].extent = Size::Const(5);
+    let at = |block: u64| {
+        let lines = format!("axis m block {block}\naxis n block 256\naxis k block 256");
+        let cost = price(&plan, &sheet, Some(&[5, 512, 512]), &mapping(&plan, &lines)).unwrap();
+        (cost.floor.to_bits(), cost.seconds.to_bits())
+    };
+    assert_eq!(at(126), at(5));
 }

@@ -122,14 +122,14 @@ pub fn compile_file(
 }
 
 /// Writes a file so that it is either the old or the new one: a temporary file beside it, then a rename. Where `path` is a
-/// link, what it leads to is replaced; what is no file, such as a pipe or a device, is written to.
+/// link, what it leads to is replaced; what is no file, such as a pipe, a device or a link that leads nowhere yet, is written
+/// to, which another may see half done.
 ///
 /// # Errors
 /// What the system says.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let resolved = path.canonicalize();
     let path = resolved.as_deref().unwrap_or(path);
-    // A link that leads nowhere yet makes its file, too.
     if std::fs::metadata(path).map_or(path.is_symlink(), |m| !m.is_file()) {
         return std::fs::write(path, bytes);
     }

@@ -157,11 +157,9 @@ fn why_not(
         )));
     };
     let plan = match sheet.gpu {
-        Some(_) => gpu_plan(cascade, sheet),
-        None => einfall::plan(cascade).ok(),
-    };
-    let Some(plan) = plan else {
-        return Err(Failure::Wrong(format!("{}: `{}` has no plan", source.name, cascade.name)));
+        Some(_) => gpu_plan(cascade, sheet)
+            .ok_or_else(|| Failure::Wrong(format!("{}: `{}` has no plan", source.name, cascade.name)))?,
+        None => einfall::plan(cascade).map_err(|e| engine_failure(source, e))?,
     };
     einfall::fits(&mapping, &plan).map_err(|why| Failure::Wrong(format!("{}: {why}", path.display())))?;
     let list: Vec<(String, u64)> = given.iter().map(|(n, v)| (n.clone(), *v)).collect();

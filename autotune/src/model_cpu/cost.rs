@@ -9,9 +9,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use einfall_ir::arena::Id;
+use einfall_ir::cascade::Size;
 use einfall_ir::dtype::DType;
 use einfall_ir::target::DataSheet;
-use einfall_ir::tile::{AxisId, AxisKind, BufferKind};
+use einfall_ir::tile::{Axis, AxisId, AxisKind, BufferKind};
 
 use super::space::Space;
 use super::task::Chosen;
@@ -166,7 +167,12 @@ impl<'s, 'a> Pricer<'s, 'a> {
     pub fn cost(&self, values: &[i64]) -> Cost {
         let (space, m) = (self.space, &self.machine);
         let kernel = space.kernel;
-        let most = space.blocks(values);
+        // Code for an extent that is fixed is made for no more than that.
+        let made = |((_, a), block): ((AxisId, &Axis), f64)| match a.extent {
+            Size::Const(n) => block.min(n as f64),
+            _ => block,
+        };
+        let most: Vec<f64> = kernel.axes.iter().zip(space.blocks(values)).map(made).collect();
         let full: Vec<f64> = most.iter().zip(&space.extents).map(|(b, e)| b.min(*e as f64).max(1.0)).collect();
         let count = |a: AxisId| (space.extents[a.index()] as f64 / full[a.index()]).ceil();
         let mut trips: Vec<f64> = kernel.axes.ids().map(count).collect();

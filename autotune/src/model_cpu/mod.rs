@@ -2,11 +2,12 @@
 //!
 //! [`choose`] is a rule, and what engines use without a table; [`candidates`] are the cheapest solutions of the integer
 //! CSP of [`space`] by the cost model of [`cost`], and [`drawn`] are drawn from all of them, for a tuner to measure. The
-//! rule's choice is among the solutions. By the rule, a contraction's result is cut into blocks of whole register tiles along its row and column axes and its stream into panels that fit the
-//! second-level cache; other axes of the launch are walked one by one, so that there are tasks for every core.
+//! rule's choice is among the solutions. By the rule, a contraction's result is cut into blocks of whole register tiles
+//! along its row and column axes and its stream into panels that fit the second-level cache; other axes of the launch are
+//! walked one by one, so that there are tasks for every core.
 //! Invariant: functions of the plan, the data sheet, the sizes and the seed alone.
 
-use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping, Work};
+use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan};
 
@@ -115,8 +116,8 @@ fn judged(
     }
 }
 
-/// `n` different mappings drawn from the blocks that every kernel's CSP admits, or all where there are fewer; each draw is
-/// uniform. Sizes that admit the same blocks draw the same ones, so that what is compiled for one serves the other.
+/// `n` different mappings drawn uniformly from the solutions of every kernel's CSP, of the first that the solver
+/// finds where there are very many, or all where there are fewer. Sizes that admit the same blocks draw the same ones, so that what is compiled for one serves the other.
 pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, seed: u64, n: usize) -> Vec<Mapping> {
     let rule = choose(plan, sheet);
     let spaces: Vec<Space<'_>> =
@@ -214,15 +215,5 @@ fn kernel(k: &Kernel, l2: u64) -> KernelMapping {
             AxisMapping::new(a.name.clone(), a.block.unwrap_or(chosen))
         })
         .collect();
-    KernelMapping {
-        kernel: k.name.clone(),
-        axes,
-        work: Work::default(),
-        tiles: Vec::new(),
-        ops: Vec::new(),
-        roles: Vec::new(),
-        split: None,
-        early: false,
-        dependent: false,
-    }
+    KernelMapping { kernel: k.name.clone(), axes, ..KernelMapping::default() }
 }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use einfall_ir::arena::Id;
 use einfall_ir::mapping::{AxisMapping, KernelMapping, Work};
-use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan};
+use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Op, Plan};
 
 use super::cost::Pricer;
 use crate::csp::{Domain, Expr, Model, Solver, VarId};
@@ -46,6 +46,11 @@ pub struct Space<'a> {
     pub block: Vec<Option<VarId>>,
     /// The CSP.
     pub model: Model,
+}
+
+/// The block that a mapping gives an axis; one that it leaves out keeps its own.
+fn said(a: &Axis, m: &KernelMapping) -> i64 {
+    m.axis(&a.name).map_or(a.block.unwrap_or(1), |l| l.block) as i64
 }
 
 impl<'a> Space<'a> {
@@ -87,7 +92,7 @@ impl<'a> Space<'a> {
             // Blocks beyond the extent are all alike: the first of them stands for the rest.
             let enough = list.iter().copied().find(|v| *v >= extent).unwrap_or(i64::MAX);
             let free = list.len() > 1;
-            let more = given.and_then(|g| g.axis(&a.name)).map(|g| g.block as i64).filter(|b| free && *b > 0);
+            let more = given.map(|g| said(a, g)).filter(|b| free && *b > 0);
             let mut list: Vec<i64> = list.into_iter().filter(|v| *v <= enough).chain([own]).chain(more).collect();
             list.sort_unstable();
             list.dedup();
@@ -135,9 +140,9 @@ impl<'a> Space<'a> {
     /// The assignment that a mapping stands for.
     pub fn read(&self, m: &KernelMapping) -> Vec<i64> {
         let mut values = vec![1; self.model.vars().len()];
-        for (i, v) in self.block.iter().enumerate() {
-            if let (Some(v), Some(a)) = (v, m.axis(&self.kernel.axes[AxisId::new(i)].name)) {
-                values[v.idx()] = a.block as i64;
+        for ((_, a), v) in self.kernel.axes.iter().zip(&self.block) {
+            if let Some(v) = v {
+                values[v.idx()] = said(a, m);
             }
         }
         values
@@ -145,7 +150,7 @@ impl<'a> Space<'a> {
 
     /// A line of a mapping that means nothing on a processor, and what it is.
     pub fn foreign(&self, m: &KernelMapping) -> Option<(String, String)> {
-        let only = "a processor's kernel has blocks alone, of axes of the launch and of streams";
+        let only = "a processor's kernel has blocks alone, of axes of the launch and of streams: leave this out";
         let mut found: Option<String> = None;
         let mut see = |there: bool, what: String| {
             if there && found.is_none() {
@@ -158,7 +163,7 @@ impl<'a> Space<'a> {
             let inner = self.kernel.axes.iter().find(|(_, x)| x.name == a.axis && x.kind == AxisKind::Inner);
             see(inner.is_some(), format!("block {}", a.axis));
         }
-        see(m.work != Work::default() && m.work != KernelMapping::default().work, "work".into());
+        see(m.work != Work::default(), "work".into());
         see(!m.tiles.is_empty(), "tiles".into());
         see(!m.ops.is_empty(), "operations".into());
         see(!m.roles.is_empty(), "roles".into());
@@ -172,7 +177,7 @@ impl<'a> Space<'a> {
         if let Some(v) = self.model.find(name) {
             let allowed = match &self.model.vars()[v.idx()].domain {
                 Domain::Values(list) => list.iter().map(i64::to_string).collect::<Vec<_>>().join(", "),
-                other @ (Domain::Range { .. } | Domain::Divisors(_)) => format!("{other:?}"),
+                Domain::Range { .. } | Domain::Divisors(_) => unreachable!("blocks are lists of values"),
             };
             return format!("{} is not among {allowed}", values[v.idx()]);
         }

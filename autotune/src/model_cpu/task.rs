@@ -1,8 +1,8 @@
 //! What one task of a mapping takes: register tiles, packing, loops around lanes, and the arrays that it moves.
 //!
-//! A mirror of the lowering (`codegen/src/lower/cpu`) in numbers: which operand's rows and columns a contraction takes, which
-//! operations share a nest of loops, along which axis lanes run, what is read in place. Instructions are counted in slots, the
-//! time of one vector multiply-add at the peak.
+//! A mirror of the lowering (`codegen/src/lower/cpu`) in numbers: which operand's rows and columns a contraction takes,
+//! which operations share a nest of loops, along which axis lanes run, what is read in place. Instructions are counted in
+//! slots, the time of one vector multiply-add at the peak.
 
 use einfall_ir::arena::Id;
 use einfall_ir::tile::{AxisId, AxisKind, TileId};

@@ -328,7 +328,7 @@ pub fn count(
 /// variables, or nothing where the structure cannot have it.
 ///
 /// # Errors
-/// Why the kernel has no mapping at all.
+/// Why the kernel has no mapping at all, or what keeps the solver from an answer.
 pub fn admits(
     plan: &Plan,
     kernel: &Kernel,
@@ -338,10 +338,15 @@ pub fn admits(
 ) -> Result<bool, Unsupported> {
     let (family, gpu) = device(sheet)?;
     let facts = Facts::new(plan, kernel, sizes)?;
-    Ok(structures(&facts, family)?.iter().any(|s| {
+    for s in &structures(&facts, family)? {
         let mut space = Space::new(&facts, s, family, gpu);
-        let Some(wanted) = property(&space) else { return false };
+        let Some(wanted) = property(&space) else { continue };
         space.model.constrain("property", wanted);
-        matches!(Solver::new(&space.model).first(), Ok(Some(_)))
-    }))
+        match Solver::new(&space.model).first() {
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(true),
+            Err(e) => return facts::unsupported("search", e.to_string()),
+        }
+    }
+    Ok(false)
 }

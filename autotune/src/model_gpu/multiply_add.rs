@@ -6,7 +6,7 @@
 //! operands of 64, and what addresses take), else 4 by 8; warps one below the other. 32 steps of k at a time where shared
 //! memory holds them, one stage of them, else half as many (docs/tuning-log.md, section 11: on an H200 twice as fine
 //! pieces in two stages are a seventh slower, and sections of tasks gain nothing). Tiles in shared memory have one word per
-//! element. Invariant: what is returned keeps within the sheet's registers, threads and shared memory. Kernels of any
+//! element. Invariant: what is returned keeps within the sheet's registers and threads, and its shared memory where 16 steps fit (12 KB at most). Kernels of any
 //! other form get blocks alone: small ones, whose products are held in registers, or those of [`products`] where a state
 //! goes from step to step, which the threads of a task then share.
 

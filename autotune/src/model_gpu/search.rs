@@ -191,13 +191,13 @@ impl Completer<'_, '_, '_> {
             };
             values[v.atom[i].idx()] = self.columns().find(|n| per_unit % n == 0 && n % panel == 0)?;
         }
-        let warpgroups = (units * self.space.family.threads()).unsigned_abs().div_ceil(128) + u64::from(s.producer);
+        let warpgroups = ((units * self.space.family.threads()) as u64).div_ceil(128) + u64::from(s.producer);
         let share = launch_registers(self.gpu.registers, self.gpu.thread_registers, 128 * warpgroups, tasks as u64);
         match v.regs[..] {
             [p, c] => (values[p.idx()], values[c.idx()]) = budgets(self.gpu, units, tasks),
             // So many tasks fit only if the assembler keeps each within its share.
             [c] => values[c.idx()] = if tasks > 1 { share as i64 } else { 0 },
-            _ => {}
+            _ => unreachable!("consumers have a budget, and a producer beside them"),
         }
         if self.space.widest(&values) > share {
             return None;

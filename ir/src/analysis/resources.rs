@@ -273,7 +273,7 @@ struct Liveness<'a> {
     kernel: &'a Kernel,
     /// Operands of asynchronous atoms of the role.
     operands: Live,
-    /// Registers of rows between those that fragments keep, and whether an instruction that takes them comes later.
+    /// Registers of rows between those that fragments keep, and whether an instruction that takes them is under way or comes later.
     between: u64,
     instructions: bool,
     peak: u64,
@@ -312,6 +312,8 @@ impl Liveness<'_> {
     }
 
     fn stmt(&mut self, s: &Stmt, mut live: Live) -> Live {
+        // An instruction has its registers until it is awaited.
+        self.instructions |= matches!(s, Stmt::Atom { .. } | Stmt::WaitGroup { kind: GroupKind::Wgmma, .. });
         match s {
             Stmt::For { body, .. } => {
                 // What a trip needs from the one before is live around the loop.
@@ -330,7 +332,6 @@ impl Liveness<'_> {
                 a.union(&b).copied().collect()
             }
             Stmt::Atom { acc, acc_from, a, b, keep, .. } => {
-                self.instructions = true;
                 let starts = *keep == Expr::Int(0) && acc_from.iter().all(|x| *x == 0);
                 if starts {
                     live.remove(acc);
@@ -363,6 +364,7 @@ impl Liveness<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::AtomName;
 
     #[test]
     fn tasks_start_with_an_even_share_by_eights() {
@@ -370,5 +372,44 @@ mod tests {
         assert_eq!([share(384, 1), share(384, 2), share(128, 1)], [168, 80, 248]);
         // No thread names more than 255, and nothing is a share of no tasks.
         assert_eq!([share(256, 1), share(1024, 1), share(1024, 2), share(384, 0)], [248, 64, 32, 168]);
+    }
+
+    /// An instruction of 64 rows that keeps 32 takes the registers of 64 up to its last use, and none after it.
+    #[test]
+    fn rows_between_are_counted_up_to_the_last_instruction() {
+        let kernel = |rows: u64, after: &str| {
+            let atom = atoms::find(&AtomName(format!("wgmma.m{rows}n64k16.bf16"))).unwrap();
+            let text = format!(
+                "module t {{
+    kernel t {{
+        grid [1]
+        global x: f32[{rows}, 64] = 0 written
+        shared Bs: bf16[16, 64] layout (16:64, 64:1) swizzle 128
+        frag a: bf16[{rows}, 16] {}
+        frag acc: f32[{rows}, 64] {}
+        frag late: f32[{rows}, 64] {}
+        role main: 1 warpgroup {{
+            map a = 1.0
+            fence wgmma
+            atom wgmma.m{rows}n64k16.bf16: acc[0, 0] = a[0, 0] * mem Bs[0, 0]
+            commit wgmma
+            wait_group wgmma 0
+            {after}
+            store x[0, 0] = acc
+        }}
+    }}
+}}",
+                atom.a_dist.unwrap(),
+                atom.acc_dist,
+                atom.acc_dist
+            );
+            let module = crate::kernel::parse::parse(&text).unwrap_or_else(|e| panic!("{e}"));
+            resources(module.kernels.iter().next().unwrap(), &Limits::h100()).roles[0].fragment_registers
+        };
+        // 32 of the sum and 4 of the operand, whatever of them is kept.
+        assert_eq!((kernel(64, ""), kernel(32, "")), (36, 36));
+        // After the instructions 32 rows are half of 64.
+        let both = "map late = acc[0,1]\n            store x[0, 0] = late";
+        assert_eq!((kernel(64, both), kernel(32, both)), (64, 36));
     }
 }

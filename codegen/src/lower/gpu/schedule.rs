@@ -182,10 +182,10 @@ impl Emit<'_, '_> {
             let rounds = f.work_loop.as_ref().filter(|w| w.persistent).map(|w| w.roles[role].rounds);
             // How often the ring was filled.
             let filled = match c.stream {
-                Some(item) => match self.ring.get(&item).or(self.trips.get(&item)) {
-                    Some(n) => max(var(*n), Expr::Int(0)),
-                    None => continue,
-                },
+                Some(item) => {
+                    let trips = self.ring.get(&item).or(self.trips.get(&item));
+                    max(var(*trips.expect("a role walks the streams whose rings it fills")), Expr::Int(0))
+                }
                 None => rounds.map_or(Expr::Int(1), var),
             };
             let stages = Expr::Int(c.stages as i64);

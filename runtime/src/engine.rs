@@ -7,6 +7,7 @@ use crate::cache::{Cache, Key};
 use crate::error::Error;
 use crate::linked::Executable;
 use crate::program;
+use crate::team::Team;
 use einfall_ir::artifact::{self, Artifact, Code};
 use einfall_llvm::{Host, Llvm, LoadOptions, Object, Passes, TargetOptions};
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ pub struct Engine {
     target: TargetOptions,
     host: Host,
     cache: Option<Cache>,
-    pool: Arc<rayon::ThreadPool>,
+    team: Team,
 }
 
 impl Engine {
@@ -46,21 +47,26 @@ impl Engine {
             Some(n) => n.max(1),
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
-        Engine::with_pool(options, crate::launch::threads(threads)?)
+        Engine::on(options, crate::launch::threads(threads)?)
     }
 
-    /// As [`Engine::new`], on the caller's threads; `options.threads` is not used.
+    /// As [`Engine::new`], on the caller's threads; `options.threads` is not used. A thread that launches works too, with
+    /// all threads of the pool but one.
     ///
     /// # Errors
     /// [`Error::Llvm`] where there is no LLVM.
     pub fn with_pool(options: &EngineOptions, pool: Arc<rayon::ThreadPool>) -> Result<Engine, Error> {
+        Engine::on(options, Team::new(pool))
+    }
+
+    fn on(options: &EngineOptions, team: Team) -> Result<Engine, Error> {
         let llvm = Llvm::load(&options.llvm)?;
         tracing::debug!(path = %llvm.path().display(), version = ?llvm.version(), "LLVM is loaded");
         let cache = options.cache.as_ref().and_then(|folder| {
             Cache::open(folder).inspect_err(|error| tracing::warn!(%error, "kernels are not cached")).ok()
         });
         let host = llvm.host();
-        Ok(Engine { target: host.options(options.passes), llvm, host, cache, pool })
+        Ok(Engine { target: host.options(options.passes), llvm, host, cache, team })
     }
 
     /// The loaded LLVM.
@@ -83,9 +89,9 @@ impl Engine {
         self.cache.as_ref()
     }
 
-    /// Worker threads.
+    /// Threads that work on a launch, the launching one among them.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.team.threads()
     }
 
     /// Compiles (or takes from the cache) and links an artifact.
@@ -161,7 +167,7 @@ impl Engine {
 
     fn link(&self, artifact: Artifact, object: &Object) -> Result<Executable, Error> {
         let code = self.llvm.link(object)?;
-        Executable::new(artifact, code, Arc::clone(&self.pool))
+        Executable::new(artifact, code, self.team.clone())
     }
 
     /// Everything that decides the object of an IR text.

@@ -1,20 +1,20 @@
 //! Launching a bound plan on this machine's threads.
 //!
 //! A launch checks the caller's arrays (names, types, shapes, strides, overlap), fills each kernel's slots and runs
-//! its tasks in contiguous ranges on the pool. Invariant: a task's result depends on nothing but its number, so the
-//! split over threads does not show in the results.
+//! its tasks in contiguous ranges on this thread and those of the pool ([`crate::team`]). Invariant: a task's result
+//! depends on nothing but its number, so the split over threads does not show in the results.
 
 use crate::arguments::{Named, Place, places};
 use crate::array::{ALIGN_BYTES, HostArray, View, ViewMut};
 use crate::error::Error;
 use crate::linked::Bound;
 use crate::program::Step;
+use crate::team::Team;
 use einfall_ir::arena::Id;
 use einfall_ir::artifact::Slot;
 use einfall_ir::dtype::DType;
 use einfall_ir::tile::{BufferId, BufferKind};
-use rayon::prelude::*;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Below this many operations plus bytes a kernel runs on the calling thread: waking the others takes about as long.
@@ -23,9 +23,9 @@ const INLINE_WORK: u64 = 1 << 17;
 const RANGES_PER_THREAD: u64 = 8;
 
 /// Threads to run tasks on.
-pub(crate) fn threads(n: usize) -> Result<Arc<rayon::ThreadPool>, Error> {
+pub(crate) fn threads(n: usize) -> Result<Team, Error> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("einfall-{i}")).build();
-    Ok(Arc::new(pool.map_err(|e| Error::Threads { reason: e.to_string() })?))
+    Ok(Team::new(Arc::new(pool.map_err(|e| Error::Threads { reason: e.to_string() })?)))
 }
 
 /// The arrays of one launch, by name.
@@ -125,18 +125,12 @@ impl Bound {
                 places[id.index()] = Some(Place { base, strides, scalar: 0 });
             }
         }
-        let all = || {
-            let timed = |(index, step)| {
-                let start = Instant::now();
-                self.run(index, step, &places)?;
-                Ok(start.elapsed())
-            };
-            self.sizes.steps.iter().enumerate().map(timed).collect::<Result<Vec<Duration>, Error>>()
+        let timed = |(index, step)| {
+            let start = Instant::now();
+            self.run(index, step, &places)?;
+            Ok(start.elapsed())
         };
-        // The pool is entered once for all kernels, as entering it costs two thread switches.
-        let pool = &self.executable.code.pool;
-        let threads = pool.current_num_threads();
-        let times = if self.sizes.steps.iter().any(|s| s.is_shared(threads)) { pool.install(all)? } else { all()? };
+        let times = self.sizes.steps.iter().enumerate().map(timed).collect::<Result<Vec<Duration>, Error>>()?;
         if let Some(block) = own {
             self.memory.give(block);
         }
@@ -184,7 +178,7 @@ impl Bound {
         Ok(outputs)
     }
 
-    /// Runs one kernel's tasks; on a thread of the pool where they are shared.
+    /// Runs one kernel's tasks, on the threads of the pool too where that pays.
     fn run(&self, index: usize, step: &Step, places: &[Option<Place>]) -> Result<(), Error> {
         let exe = &*self.executable;
         let launch = &exe.program.artifact.launches[index];
@@ -212,7 +206,8 @@ impl Bound {
             self.memory.give(scratch);
             Ok(())
         };
-        let threads = exe.code.pool.current_num_threads();
+        let team = &exe.code.team;
+        let threads = team.threads();
         if step.tasks == 0 {
             return Ok(());
         }
@@ -222,7 +217,16 @@ impl Bound {
         let ranges = step.tasks.min(threads as u64 * RANGES_PER_THREAD);
         // Ranges differ by at most one task.
         let bound = |i: usize| (i as u128 * u128::from(step.tasks) / u128::from(ranges)) as u64;
-        (0..ranges as usize).into_par_iter().with_max_len(1).try_for_each(|i| call(bound(i), bound(i + 1)))
+        let failed = OnceLock::new();
+        team.share(ranges as usize, &|i| {
+            if failed.get().is_none()
+                && let Err(e) = call(bound(i), bound(i + 1))
+            {
+                // One of several is as good as another.
+                let _ = failed.set(e);
+            }
+        });
+        failed.into_inner().map_or(Ok(()), Err)
     }
 }
 

@@ -34,6 +34,8 @@ mod program;
 mod scratch;
 #[cfg(feature = "shaders")]
 pub mod shaders;
+#[cfg(feature = "cpu")]
+mod team;
 #[cfg(any(feature = "cuda", feature = "shaders"))]
 mod variants;
 #[cfg(feature = "wgpu")]

@@ -6,8 +6,8 @@ use crate::error::Error;
 use crate::executable::{self, Loaded};
 use crate::program::{Program, Sizes};
 use crate::scratch::ScratchPool;
+use crate::team::Team;
 use einfall_ir::artifact::Artifact;
-use std::sync::Arc;
 
 /// The calling convention of a CPU kernel (see [`einfall_ir::artifact::Launch`]).
 pub type KernelFn = unsafe extern "C" fn(slots: *const u64, first: i64, end: i64, scratch: *mut u8);
@@ -19,7 +19,7 @@ pub struct Linked {
     /// Keeps the functions' memory, where it is not the program's own.
     #[cfg(feature = "jit")]
     _code: Option<einfall_llvm::Code>,
-    pub(crate) pool: Arc<rayon::ThreadPool>,
+    pub(crate) team: Team,
 }
 
 /// An artifact linked into this process.
@@ -38,30 +38,26 @@ impl Loaded for Linked {
 
 impl Executable {
     /// Of functions that are linked into the program: those of the checked artifact's launches, in order.
-    pub(crate) fn linked(artifact: Artifact, functions: Vec<KernelFn>, pool: Arc<rayon::ThreadPool>) -> Executable {
+    pub(crate) fn linked(artifact: Artifact, functions: Vec<KernelFn>, team: Team) -> Executable {
         let code = Linked {
             functions,
             #[cfg(feature = "jit")]
             _code: None,
-            pool,
+            team,
         };
         Executable { program: Program::new(artifact), code }
     }
 
     /// Resolves the kernels of a checked artifact.
     #[cfg(feature = "jit")]
-    pub(crate) fn new(
-        artifact: Artifact,
-        code: einfall_llvm::Code,
-        pool: Arc<rayon::ThreadPool>,
-    ) -> Result<Executable, Error> {
+    pub(crate) fn new(artifact: Artifact, code: einfall_llvm::Code, team: Team) -> Result<Executable, Error> {
         let mut functions = Vec::new();
         for launch in &artifact.launches {
             let address = code.symbol(&launch.symbol)?;
             // SAFETY: the loader's caller vouches that the symbol has the convention's signature.
             functions.push(unsafe { std::mem::transmute::<*const std::ffi::c_void, KernelFn>(address) });
         }
-        let code = Linked { functions, _code: Some(code), pool };
+        let code = Linked { functions, _code: Some(code), team };
         Ok(Executable { program: Program::new(artifact), code })
     }
 }

@@ -21,6 +21,7 @@ pub use crate::linked::KernelFn;
 
 use crate::linked::{Bound, Executable};
 use crate::program;
+use crate::team::Team;
 
 /// The code of a cascade for one level, linked into the program.
 #[derive(Clone, Copy, Debug)]
@@ -57,15 +58,15 @@ pub struct Kernel {
 }
 
 /// The threads that all kernels of the program share.
-static POOL: OnceLock<Arc<rayon::ThreadPool>> = OnceLock::new();
+static TEAM: OnceLock<Team> = OnceLock::new();
 
-fn pool() -> Result<Arc<rayon::ThreadPool>, Error> {
-    if let Some(pool) = POOL.get() {
-        return Ok(Arc::clone(pool));
+fn team() -> Result<Team, Error> {
+    if let Some(team) = TEAM.get() {
+        return Ok(team.clone());
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let pool = crate::launch::threads(threads)?;
-    Ok(Arc::clone(POOL.get_or_init(|| pool)))
+    let team = crate::launch::threads(threads)?;
+    Ok(TEAM.get_or_init(|| team).clone())
 }
 
 impl Kernel {
@@ -105,7 +106,7 @@ impl Kernel {
         if let Some(reason) = reason {
             return Err(Error::Artifact { name: self.name.to_owned(), reason: reason.to_owned() });
         }
-        let executable = Executable::linked(artifact, linked.functions.to_vec(), pool()?);
+        let executable = Executable::linked(artifact, linked.functions.to_vec(), team()?);
         Ok(self.loaded.get_or_init(|| Arc::new(executable)))
     }
 

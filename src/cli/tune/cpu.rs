@@ -85,9 +85,11 @@ impl Bench {
             self.sets = sets.collect::<Result<_, _>>().map_err(failed)?;
         }
         let mut samples = Vec::new();
-        let begin = Instant::now();
+        // Every set once, and until the other threads came and have a core each.
+        let (warm, mut begin) = (budget / 4, Instant::now());
         let count = self.sets.len();
-        for turn in 0..LAUNCHES {
+        let mut turn = 0;
+        loop {
             let mut arguments = Arguments::new();
             for (name, array, written) in &mut self.sets[turn % count] {
                 arguments = match written {
@@ -97,11 +99,16 @@ impl Bench {
             }
             let start = Instant::now();
             bound.launch(arguments).map_err(failed)?;
-            // The first round warms up.
-            if turn >= count.max(2) {
-                samples.push(start.elapsed().as_secs_f64() * 1e6);
+            let taken = start.elapsed();
+            turn += 1;
+            if samples.is_empty() && (turn <= count.max(2) || begin.elapsed() < warm) {
+                continue;
             }
-            if samples.len() >= 3 && begin.elapsed() > budget {
+            if samples.is_empty() {
+                begin = start;
+            }
+            samples.push(taken.as_secs_f64() * 1e6);
+            if samples.len() >= 3 && begin.elapsed() > budget || samples.len() >= LAUNCHES {
                 break;
             }
         }

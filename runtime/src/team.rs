@@ -1,0 +1,279 @@
+//! Sharing a kernel's ranges of tasks between the thread that launches it and the threads of a pool.
+//!
+//! The launching thread takes ranges itself, so that a launch waits for no thread to wake: threads of the pool take
+//! what is left when they come, and then watch for the next launch for [`WATCH`] before the pool has them back, as
+//! threads of OpenMP do. (A pool alone, entered for each launch, puts its threads to sleep between launches; on a
+//! virtual machine waking one takes longer than most kernels.) Invariants: each range is done once; [`Team::share`]
+//! returns when all are, and nothing that it was given is touched afterwards; at most as many threads of the pool
+//! help as it has but one, whatever is launched at once.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long a thread watches for the next launch.
+const WATCH: Duration = Duration::from_micros(100);
+/// Looks in vain before a waiting thread lets others have its core.
+const LOOKS: u32 = 64;
+
+/// A pool of threads and what was launched on it.
+#[derive(Clone, Debug)]
+pub(crate) struct Team {
+    pool: Arc<rayon::ThreadPool>,
+    board: Arc<Board>,
+}
+
+/// What helpers see.
+#[derive(Debug, Default)]
+struct Board {
+    open: Mutex<Vec<Arc<Share>>>,
+    /// Launches so far.
+    posted: AtomicUsize,
+    /// Threads of the pool that were asked to come and have not left.
+    helpers: AtomicUsize,
+}
+
+/// The ranges of one launch.
+struct Share {
+    /// Borrowed from [`Team::share`], which outlasts every call: a range that is handed out was counted in `active`
+    /// before, and it returns when all were handed out and none is active.
+    work: *const (dyn Fn(usize) + Sync),
+    next: AtomicUsize,
+    end: usize,
+    active: AtomicUsize,
+}
+
+// SAFETY: `work` is `Sync`, and called only while it is borrowed (see there).
+unsafe impl Send for Share {}
+// SAFETY: as above.
+unsafe impl Sync for Share {}
+
+impl std::fmt::Debug for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Share({:?} of {})", self.next, self.end)
+    }
+}
+
+/// Counts down when it goes, by a panic too.
+struct Held<'a>(&'a AtomicUsize);
+
+impl<'a> Held<'a> {
+    fn new(count: &'a AtomicUsize) -> Held<'a> {
+        count.fetch_add(1, Ordering::SeqCst);
+        Held(count)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Waits without sleeping.
+#[derive(Default)]
+struct Patience(u32);
+
+impl Patience {
+    fn wait(&mut self) {
+        self.0 += 1;
+        match self.0.is_multiple_of(LOOKS) {
+            true => std::thread::yield_now(),
+            false => std::hint::spin_loop(),
+        }
+    }
+}
+
+impl Share {
+    /// Does ranges until none is left.
+    fn help(&self) {
+        // Counted first: who sees that none is left and none is active knows that no other call follows.
+        let _active = Held::new(&self.active);
+        loop {
+            let range = self.next.fetch_add(1, Ordering::SeqCst);
+            if range >= self.end {
+                return;
+            }
+            // SAFETY: the range was open, so `Team::share` has not returned.
+            unsafe { (*self.work)(range) };
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.next.load(Ordering::SeqCst) < self.end
+    }
+}
+
+/// Closes a share and waits for those who are at it, when a range panics too.
+struct Closing<'a> {
+    share: &'a Arc<Share>,
+    board: &'a Board,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.share.next.fetch_max(self.share.end, Ordering::SeqCst);
+        self.board.lock().retain(|s| !Arc::ptr_eq(s, self.share));
+        let mut patience = Patience::default();
+        while self.share.active.load(Ordering::SeqCst) > 0 {
+            patience.wait();
+        }
+    }
+}
+
+impl Board {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Share>>> {
+        self.open.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Team {
+    pub(crate) fn new(pool: Arc<rayon::ThreadPool>) -> Team {
+        Team { pool, board: Arc::default() }
+    }
+
+    /// Threads that work on a launch.
+    pub(crate) fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Helps with what is launched until nothing was for a while.
+    fn serve(&self) {
+        let board = &*self.board;
+        let mut seen = None;
+        loop {
+            let mut held = Some(Held(&board.helpers));
+            let mut since = Instant::now();
+            let mut patience = Patience::default();
+            loop {
+                let posted = board.posted.load(Ordering::SeqCst);
+                if seen != Some(posted) {
+                    seen = Some(posted);
+                    let open = || board.lock().iter().find(|s| s.is_open()).cloned();
+                    while let Some(share) = open() {
+                        share.help();
+                        since = Instant::now();
+                    }
+                }
+                // The pool's own work goes before what may come.
+                if since.elapsed() > WATCH || self.pool.current_thread_has_pending_tasks() == Some(true) {
+                    break;
+                }
+                patience.wait();
+            }
+            drop(held.take());
+            // A launch that still counted on this thread is not left alone.
+            if seen == Some(board.posted.load(Ordering::SeqCst)) {
+                return;
+            }
+            board.helpers.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Calls `work` with every number below `ranges`, on this thread and those of the pool that come in time.
+    pub(crate) fn share(&self, ranges: usize, work: &(dyn Fn(usize) + Sync)) {
+        let wanted = self.threads().min(ranges).saturating_sub(1);
+        if wanted == 0 {
+            return (0..ranges).for_each(work);
+        }
+        // SAFETY: the lifetime alone changes; `Closing` waits until nobody calls it.
+        let work = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(work)
+        };
+        let share = Arc::new(Share { work, next: AtomicUsize::new(0), end: ranges, active: AtomicUsize::new(0) });
+        let board = &*self.board;
+        board.lock().push(Arc::clone(&share));
+        let closing = Closing { share: &share, board };
+        board.posted.fetch_add(1, Ordering::SeqCst);
+        let claim = |n: usize| (n < wanted).then_some(n + 1);
+        while board.helpers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim).is_ok() {
+            let team = self.clone();
+            self.pool.spawn(move || team.serve());
+        }
+        share.help();
+        drop(closing);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+
+    fn team(n: usize) -> Team {
+        Team::new(Arc::new(rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads")))
+    }
+
+    /// Shares `ranges` and says how often each was done.
+    fn counts(team: &Team, ranges: usize) -> Vec<usize> {
+        let done: Vec<AtomicUsize> = (0..ranges).map(|_| AtomicUsize::new(0)).collect();
+        team.share(ranges, &|i| {
+            done[i].fetch_add(1, Ordering::Relaxed);
+        });
+        done.into_iter().map(AtomicUsize::into_inner).collect()
+    }
+
+    #[test]
+    fn every_range_is_done_once() {
+        for threads in [1, 2, 5] {
+            let team = team(threads);
+            for ranges in (0..40).cycle().take(2000) {
+                assert_eq!(counts(&team, ranges), vec![1; ranges]);
+            }
+        }
+    }
+
+    #[test]
+    fn many_launch_at_once_from_outside_and_inside() {
+        let team = team(3);
+        std::thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| (0..500).for_each(|i| assert_eq!(counts(&team, i % 37), vec![1; i % 37])));
+            }
+        });
+        let inside = || (0..300usize).into_par_iter().for_each(|i| assert_eq!(counts(&team, i % 29), vec![1; i % 29]));
+        team.pool.install(inside);
+        // Within a range, too.
+        team.share(6, &|i| assert_eq!(counts(&team, i), vec![1; i]));
+    }
+
+    #[test]
+    fn other_threads_take_part_and_leave() {
+        let team = team(2);
+        let here = std::thread::current().id();
+        let elsewhere = AtomicUsize::new(0);
+        let begin = Instant::now();
+        while elsewhere.load(Ordering::Relaxed) == 0 && begin.elapsed() < Duration::from_secs(20) {
+            team.share(8, &|_| {
+                if std::thread::current().id() != here {
+                    elsewhere.fetch_add(1, Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            });
+        }
+        assert!(elsewhere.into_inner() > 0, "the pool's thread never came");
+        let begin = Instant::now();
+        while team.board.helpers.load(Ordering::SeqCst) > 0 && begin.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(team.board.helpers.load(Ordering::SeqCst), 0, "it watches for ever");
+        assert!(team.board.lock().is_empty());
+    }
+
+    #[test]
+    fn a_panic_waits_for_the_others() {
+        let team = team(3);
+        let active = AtomicUsize::new(0);
+        let here = std::thread::current().id();
+        let work = |_| {
+            let _active = Held::new(&active);
+            std::thread::sleep(Duration::from_millis(2));
+            // Threads of the pool that panic would end the process.
+            assert_ne!(std::thread::current().id(), here, "planted");
+        };
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| team.share(64, &work)));
+        assert!(caught.is_err());
+        assert_eq!(active.load(Ordering::SeqCst), 0, "a range outlives the launch");
+        assert_eq!(counts(&team, 9), vec![1; 9]);
+    }
+}

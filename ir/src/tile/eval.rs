@@ -253,6 +253,12 @@ struct Held {
     data: Vec<f64>,
 }
 
+/// Where a tile's elements lie: axis, first coordinate and stride, last axis first.
+struct Steps {
+    tile: usize,
+    steps: Vec<(usize, u64, u64)>,
+}
+
 /// One task of a kernel: a point of its grid of blocks.
 struct Task<'a> {
     plan: &'a Plan,
@@ -428,13 +434,25 @@ impl<'a> Task<'a> {
         let mut out = vec![0.0; roots.len()];
         let counts: Vec<u64> = windows.iter().map(|w| w.1).collect();
         let total: u64 = counts.iter().product();
+        if total == 0 {
+            return Ok(());
+        }
+        // Where elements of tiles lie is the same at every point.
+        let place = |e: &ExprId| match self.kernel.exprs[*e] {
+            Expr::Tile(t) => self.steps(op, t).map(Some),
+            _ => Ok(None),
+        };
+        let places = program.order.iter().map(place).collect::<Result<Vec<_>, _>>()?;
         let mut at = vec![0u64; axes.len()];
         for _ in 0..total {
             for ((a, w), i) in axes.iter().zip(&windows).zip(&at) {
                 coords[a.index()] = w.0 + i;
             }
-            for e in &program.order {
-                values[e.index()] = self.value(op, *e, &values, &coords)?;
+            for (e, place) in program.order.iter().zip(&places) {
+                values[e.index()] = match place {
+                    Some(steps) => self.element(steps, &coords),
+                    None => self.value(op, *e, &values, &coords)?,
+                };
             }
             for (o, r) in out.iter_mut().zip(roots) {
                 *o = values[r.index()];
@@ -495,7 +513,7 @@ impl<'a> Task<'a> {
             Expr::Float(x) => *x,
             Expr::Size(s) => s.eval(self.ranks)? as f64,
             Expr::Coord(a) => coords[a.index()] as f64,
-            Expr::Tile(t) => self.element(op, *t, coords)?,
+            Expr::Tile(t) => self.element(&self.steps(op, *t)?, coords),
             Expr::TileAt { tile, at } => self.element_at(op, *tile, at, coords)?,
             Expr::Read { buffer, at: ids } => {
                 let at: Vec<f64> = ids.iter().map(at).collect();
@@ -515,17 +533,26 @@ impl<'a> Task<'a> {
         })
     }
 
-    /// The element of `tile` at this point. A tile written for other blocks of its axes holds nothing for these.
-    fn element(&self, op: usize, tile: TileId, coords: &[u64]) -> Result<f64, TileError> {
+    /// Where the elements of `tile` lie. A tile written for other blocks of its axes holds nothing for these.
+    fn steps(&self, op: usize, tile: TileId) -> Result<Steps, TileError> {
         let held = self.tiles[tile.index()].as_ref().ok_or_else(|| self.poison(op, tile))?;
-        let mut offset = 0;
-        for (axis, (first, count)) in self.kernel.tiles[tile].axes.iter().zip(&held.window) {
-            if self.window[axis.index()] != Some((*first, *count)) {
-                return Err(self.poison(op, tile));
-            }
-            offset = offset * count + (coords[axis.index()] - first);
+        let axes = &self.kernel.tiles[tile].axes;
+        if axes.iter().zip(&held.window).any(|(a, w)| self.window[a.index()] != Some(*w)) {
+            return Err(self.poison(op, tile));
         }
-        Ok(held.data[offset as usize])
+        let mut steps = Vec::with_capacity(axes.len());
+        let mut stride = 1;
+        for (axis, (first, count)) in axes.iter().zip(&held.window).rev() {
+            steps.push((axis.index(), *first, stride));
+            stride *= count;
+        }
+        Ok(Steps { tile: tile.index(), steps })
+    }
+
+    /// The element of a tile at this point.
+    fn element(&self, of: &Steps, coords: &[u64]) -> f64 {
+        let offset: u64 = of.steps.iter().map(|(axis, first, stride)| (coords[*axis] - first) * stride).sum();
+        self.tiles[of.tile].as_ref().map_or(f64::NAN, |held| held.data[offset as usize])
     }
 
     /// The element of `tile` at places other than this point.
@@ -669,13 +696,7 @@ impl<'a> Task<'a> {
                 let window = self.windows(n, axes)?;
                 let size: u64 = window.iter().map(|w| w.1).product();
                 let mut data = if *carry { self.before(n, *out, &window)? } else { vec![0.0; size as usize] };
-                let all: Vec<AxisId> = axes.iter().chain(over).copied().collect();
-                let mut fault = None;
-                self.points(n, &all, &[], |task, c, _| match (task.element(n, *a, c), task.element(n, *b, c)) {
-                    (Ok(x), Ok(y)) => data[offset(axes, &window, c)] += x * y,
-                    (Err(e), _) | (_, Err(e)) => fault = fault.take().or(Some(e)),
-                })?;
-                fault.map_or(Ok(()), Err)?;
+                self.contract(n, axes, over, [*a, *b], &mut data)?;
                 self.write(*out, window, data);
             }
             Op::Scan { out, op, value, along, carry } => {
@@ -689,12 +710,10 @@ impl<'a> Task<'a> {
                 let mut state = match carry {
                     Some(t) => {
                         let mut state = Vec::with_capacity(size as usize);
-                        let mut fault = None;
-                        self.points(n, &rest, &[], |task, c, _| match task.element(n, *t, c) {
-                            Ok(x) => state.push(x),
-                            Err(e) => fault = fault.take().or(Some(e)),
-                        })?;
-                        fault.map_or(Ok(()), Err)?;
+                        if size > 0 {
+                            let steps = self.steps(n, *t)?;
+                            self.points(n, &rest, &[], |task, c, _| state.push(task.element(&steps, c)))?;
+                        }
                         state
                     }
                     None => vec![op.identity(); size as usize],
@@ -720,6 +739,56 @@ impl<'a> Task<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Adds products of two tiles' elements to `data`, the elements at `axes`: at every point of `axes`, in order, over
+    /// every point of `over`, in order.
+    fn contract(
+        &self,
+        n: usize,
+        axes: &[AxisId],
+        over: &[AxisId],
+        factors: [TileId; 2],
+        data: &mut [f64],
+    ) -> Result<(), TileError> {
+        let all: Vec<AxisId> = axes.iter().chain(over).copied().collect();
+        let counts: Vec<usize> = self.windows(n, &all)?.iter().map(|w| w.1 as usize).collect();
+        if counts.contains(&0) {
+            return Ok(());
+        }
+        let mut strides = [vec![0; all.len()], vec![0; all.len()], vec![0; all.len()]];
+        for (of, tile) in strides.iter_mut().zip(factors) {
+            for (axis, _, stride) in self.steps(n, tile)?.steps {
+                // An axis that is not walked has one coordinate here.
+                if let Some(d) = all.iter().position(|a| a.index() == axis) {
+                    of[d] = stride as usize;
+                }
+            }
+        }
+        let mut stride = 1;
+        for d in (0..axes.len()).rev() {
+            strides[2][d] = stride;
+            stride *= counts[d];
+        }
+        let of = |k: usize| self.tiles[factors[k].index()].as_ref().map(|h| &h.data[..]);
+        let (Some(x), Some(y)) = (of(0), of(1)) else { return Ok(()) };
+        // The last axis in a row; of no axes there is one point.
+        let last = all.len().saturating_sub(1);
+        let at_last = |s: &[usize]| s.last().copied().unwrap_or(0);
+        let [dx, dy, dz] = [at_last(&strides[0]), at_last(&strides[1]), at_last(&strides[2])];
+        let inner = counts.last().copied().unwrap_or(1);
+        let mut at = vec![0; all.len()];
+        let [mut px, mut py, mut pz] = [0, 0, 0];
+        loop {
+            for i in 0..inner {
+                data[pz + i * dz] += x[px + i * dx] * y[py + i * dy];
+            }
+            let Some(d) = (0..last).rev().find(|d| at[*d] + 1 < counts[*d]) else { return Ok(()) };
+            at[d] += 1;
+            at[d + 1..].fill(0);
+            let sum = |s: &[usize]| at.iter().zip(s).map(|(i, s)| i * s).sum();
+            [px, py, pz] = [sum(&strides[0]), sum(&strides[1]), sum(&strides[2])];
+        }
     }
 
     fn reduce(

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use einfall_autotune::model_gpu;
 use einfall_codegen::lower::gpu::split_streams;
-use einfall_ir::analysis::traffic::kernel_traffic;
+use einfall_ir::analysis::traffic::{counted_bytes, kernel_traffic};
 use einfall_ir::mapping::KernelMapping;
 use einfall_ir::target::DataSheet;
 
@@ -116,8 +116,9 @@ fn modelled(case: &Case, sheet: &DataSheet) -> Result<(String, Vec<String>), Str
     let row = |k: &einfall_ir::tile::Kernel| {
         let own = mapping.kernels.iter().find(|m| m.kernel == k.name).unwrap_or(&empty);
         let t = kernel_traffic(&cut, k, own, &extents, sheet).ok_or("an extent is unknown")?;
-        let l = t.levels.first().ok_or("the sheet has one level")?;
-        Ok(format!("{},{:.0},{:.0},{:.0}", k.name, l.supplied_bytes, l.write_bytes, t.tasks))
+        let (read, written) =
+            counted_bytes(&cut, k, own, &extents, sheet).ok_or("the sheet has no cache of the device")?;
+        Ok(format!("{},{read:.0},{written:.0},{:.0}", k.name, t.tasks))
     };
     let rows = cut.kernels.iter().map(row).collect::<Result<Vec<_>, &str>>()?;
     Ok((text, rows))

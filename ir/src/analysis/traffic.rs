@@ -26,8 +26,8 @@ use cache::Nest;
 use crate::arena::Id;
 use crate::dtype::DType;
 use crate::kernel::atoms;
-use crate::mapping::{KernelMapping, Mapping, Source};
-use crate::target::DataSheet;
+use crate::mapping::{KernelMapping, Mapping, RoleMapping, Source};
+use crate::target::{DataSheet, Gpu, TASK_SHARED_BYTES};
 use crate::tile::{AxisId, AxisKind, Expr, ExprId, Kernel, Node, Op, Plan, Space, TileId};
 
 /// Evaluations of a filter over blocks, at most; more blocks than that are sampled evenly.
@@ -184,6 +184,40 @@ pub fn kernel_traffic(
     Some(out)
 }
 
+/// Bytes that a profiler counts between the slowest memory and the cache before the multiprocessors' own while `kernel`
+/// runs: (read, written). Unlike [`kernel_traffic`], which asks what must move through an ideal cache, this is of one in
+/// two halves that loses data before it is full, and does not write back what it holds at the end. None as there, and
+/// for what is no GPU.
+pub fn counted_bytes(
+    plan: &Plan,
+    kernel: &Kernel,
+    mapping: &KernelMapping,
+    extents: &[u64],
+    sheet: &DataSheet,
+) -> Option<(f64, f64)> {
+    let model = Model::of(plan, kernel, mapping, extents, sheet)?;
+    let (level, gpu) = (sheet.levels.get(1).filter(|l| l.name != "shared")?, sheet.gpu.as_ref()?);
+    let (mut nest, together) = model.nest(gpu.multiprocessors * model.resident(gpu), false);
+    // Of tasks that run at the same time, some walk a step that others leave out.
+    let inner = &nest.global[nest.global.len() - together..];
+    let wide = |a: AxisId| inner.iter().filter(|l| l.axis == a).map(|l| l.over).fold(model.block(a), f64::max);
+    let sizes = |s: &crate::cascade::Size| s.eval(extents).ok().map(|n| n as f64);
+    let mut streams = Vec::new();
+    all_streams(&kernel.body, &mut streams);
+    nest.kept = streams.into_iter().map(|s| filter::kept(&model, s, &sizes, &wide)).collect();
+    Some(nest.counted(level.bytes as f64, together))
+}
+
+/// The streams among nodes, in text order.
+fn all_streams<'a>(nodes: &'a [Node], out: &mut Vec<&'a crate::tile::Stream>) {
+    for n in nodes {
+        if let Node::Stream(s) = n {
+            out.push(s);
+            all_streams(&s.body, out);
+        }
+    }
+}
+
 /// One loop: a trip covers `inside` coordinates of the axis, all trips `over`.
 #[derive(Clone, Debug)]
 struct Loop {
@@ -338,6 +372,26 @@ impl<'a> Model<'a> {
         (outer, inner)
     }
 
+    /// Tasks on one multiprocessor at once, by what the mapping gives them; one where they are persistent.
+    fn resident(&self, gpu: &Gpu) -> u64 {
+        let m = self.mapping;
+        if m.work.persistent {
+            return 1;
+        }
+        let threads = |r: &RoleMapping| r.units * r.scope.threads();
+        let all: u64 = m.roles.iter().map(threads).sum();
+        let registers: u64 = m.roles.iter().map(|r| threads(r) * r.regs.unwrap_or(gpu.thread_registers)).sum();
+        let shared = |(id, t): (TileId, &crate::tile::Tile)| {
+            let of = self.mapping.tile(&t.name).filter(|x| x.space == Space::Shared && x.reuses.is_none());
+            let elems: f64 = self.kernel.tiles[id].axes.iter().map(|a| self.block(*a)).product();
+            of.map_or(0.0, |x| x.stages.max(1) as f64 * elems * bytes_of(t.dtype))
+        };
+        let shared = self.kernel.tiles.iter().map(shared).sum::<f64>() as u64 + TASK_SHARED_BYTES;
+        let fit = |have: u64, each: u64| have / each.max(1);
+        let resident = fit(gpu.registers, registers).min(fit(gpu.shared_per_multiprocessor, shared));
+        resident.min(fit(gpu.threads_per_multiprocessor, all)).clamp(1, 32)
+    }
+
     fn tasks(&self) -> f64 {
         self.parts * self.grid.iter().map(Loop::count).product::<f64>()
     }
@@ -399,7 +453,7 @@ impl<'a> Model<'a> {
     fn task_level(&self) -> LevelTraffic {
         let mut out = LevelTraffic::default();
         for w in &self.ops {
-            for t in w.touches.iter().filter(|t| matches!(t.place, Place::Array(..))) {
+            for t in w.touches.iter().filter(|t| matches!(t.place, Place::Array(_))) {
                 let cover = |a: AxisId| self.block(a);
                 let bytes = t.bytes(&cover) * self.executions(&w.streams, &t.axes);
                 if t.write {
@@ -478,7 +532,7 @@ impl<'a> Model<'a> {
                             times = if x == a { n(&c.cols, c.tile.1) } else { n(&c.rows, c.tile.0) };
                         }
                     }
-                    Place::Array(..) => {}
+                    Place::Array(_) => {}
                 }
                 let bytes = times * t.bytes(&cover) * self.executions(&w.streams, &t.axes);
                 if t.write {
@@ -494,12 +548,17 @@ impl<'a> Model<'a> {
 
     /// A cache of `capacity` bytes that `concurrent` tasks share; `fine`: below the blocks too, tiles included.
     fn cache(&self, capacity: u64, concurrent: u64, fine: bool) -> LevelTraffic {
+        self.nest(concurrent, fine).0.traffic(capacity as f64)
+    }
+
+    /// The loops around every operation, and how many of the innermost are of tasks that run at the same time.
+    fn nest(&self, concurrent: u64, fine: bool) -> (Nest<'a, '_>, usize) {
         let (outer, inner) = self.waves(concurrent);
+        let together = inner.len();
         let mut global = outer;
         global.extend(self.streams.iter().cloned());
         global.extend(inner);
-        let nest = Nest { model: self, global, fine };
-        nest.traffic(capacity as f64)
+        (Nest { model: self, global, fine, kept: self.kept.clone() }, together)
     }
 }
 

@@ -105,16 +105,30 @@ fn work(kernel: &Kernel, ranks: &[u64]) -> f64 {
     largest
 }
 
+/// Coordinates of a block of the evaluator's tasks.
+const BLOCK: u64 = 8;
+
 /// How the evaluator runs a plan: whole where `budget` points suffice, else some tasks of the last kernel.
 fn options(plan: &Plan, ranks: &[u64], budget: f64, seed: u64) -> Options {
-    const BLOCK: u64 = 8;
     let options = Options { blocks: Blocks::Uniform(BLOCK), ..Options::default() };
+    let Some((count, _)) = chosen(plan, ranks, budget) else { return options };
+    Options { tasks: Some((count as u64, seed)), ..options }
+}
+
+/// Tasks of the last kernel that are evaluated and how many it has; none: all of them.
+fn chosen(plan: &Plan, ranks: &[u64], budget: f64) -> Option<(f64, f64)> {
     let all: f64 = plan.kernels.iter().map(|k| work(k, ranks)).sum();
-    let Some(last) = plan.kernels.last().filter(|_| all > budget) else { return options };
+    let last = plan.kernels.last().filter(|_| all > budget)?;
     let grid = last.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid);
     let tasks: f64 = grid.map(|(_, a)| a.extent.eval(ranks).unwrap_or(0).div_ceil(BLOCK) as f64).product();
-    let count = (tasks * budget / all).max(2.0).min(tasks);
-    Options { tasks: Some((count as u64, seed)), ..options }
+    Some(((tasks * budget / all).max(2.0).min(tasks).floor(), tasks))
+}
+
+/// Points that the evaluator visits within a budget: kernels before the last whole, of the last two tasks at least.
+pub fn visits(plan: &Plan, ranks: &[u64], budget: f64) -> f64 {
+    let all: f64 = plan.kernels.iter().map(|k| work(k, ranks)).sum();
+    let last = plan.kernels.last().map_or(0.0, |k| work(k, ranks));
+    chosen(plan, ranks, budget).map_or(all, |(count, tasks)| all - last * (1.0 - count / tasks.max(1.0)))
 }
 
 /// Random inputs of a plan by name, and what its outputs must be.

@@ -5,6 +5,7 @@ use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::tile::{AxisKind, Plan};
 
 use super::super::Failure;
+use super::super::gpu::plans;
 
 /// A cascade with its sizes.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -19,8 +20,11 @@ pub struct Case {
     pub sizes: Vec<(String, u64)>,
 }
 
-/// Points of inputs of a case that results are compared at.
+/// Elements of the largest array where results are compared, at most.
 const ELEMENTS: u64 = 1 << 17;
+/// Points that the evaluator is asked for within a case, and may visit where kernels depend on others: about a second.
+pub const POINTS: f64 = 2e5;
+const VISITS: f64 = 5e5;
 
 impl Case {
     /// A case, with every rank solved and the facts checked. Ranks that the cascade lacks are left out of `given`.
@@ -89,7 +93,9 @@ pub fn small(c: &Cascade, plan: &Plan, sizes: &[(String, u64)]) -> Vec<(String, 
     };
     let mut small = sizes.to_vec();
     let mut stuck: Vec<String> = Vec::new();
-    while elements(&small) > ELEMENTS {
+    let visited =
+        |sizes: &[(String, u64)]| ranks(plan, sizes).map_or(f64::INFINITY, |r| plans::visits(plan, &r, POINTS));
+    while elements(&small) > ELEMENTS || visited(&small) > VISITS {
         // Halve the longest that may be halved; a fact that this breaks keeps it.
         let free = |s: &(String, u64)| s.1 > 1 && !keep.contains(&s.0.as_str()) && !stuck.contains(&s.0);
         let Some(i) = (0..small.len()).filter(|i| free(&small[*i])).max_by_key(|i| small[*i].1) else { break };

@@ -66,8 +66,6 @@ pub struct Timing {
 
 /// Seed of the inputs that results are compared on.
 const SEED: u64 = 7;
-/// Points that the evaluator visits per case.
-const POINTS: f64 = 2e5;
 
 /// A case as a child keeps it.
 pub struct Loaded {
@@ -96,7 +94,7 @@ impl Loaded {
         if self.expected.is_none() {
             let ranks = case::ranks(&self.plan, &self.small)?;
             let variant = einfall_ir::tolerance::inputs::Variant::Small;
-            self.expected = Some(plans::case(&self.plan, &ranks, SEED, variant, POINTS)?);
+            self.expected = Some(plans::case(&self.plan, &ranks, SEED, variant, case::POINTS)?);
         }
         self.expected.as_ref().ok_or_else(|| "no expected outputs".to_owned())
     }

@@ -16,14 +16,15 @@ use crate::tile::{AxisId, BufferId, Expr, ExprId, Kernel, Node, Op, Plan, Space,
 /// Memory an access is to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
-    Array(BufferId, String),
+    Array(BufferId),
     Tile(TileId),
 }
 
 /// How many different positions an index expression takes, given how far its axes reach.
 #[derive(Clone, Debug)]
 pub(super) enum Reach {
-    One,
+    /// One, at this index where that is known.
+    One(Option<f64>),
     Axis(AxisId),
     Scaled(Box<Reach>, f64),
     Sum(Box<Reach>, Box<Reach>),
@@ -37,7 +38,7 @@ impl Reach {
     /// Different positions, and the distance between the outermost.
     fn measure(&self, cover: &impl Fn(AxisId) -> f64) -> (f64, f64) {
         match self {
-            Reach::One => (1.0, 0.0),
+            Reach::One(_) => (1.0, 0.0),
             Reach::Axis(a) => (cover(*a), cover(*a) - 1.0),
             Reach::Scaled(a, c) => {
                 let (n, span) = a.measure(cover);
@@ -60,9 +61,25 @@ impl Reach {
         }
     }
 
+    /// The positions in words, with the caller's words for axes. A shift by a constant leaves most of them the same.
+    fn words(&self, axis: &impl Fn(AxisId) -> String) -> String {
+        match self {
+            Reach::One(at) => format!("{at:?}"),
+            Reach::Axis(a) => axis(*a),
+            Reach::Scaled(a, c) => format!("{}*{c}", a.words(axis)),
+            Reach::Sum(a, b) => match (&**a, &**b) {
+                (Reach::One(_), x) | (x, Reach::One(_)) => x.words(axis),
+                (a, b) => format!("({}+{})", a.words(axis), b.words(axis)),
+            },
+            Reach::Divided(a, c) => format!("({}/{c})", a.words(axis)),
+            Reach::Modulo(a, c) => format!("({}%{c})", a.words(axis)),
+            Reach::Gathered(axes) => format!("any{:?}", axes.iter().map(|a| axis(*a)).collect::<Vec<_>>()),
+        }
+    }
+
     fn axes(&self, out: &mut Vec<AxisId>) {
         match self {
-            Reach::One => {}
+            Reach::One(_) => {}
             Reach::Axis(a) => out.push(*a),
             Reach::Scaled(a, _) | Reach::Divided(a, _) | Reach::Modulo(a, _) => a.axes(out),
             Reach::Sum(a, b) => {
@@ -88,6 +105,15 @@ pub(super) struct Touch {
 }
 
 impl Touch {
+    /// What is touched: accesses for which this is equal touch the same data.
+    pub(super) fn identity(&self, axis: &impl Fn(AxisId) -> String) -> (Place, String) {
+        let words = match self.place {
+            Place::Array(_) => self.dims.iter().map(|(r, _)| r.words(axis)).collect::<Vec<_>>().join(", "),
+            Place::Tile(_) => String::new(),
+        };
+        (self.place.clone(), words)
+    }
+
     pub(super) fn bytes(&self, cover: &impl Fn(AxisId) -> f64) -> f64 {
         let by_dim: f64 = self.dims.iter().map(|(r, extent)| r.measure(cover).0.min(*extent)).product();
         let by_axis: f64 = self.axes.iter().map(|a| cover(*a)).product();
@@ -139,7 +165,7 @@ impl<'a, S: Fn(&crate::cascade::Size) -> Option<f64>> Build<'a, '_, S> {
                     let (inside, over) = (m.block(s.axis), m.extent[s.axis.index()]);
                     let id = m.streams.len();
                     m.streams.push(Loop { axis: s.axis, inside, over, stream: Some(id) });
-                    let kept = kept(m, s, self.sizes);
+                    let kept = kept(m, s, self.sizes, &|a| m.block(a));
                     m.kept.push(kept);
                     streams.push(id);
                     self.nodes(&s.body, streams, m)?;
@@ -262,17 +288,15 @@ impl<'a, S: Fn(&crate::cascade::Size) -> Option<f64>> Build<'a, '_, S> {
         let buffer = &self.plan.buffers[b];
         let mut dims = Vec::new();
         let mut axes = Vec::new();
-        let mut text = String::new();
         for (e, size) in at.iter().zip(&buffer.dims) {
             let reach = self.reach(k, *e);
             reach.axes(&mut axes);
-            text.push_str(&format!("{reach:?},"));
             dims.push((reach, (self.sizes)(size)?));
         }
         axes.sort();
         axes.dedup();
         let element_bytes = bytes_of(buffer.dtype);
-        Some(Touch { place: Place::Array(b, text), dims, axes, element_bytes, write, fills })
+        Some(Touch { place: Place::Array(b), dims, axes, element_bytes, write, fills })
     }
 
     fn reach(&self, k: &Kernel, e: ExprId) -> Reach {
@@ -292,7 +316,7 @@ impl<'a, S: Fn(&crate::cascade::Size) -> Option<f64>> Build<'a, '_, S> {
         };
         let boxed = |e: ExprId| Box::new(self.reach(k, e));
         match &k.exprs[e] {
-            Expr::Int(_) | Expr::Size(_) | Expr::Float(_) => Reach::One,
+            Expr::Int(_) | Expr::Size(_) | Expr::Float(_) => Reach::One(value(e)),
             Expr::Coord(a) => Reach::Axis(*a),
             Expr::Unary(UnaryOp::Neg, a) => self.reach(k, *a),
             Expr::Binary(BinaryOp::Add | BinaryOp::Sub, a, b) => Reach::Sum(boxed(*a), boxed(*b)),

@@ -5,10 +5,16 @@
 use super::{Model, SAMPLES, walk};
 use crate::arena::Id;
 use crate::ops::{BinaryOp, UnaryOp};
-use crate::tile::{Expr, ExprId, Kernel, Stream};
+use crate::tile::{AxisId, Expr, ExprId, Kernel, Stream};
 
-/// The share of (block, step) pairs that a stream's filter does not rule out as a whole.
-pub(super) fn kept(m: &Model<'_>, s: &Stream, sizes: &impl Fn(&crate::cascade::Size) -> Option<f64>) -> f64 {
+/// The share of (block, step) pairs that a stream's filter does not rule out as a whole; a block is `block` long along
+/// each axis.
+pub(super) fn kept(
+    m: &Model<'_>,
+    s: &Stream,
+    sizes: &impl Fn(&crate::cascade::Size) -> Option<f64>,
+    block: &impl Fn(AxisId) -> f64,
+) -> f64 {
     let Some(filter) = s.filter else { return 1.0 };
     let mut axes = Vec::new();
     walk(m.kernel, filter, &mut |e| {
@@ -19,7 +25,7 @@ pub(super) fn kept(m: &Model<'_>, s: &Stream, sizes: &impl Fn(&crate::cascade::S
     axes.push(s.axis);
     axes.sort();
     axes.dedup();
-    let counts: Vec<u64> = axes.iter().map(|a| (m.extent[a.index()] / m.block(*a)).ceil().max(1.0) as u64).collect();
+    let counts: Vec<u64> = axes.iter().map(|a| (m.extent[a.index()] / block(*a)).ceil().max(1.0) as u64).collect();
     let each = (SAMPLES as f64).powf(1.0 / axes.len() as f64).floor() as u64;
     let taken: Vec<u64> = counts.iter().map(|n| (*n).min(each.max(1))).collect();
     let total: u64 = taken.iter().product();
@@ -31,8 +37,8 @@ pub(super) fn kept(m: &Model<'_>, s: &Stream, sizes: &impl Fn(&crate::cascade::S
             // Evenly spaced blocks, the middle one of each stretch.
             let b = ((rest % t) * n + n / 2) / t;
             rest /= t;
-            let from = b as f64 * m.block(*a);
-            range[a.index()] = (from, (from + m.block(*a)).min(m.extent[a.index()]) - 1.0);
+            let from = b as f64 * block(*a);
+            range[a.index()] = (from, (from + block(*a)).min(m.extent[a.index()]) - 1.0);
         }
         kept += u64::from(interval(m.kernel, filter, &range, sizes).1 != 0.0);
     }

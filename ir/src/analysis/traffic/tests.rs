@@ -266,3 +266,62 @@ fn two_walks_of_a_row_that_fits_read_it_once() {
     close(of(64 << 10), 64.0 * 1024.0 * 4.0);
     close(of(8 << 10), 2.0 * 64.0 * 1024.0 * 4.0);
 }
+
+#[test]
+fn axes_of_one_extent_walk_the_same_row_and_constants_do_not() {
+    let text = "plan norm[M, K] {
+    input X: f32[M, 2, K]
+    output Y: f32[M, K]
+    kernel norm {
+        grid m in M
+        stream k in K
+        stream k_2 in K
+        tile y: f32[m]
+        y = 0.0
+        for k {
+            y = carry reduce sum(k) X[m, 0, k]
+        }
+        for k_2 {
+            store Y[m, k_2] = X[m, 0, k_2] * y + X[m, 1, k_2] over m, k_2
+        }
+    }
+}
+";
+    let plan = parse(text).unwrap();
+    let kernel = &plan.kernels[0];
+    let row = 64.0 * 1024.0 * 4.0;
+    let map = blocks("norm", &[("m", 1), ("k", 1024), ("k_2", 1024)]);
+    let t = kernel_traffic(&plan, kernel, &map, &[64, 1024], &DataSheet::h100()).unwrap();
+    // The first row by two axes, and the second.
+    close(t.level("l2").unwrap().read_bytes, 2.0 * row);
+    let (read, _) = counted_bytes(&plan, kernel, &map, &[64, 1024], &DataSheet::h100()).unwrap();
+    close(read, 2.0 * row);
+}
+
+#[test]
+fn counted_bytes_of_what_fits_and_of_what_does_not() {
+    let plan = parse(GEMM).unwrap();
+    let m = mapping::parse::parse(GEMM_MAPPING).unwrap();
+    let sheet = DataSheet::named("h200").unwrap();
+    let counted = |size: &[u64]| counted_bytes(&plan, &plan.kernels[0], &m.kernels[0], size, &sheet).unwrap();
+    // All of it fits: read once, and nothing is written back before the end.
+    let (read, written) = counted(&[1024, 1024, 1024]);
+    assert!((read / (2.0 * 1024.0 * 1024.0 * 2.0) - 1.0).abs() < 1e-3, "{read}");
+    assert!(written < 0.01 * 1024.0 * 1024.0 * 2.0, "{written}");
+    // 132 of 256 column blocks run at once, and bring all of B in for each of 32 row blocks. All but what fits the cache
+    // at the end has been written.
+    let (read, written) = counted(&[4096, 65536, 4096]);
+    let (a, b, c) = (4096.0 * 4096.0 * 2.0, 4096.0 * 65536.0 * 2.0, 4096.0 * 65536.0 * 2.0);
+    assert!((32.0 * b..32.0 * b + 3.0 * a).contains(&read), "{} of B", read / b);
+    assert!(written < c && written > c - 0.1 * 52e6, "{written} of {c}");
+    // More is read as less fits, never less than all of it once.
+    let mut last = 0.0;
+    for depth in [256, 1024, 2048, 4096, 8192, 16384] {
+        let (read, _) = counted(&[4096, 4096, depth]);
+        let once = 2.0 * 4096.0 * depth as f64 * 2.0;
+        assert!(read >= 0.999 * once && read / once >= 0.999 * last, "{depth}: {} after {last}", read / once);
+        last = read / once;
+    }
+    let cpu = counted_bytes(&plan, &plan.kernels[0], &m.kernels[0], &[64, 64, 64], &DataSheet::cpu());
+    assert!(cpu.is_none(), "a processor has no such cache");
+}

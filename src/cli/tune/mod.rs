@@ -81,7 +81,7 @@ pub struct TuneArgs {
     /// Seed of the draws
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Time for everything at one size, draws included; what is left then is left out
+    /// Time for the candidates at one size, draws included; what is left then is left out, the fastest measured again
     #[arg(long)]
     limit: Option<Span>,
     /// Mapping files that are measured on the cases whose plan they name
@@ -473,7 +473,7 @@ fn one(
     }
     pool.run(case, &mut search)?;
     // The fastest again, in turns, and the first with them: what drifts, drifts for all.
-    search.pruning = false;
+    (search.pruning, search.limit) = (false, None);
     let finalists: Vec<usize> = search.ranking().iter().map(|r| r.1).take(FINALISTS).collect();
     let ranking = search.ranking();
     let first = ranking.iter().map(|r| r.1).min();

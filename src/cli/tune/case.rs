@@ -18,6 +18,9 @@ pub struct Case {
     pub statics: Vec<(String, u64)>,
     /// The extent of every rank.
     pub sizes: Vec<(String, u64)>,
+    /// A mapping that is timed in turns with every other, where a machine's speed changes from second to second.
+    #[serde(default)]
+    pub beside: Option<String>,
 }
 
 /// Elements of the largest array where results are compared, at most.
@@ -38,7 +41,7 @@ impl Case {
         sizes.extend(statics.iter().filter(|s| !given.iter().any(|g| g.0 == s.0)).cloned());
         let b = solve(&fixed, &sizes).map_err(|e| Failure::Usage(format!("{}: {e}", c.name)))?;
         let sizes = names(&fixed).zip(b.extents).collect();
-        Ok(Case { text: text.to_owned(), cascade: c.name.clone(), statics, sizes })
+        Ok(Case { text: text.to_owned(), cascade: c.name.clone(), statics, sizes, beside: None })
     }
 
     /// The cascade, with its static extents fixed.

@@ -12,8 +12,10 @@ use super::super::gpu::bench::values;
 use super::super::gpu::plans;
 use super::worker::{Fault, Loaded, Timing};
 
-/// Launches a median is of, at most.
-const LAUNCHES: usize = 2000;
+/// Launches in a row, at most.
+const LAUNCHES: usize = 500;
+/// How often a mapping and the one beside it take turns.
+const TURNS: u32 = 4;
 /// Most sets of arrays that take turns.
 const SETS: usize = 8;
 
@@ -22,7 +24,11 @@ pub struct Bench {
     engine: Engine,
     cache_bytes: u64,
     kernel: Option<einfall::Kernel>,
+    /// What every other is timed in turns with.
+    beside: Option<einfall::Kernel>,
     sets: Vec<Vec<(String, HostArray, bool)>>,
+    /// Launches so far, for whose turn of the sets it is.
+    turn: usize,
 }
 
 fn failed(e: impl std::fmt::Display) -> Fault {
@@ -35,13 +41,20 @@ impl Bench {
         let engine = Engine::new(&Options::from_env().map_err(Failure::usage)?).map_err(Failure::machine)?;
         let cpu = Cpu::detect();
         let cache_bytes = cpu.caches.last().map_or(32 << 20, |c| c.bytes);
-        Ok(Bench { engine, cache_bytes, kernel: None, sets: Vec::new() })
+        Ok(Bench { engine, cache_bytes, kernel: None, beside: None, sets: Vec::new(), turn: 0 })
     }
 
     /// Drops the arrays of the case before.
     pub fn forget(&mut self) {
         self.sets.clear();
-        self.kernel = None;
+        (self.kernel, self.beside) = (None, None);
+    }
+
+    /// Compiles the mapping that the others are timed in turns with; one that does not compile is left out.
+    pub fn refer(&mut self, loaded: &Loaded, text: &str) {
+        let mapping = einfall_ir::mapping::parse::parse(text).ok().filter(|m| einfall::fits(m, &loaded.plan).is_ok());
+        let options = |mapping| CompileOptions { mapping: Some(mapping), ..CompileOptions::default() };
+        self.beside = mapping.and_then(|m| self.engine.compile_with(&loaded.cascade, &options(m)).ok());
     }
 
     /// Compiles a mapping.
@@ -71,10 +84,11 @@ impl Bench {
         plans::compare(&case.expected, &outputs).map(|_| ()).map_err(Fault::Wrong)
     }
 
-    /// Times launches: random data, warm-up, the median. Where memory binds, sets of arrays beyond the last cache take
-    /// turns.
+    /// Times launches: random data, warm-up, the median, in turns with the mapping beside. Where memory binds, sets of
+    /// arrays beyond the last cache take turns.
     pub fn time(&mut self, loaded: &Loaded, budget: Duration) -> Result<Timing, Fault> {
         let bound = self.bound(&loaded.case.sizes)?;
+        let beside = self.beside.as_ref().map(|k| k.bind(&loaded.case.sizes)).transpose().map_err(failed)?;
         if self.sets.is_empty() {
             let flops: u64 = bound.runtime().kernels().map(|k| k.flops).sum();
             let bytes: u64 = bound.runtime().kernels().map(|k| k.bytes).sum();
@@ -84,14 +98,34 @@ impl Bench {
             let sets = (0..if cold { many } else { 1 }).map(|i| arrays(&bound, i as u64));
             self.sets = sets.collect::<Result<_, _>>().map_err(failed)?;
         }
-        let mut samples = Vec::new();
         // Every set once, and until the other threads came and have a core each.
-        let (warm, mut begin) = (budget / 4, Instant::now());
-        let count = self.sets.len();
-        let mut turn = 0;
-        loop {
+        let rounds = self.sets.len().max(2);
+        self.launches(&bound, rounds, budget / 4)?;
+        let (mut own, mut other) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            own.extend(self.launches(&bound, 1, budget / TURNS)?);
+            if let Some(b) = &beside {
+                other.extend(self.launches(b, 1, budget / TURNS / 2)?);
+            }
+        }
+        let launches = own.len();
+        let middle = |mut list: Vec<f64>| {
+            list.sort_by(f64::total_cmp);
+            list.get(list.len() / 2).copied()
+        };
+        let us = middle(own).ok_or_else(|| failed("nothing was launched"))?;
+        Ok(Timing { us, beside_us: middle(other), launches, ..Timing::default() })
+    }
+
+    /// Microseconds of launches, as many as `least` and the time ask for; without the first of several, which finds
+    /// another kernel's data.
+    fn launches(&mut self, bound: &Bound, least: usize, time: Duration) -> Result<Vec<f64>, Fault> {
+        let (mut samples, begin) = (Vec::new(), Instant::now());
+        while samples.len() < least || begin.elapsed() < time && samples.len() < LAUNCHES {
+            let turn = self.turn % self.sets.len();
+            self.turn += 1;
             let mut arguments = Arguments::new();
-            for (name, array, written) in &mut self.sets[turn % count] {
+            for (name, array, written) in &mut self.sets[turn] {
                 arguments = match written {
                     true => arguments.output(name, array.view_mut()),
                     false => arguments.input(name, array.view()),
@@ -99,21 +133,12 @@ impl Bench {
             }
             let start = Instant::now();
             bound.launch(arguments).map_err(failed)?;
-            let taken = start.elapsed();
-            turn += 1;
-            if samples.is_empty() && (turn <= count.max(2) || begin.elapsed() < warm) {
-                continue;
-            }
-            if samples.is_empty() {
-                begin = start;
-            }
-            samples.push(taken.as_secs_f64() * 1e6);
-            if samples.len() >= 3 && begin.elapsed() > budget || samples.len() >= LAUNCHES {
-                break;
-            }
+            samples.push(start.elapsed().as_secs_f64() * 1e6);
         }
-        samples.sort_by(f64::total_cmp);
-        Ok(Timing { us: samples[samples.len() / 2], launches: samples.len(), ..Timing::default() })
+        if samples.len() > 2 {
+            samples.remove(0);
+        }
+        Ok(samples)
     }
 }
 

@@ -102,6 +102,7 @@ impl Bench {
         let functions = || kernel.executable().functions().filter(|f| launched.contains(&f.symbol));
         Ok(Timing {
             us: samples[samples.len() / 2] * 1e3,
+            beside_us: None,
             launches: n,
             registers: functions().map(|f| f.registers).collect(),
             local_bytes: functions().map(|f| f.local_bytes).collect(),

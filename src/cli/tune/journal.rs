@@ -53,6 +53,9 @@ pub struct Record {
     pub terms: Vec<(String, f64)>,
     /// Median microseconds measured, if it is `ok`.
     pub measured_us: Option<f64>,
+    /// Median microseconds of the mapping timed in turns with it, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside_us: Option<f64>,
     /// Launches of that median.
     pub launches: usize,
     /// Seconds of compiling.
@@ -146,6 +149,7 @@ mod tests {
             binding: None,
             terms: vec![("L2".into(), 0.5)],
             measured_us: Some(2.0),
+            beside_us: None,
             launches: 3,
             build_s: 0.1,
             registers: vec![],

@@ -277,6 +277,8 @@ struct Search<'a> {
     limit: Option<Duration>,
     records: Vec<Record>,
     best: f64,
+    /// What the mapping beside all others takes.
+    usual: Option<f64>,
     turns: Vec<usize>,
     /// Seconds until the first [`FEW`] mappings of the model were measured.
     few_s: Option<f64>,
@@ -315,6 +317,7 @@ impl Search<'_> {
             binding: p.map(|p| p.binding.clone()),
             terms: p.map(|p| p.terms.iter().map(|(n, t)| (n.clone(), t * 1e6)).collect()).unwrap_or_default(),
             measured_us: None,
+            beside_us: None,
             launches: 0,
             build_s: 0.0,
             registers: Vec::new(),
@@ -327,7 +330,7 @@ impl Search<'_> {
         };
         match outcome {
             Outcome::Timed(t, seconds) => {
-                r.measured_us = Some(t.us);
+                (r.measured_us, r.beside_us) = (Some(t.us), t.beside_us);
                 (r.launches, r.build_s) = (t.launches, seconds);
                 (r.registers, r.local_bytes) = (t.registers, t.local_bytes);
             }
@@ -355,15 +358,30 @@ impl Search<'_> {
         }
     }
 
-    /// Median of what was measured of a candidate.
+    /// Median of what was measured of a candidate, as if the mapping beside it had always taken the same time.
     fn measured(&self, at: usize) -> Option<f64> {
-        let mut list: Vec<f64> = self.records.iter().filter(|r| r.index == at).filter_map(|r| r.measured_us).collect();
-        list.sort_by(f64::total_cmp);
-        list.get(list.len() / 2).copied()
+        median(self.records.iter().filter(|r| r.index == at).filter_map(|r| self.steady(r)))
+    }
+
+    /// What was measured, by how fast the machine was then.
+    fn steady(&self, r: &Record) -> Option<f64> {
+        let usual = r.beside_us.and_then(|_| self.usual);
+        let speed = usual.zip(r.beside_us).map_or(1.0, |(usual, then)| usual / then);
+        Some(r.measured_us? * speed)
+    }
+
+    /// How much slower a candidate was the last time than the first.
+    fn drift(&self, at: usize) -> Option<f64> {
+        let list: Vec<f64> = self.records.iter().filter(|r| r.index == at).filter_map(|r| self.steady(r)).collect();
+        match list.as_slice() {
+            [first, .., last] => Some(last / first - 1.0),
+            [_] | [] => None,
+        }
     }
 
     /// Candidates that are right, fastest first.
-    fn ranking(&self) -> Vec<(f64, usize)> {
+    fn ranking(&mut self) -> Vec<(f64, usize)> {
+        self.usual = median(self.records.iter().filter_map(|r| r.beside_us));
         let bad = |i: usize| self.records.iter().any(|r| r.index == i && r.measured_us.is_none());
         let all = (0..self.candidates.len()).filter(|i| !bad(*i));
         let mut list: Vec<(f64, usize)> = all.filter_map(|i| Some((self.measured(i)?, i))).collect();
@@ -435,6 +453,9 @@ fn one(
     }
     bar.set_prefix(case.label());
     let before = std::mem::take(&mut log.before);
+    // A processor is shared with other work, often unseen; a card is the tuner's own.
+    let beside = candidates.first().filter(|_| args.device == DeviceName::Cpu).map(|c| c.mapping.to_string());
+    let case = &Case { beside, ..case.clone() };
     let mut search = Search {
         device,
         case,
@@ -446,6 +467,7 @@ fn one(
         limit: args.limit.map(|l| l.0),
         records: Vec::new(),
         best: f64::INFINITY,
+        usual: None,
         turns: vec![0; candidates.len()],
         few_s: None,
         candidates: &candidates,
@@ -474,8 +496,8 @@ fn one(
     pool.run(case, &mut search)?;
     // The fastest again, in turns, and the first with them: what drifts, drifts for all.
     (search.pruning, search.limit) = (false, None);
-    let finalists: Vec<usize> = search.ranking().iter().map(|r| r.1).take(FINALISTS).collect();
     let ranking = search.ranking();
+    let finalists: Vec<usize> = ranking.iter().map(|r| r.1).take(FINALISTS).collect();
     let first = ranking.iter().map(|r| r.1).min();
     let few = ranking.iter().map(|r| r.1).find(|i| *i < FEW && candidates[*i].origin == Origin::Model);
     for _ in 0..TURNS {
@@ -484,8 +506,9 @@ fn one(
         search.queue.extend(finalists.iter().copied().chain(more).collect::<BTreeSet<_>>());
         pool.run(case, &mut search)?;
     }
-    let (ranking, records, failure) = (search.ranking(), search.records, search.failure);
-    let turns = search.turns;
+    let ranking = search.ranking();
+    let drift = first.and_then(|f| search.drift(f));
+    let (records, failure, turns) = (search.records, search.failure, search.turns);
     let few_s = search.few_s;
     bar.finish_and_clear();
     log.before = before;
@@ -516,7 +539,7 @@ fn one(
         few_s,
         draws: pairs.len(),
         correlation: tune::rank_correlation(&pairs),
-        drift: first.and_then(|f| drift(&records, f)),
+        drift,
         seconds: begin.elapsed().as_secs_f64(),
     };
     let entry = Entry {
@@ -539,11 +562,9 @@ fn rounded(us: f64) -> f64 {
     format!("{us:.3e}").parse().unwrap_or(us)
 }
 
-/// How much slower a candidate was the last time than the first.
-fn drift(records: &[Record], at: usize) -> Option<f64> {
-    let list: Vec<f64> = records.iter().filter(|r| r.index == at).filter_map(|r| r.measured_us).collect();
-    match list.as_slice() {
-        [first, .., last] => Some(last / first - 1.0),
-        [_] | [] => None,
-    }
+/// The middle of a list; none of an empty one.
+fn median(list: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut list: Vec<f64> = list.collect();
+    list.sort_by(f64::total_cmp);
+    list.get(list.len() / 2).copied()
 }

@@ -54,6 +54,9 @@ pub enum Answer {
 pub struct Timing {
     /// Median microseconds of a launch of all kernels.
     pub us: f64,
+    /// Median microseconds of the mapping timed in turns with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside_us: Option<f64>,
     /// Launches it is the median of.
     pub launches: usize,
     /// Registers of a thread by kernel, where the device says.
@@ -173,6 +176,9 @@ fn build(
         let mut fresh = Loaded::new(case, device).map_err(Fault::Failed)?;
         // While others compile, not while one is timed.
         fresh.expected().map_err(Fault::Failed)?;
+        if let (Bench::Cpu(b), Some(text)) = (&mut *bench, &case.beside) {
+            b.refer(&fresh, text);
+        }
         *loaded = Some(fresh);
     }
     let Some(loaded) = loaded else { return Err(Fault::Failed("nothing is loaded".to_owned())) };

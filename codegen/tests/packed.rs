@@ -38,6 +38,7 @@ const TEXTS: &[(&str, &str)] = &[
     ("left", "(x: f32[N,N], w: i4[N,K] packed(high)) -> (y: f32[N,K]) { y[m,k] = sum(n) x[m,n] * w[n,k] }"),
     ("reversed", "(w: i4[N,K] packed(low)) -> (y: i8[N,K]) { y[n,k] = w[n,K-1-k] }"),
     ("gathered", "(w: u4[N,K] packed(low), i: i32[N]) -> (y: i8[N]) { y[n] = w[n,i[n]] }"),
+    ("beyond", "(w: i4[N,K] packed(low)) -> (y: i8[N]) { y[n] = w[n,5] }"),
     ("indices", "(w: u4[K] packed(low), x: f32[N,16]) -> (y: f32[N,K]) { y[n,k] = x[n,w[k]] }"),
     (
         "literals",

@@ -17,7 +17,7 @@ use einfall_ir::tile::{BufferId, BufferKind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Below this many operations plus bytes a kernel runs on the calling thread: waking the others takes about as long.
+/// Below this many operations plus bytes a kernel runs on the calling thread: asking the others takes about as long.
 const INLINE_WORK: u64 = 1 << 17;
 /// Ranges of tasks handed out per thread, for balance.
 const RANGES_PER_THREAD: u64 = 8;

@@ -7,12 +7,14 @@
 //! returns when all are, and nothing that it was given is touched afterwards; at most as many threads of the pool
 //! help as it has but one, whatever is launched at once.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a thread watches for the next launch.
 const WATCH: Duration = Duration::from_micros(100);
+/// How long a thread helps at a time: then the pool's other work has its turn.
+const LONGEST: Duration = Duration::from_millis(10);
 /// Looks in vain before a waiting thread lets others have its core.
 const LOOKS: u32 = 64;
 
@@ -41,6 +43,8 @@ struct Share {
     next: AtomicUsize,
     end: usize,
     active: AtomicUsize,
+    /// Whether a range panicked.
+    failed: AtomicBool,
 }
 
 // SAFETY: `work` is `Sync`, and called only while it is borrowed (see there).
@@ -70,6 +74,15 @@ impl Drop for Held<'_> {
     }
 }
 
+/// Says so when a range unwinds through it.
+struct Panicked<'a>(&'a AtomicBool);
+
+impl Drop for Panicked<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Waits without sleeping.
 #[derive(Default)]
 struct Patience(u32);
@@ -89,10 +102,11 @@ impl Share {
     fn help(&self) {
         // Counted first: who sees that none is left and none is active knows that no other call follows.
         let _active = Held::new(&self.active);
+        let failed = Panicked(&self.failed);
         loop {
             let range = self.next.fetch_add(1, Ordering::SeqCst);
             if range >= self.end {
-                return;
+                return std::mem::forget(failed);
             }
             // SAFETY: the range was open, so `Team::share` has not returned.
             unsafe { (*self.work)(range) };
@@ -137,15 +151,15 @@ impl Team {
         self.pool.current_num_threads()
     }
 
-    /// Helps with what is launched until nothing was for a while.
+    /// Helps with what is launched until nothing was for a while, or for [`LONGEST`].
     fn serve(&self) {
-        let board = &*self.board;
+        let (board, begin) = (&*self.board, Instant::now());
         let mut seen = None;
         loop {
-            let mut held = Some(Held(&board.helpers));
+            let held = Held(&board.helpers);
             let mut since = Instant::now();
             let mut patience = Patience::default();
-            loop {
+            while since.elapsed() < WATCH && begin.elapsed() < LONGEST {
                 let posted = board.posted.load(Ordering::SeqCst);
                 if seen != Some(posted) {
                     seen = Some(posted);
@@ -155,18 +169,19 @@ impl Team {
                         since = Instant::now();
                     }
                 }
-                // The pool's own work goes before what may come.
-                if since.elapsed() > WATCH || self.pool.current_thread_has_pending_tasks() == Some(true) {
+                // What this thread was given goes before what may come.
+                if self.pool.current_thread_has_pending_tasks() == Some(true) {
                     break;
                 }
                 patience.wait();
             }
-            drop(held.take());
+            drop(held);
             // A launch that still counted on this thread is not left alone.
-            if seen == Some(board.posted.load(Ordering::SeqCst)) {
+            let late = seen == Some(board.posted.load(Ordering::SeqCst)) || begin.elapsed() > LONGEST;
+            let claim = |n: usize| (n + 1 < self.threads()).then_some(n + 1);
+            if late || board.helpers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim).is_err() {
                 return;
             }
-            board.helpers.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -180,7 +195,13 @@ impl Team {
         let work = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(work)
         };
-        let share = Arc::new(Share { work, next: AtomicUsize::new(0), end: ranges, active: AtomicUsize::new(0) });
+        let share = Arc::new(Share {
+            work,
+            next: AtomicUsize::new(0),
+            end: ranges,
+            active: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+        });
         let board = &*self.board;
         board.lock().push(Arc::clone(&share));
         let closing = Closing { share: &share, board };
@@ -192,6 +213,8 @@ impl Team {
         }
         share.help();
         drop(closing);
+        // A pool may have been told to go on after a panic of its threads; the range it was at is not done.
+        assert!(!share.failed.load(Ordering::SeqCst), "a range of tasks panicked on a thread of the pool");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Machine code of PTX, by NVIDIA's assembler where there is one.
 //!
-//! Invariant: nothing here reads the environment; what the assembler makes depends on the text, the architecture and its
+//! Invariant: no variable is read here but `PATH`; what the assembler makes depends on the text, the architecture and its
 //! own version alone. Source: CUDA toolkit, `ptxas`; without a toolkit `pip install nvidia-cuda-nvcc` has it.
 
 use std::path::{Path, PathBuf};

@@ -99,7 +99,7 @@ pub struct Program {
     executable: Arc<Executable>,
     /// By launch.
     shaders: Vec<Shader>,
-    /// By launch, whether cubecl was asked for it before.
+    /// By launch, whether cubecl has taken it before.
     taken: Vec<AtomicBool>,
     /// The sizes of the last launch: most callers keep to one.
     bound: Mutex<Option<(Vec<(String, u64)>, Arc<Bound>)>>,
@@ -240,9 +240,9 @@ impl Program {
         if how != How::Check {
             let own = inputs.iter().chain(&results).map(|(n, a)| (n.as_str(), a.handle.clone())).collect();
             self.enqueue(&run, own);
-            let first = run.kernels.iter().any(|k| !self.taken[k.index].swap(true, Ordering::Relaxed));
-            if first {
+            if run.kernels.iter().any(|k| !self.taken[k.index].load(Ordering::Relaxed)) {
                 self.client.check(results.iter().map(|(_, a)| &a.handle)).map_err(|e| Error::Cubecl(e.to_string()))?;
+                run.kernels.iter().for_each(|k| self.taken[k.index].store(true, Ordering::Relaxed));
             }
         }
         Ok(results)

@@ -317,10 +317,16 @@ impl Builder {
         } else {
             self.with(c, BinaryOp::Mod, half, 16)
         };
-        if matches!(c.exprs[position], Expr::Index(_) | Expr::Int(_)) {
+        // Indices are inside, and literals inside extents that the text fixes.
+        let checked = match c.exprs[position] {
+            Expr::Index(_) => true,
+            Expr::Int(_) => matches!(packed.last, Size::Const(_)),
+            _ => false,
+        };
+        if checked {
             return value;
         }
-        // A computed position may lie in the unused half of an odd extent, which is outside.
+        // Any other position may lie in the unused half of an odd extent, which is outside.
         let (extent, zero) = (self.size(c, &packed.last), self.int(c, 0));
         let inside = self.binary(c, BinaryOp::Lt, position, extent);
         c.push_expr(Expr::Select(inside, value, zero), self.span)

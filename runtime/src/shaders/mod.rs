@@ -12,7 +12,7 @@ pub use adapter::Adapter;
 pub use error::WgpuError;
 
 use crate::arguments::{DeviceArguments, Named, Place, places};
-use crate::array::View;
+use crate::array::{View, ViewMut};
 use crate::error::Error;
 use crate::executable::{self, Loaded};
 use crate::program::{self, Program, Sizes};
@@ -250,10 +250,17 @@ impl Bound {
             _ => Ok(()),
         };
         let mut views = Vec::new();
-        for (name, held) in arguments.inputs.iter().chain(&arguments.outputs) {
-            // SAFETY: nothing is read through it.
-            let view =
-                unsafe { View::from_raw(held.dtype, held.first as usize as *const u8, &held.shape, &held.strides)? };
+        let inputs = arguments.inputs.len();
+        for (n, (name, held)) in arguments.inputs.iter().chain(&arguments.outputs).enumerate() {
+            let first = held.first as usize as *mut u8;
+            // SAFETY: nothing is read or written through them.
+            let view = unsafe {
+                if n >= inputs {
+                    // Two of what is written may not be one.
+                    ViewMut::from_raw(held.dtype, first, &held.shape, &held.strides)?;
+                }
+                View::from_raw(held.dtype, first, &held.shape, &held.strides)?
+            };
             let last =
                 held.shape.iter().zip(&held.strides).map(|(n, s)| (n.saturating_sub(1)).saturating_mul(*s as u64));
             if held.strides.iter().any(|s| *s < 0) || last.fold(0, u64::saturating_add) >= MOST {

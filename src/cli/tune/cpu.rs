@@ -50,11 +50,18 @@ impl Bench {
         (self.kernel, self.beside) = (None, None);
     }
 
-    /// Compiles the mapping that the others are timed in turns with; one that does not compile is left out.
-    pub fn refer(&mut self, loaded: &Loaded, text: &str) {
-        let mapping = einfall_ir::mapping::parse::parse(text).ok().filter(|m| einfall::fits(m, &loaded.plan).is_ok());
-        let options = |mapping| CompileOptions { mapping: Some(mapping), ..CompileOptions::default() };
-        self.beside = mapping.and_then(|m| self.engine.compile_with(&loaded.cascade, &options(m)).ok());
+    /// Compiles the mapping that the others are timed in turns with.
+    ///
+    /// # Errors
+    /// Why it is of no use; then there is none.
+    pub fn refer(&mut self, loaded: &Loaded, text: &str) -> Result<(), String> {
+        let mapping = einfall_ir::mapping::parse::parse(text).map_err(|d| d.message)?;
+        einfall::fits(&mapping, &loaded.plan)?;
+        let options = CompileOptions { mapping: Some(mapping), ..CompileOptions::default() };
+        let kernel = self.engine.compile_with(&loaded.cascade, &options).map_err(|e| e.to_string())?;
+        kernel.bind(&loaded.case.sizes).map_err(|e| e.to_string())?;
+        self.beside = Some(kernel);
+        Ok(())
     }
 
     /// Compiles a mapping.

@@ -484,7 +484,8 @@ fn one(
         };
         let mut known = false;
         for r in before.iter().filter(same) {
-            let r = Record { index: at, turn: search.turns[at], ..r.clone() };
+            // What stood beside it then may be another mapping.
+            let r = Record { index: at, turn: search.turns[at], beside_us: None, ..r.clone() };
             search.log.show(&r)?;
             search.keep(r);
             known = true;

@@ -61,18 +61,21 @@ impl Reach {
         }
     }
 
-    /// The positions in words, with the caller's words for axes. A shift by a constant leaves most of them the same.
-    fn words(&self, axis: &impl Fn(AxisId) -> String) -> String {
+    /// The positions in words, with the caller's words for axes. A shift by less than they span leaves most of them the
+    /// same, and is left out.
+    fn words(&self, axis: &impl Fn(AxisId) -> String, cover: &impl Fn(AxisId) -> f64) -> String {
         match self {
             Reach::One(at) => format!("{at:?}"),
             Reach::Axis(a) => axis(*a),
-            Reach::Scaled(a, c) => format!("{}*{c}", a.words(axis)),
+            Reach::Scaled(a, c) => format!("{}*{c}", a.words(axis, cover)),
             Reach::Sum(a, b) => match (&**a, &**b) {
-                (Reach::One(_), x) | (x, Reach::One(_)) => x.words(axis),
-                (a, b) => format!("({}+{})", a.words(axis), b.words(axis)),
+                (Reach::One(Some(c)), x) | (x, Reach::One(Some(c))) if c.abs() <= x.measure(cover).1 => {
+                    x.words(axis, cover)
+                }
+                (a, b) => format!("({}+{})", a.words(axis, cover), b.words(axis, cover)),
             },
-            Reach::Divided(a, c) => format!("({}/{c})", a.words(axis)),
-            Reach::Modulo(a, c) => format!("({}%{c})", a.words(axis)),
+            Reach::Divided(a, c) => format!("({}/{c})", a.words(axis, cover)),
+            Reach::Modulo(a, c) => format!("({}%{c})", a.words(axis, cover)),
             Reach::Gathered(axes) => format!("any{:?}", axes.iter().map(|a| axis(*a)).collect::<Vec<_>>()),
         }
     }
@@ -106,9 +109,9 @@ pub(super) struct Touch {
 
 impl Touch {
     /// What is touched: accesses for which this is equal touch the same data.
-    pub(super) fn identity(&self, axis: &impl Fn(AxisId) -> String) -> (Place, String) {
+    pub(super) fn identity(&self, axis: &impl Fn(AxisId) -> String, cover: &impl Fn(AxisId) -> f64) -> (Place, String) {
         let words = match self.place {
-            Place::Array(_) => self.dims.iter().map(|(r, _)| r.words(axis)).collect::<Vec<_>>().join(", "),
+            Place::Array(_) => self.dims.iter().map(|(r, _)| r.words(axis, cover)).collect::<Vec<_>>().join(", "),
             Place::Tile(_) => String::new(),
         };
         (self.place.clone(), words)

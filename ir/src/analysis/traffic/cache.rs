@@ -55,10 +55,12 @@ impl Nest<'_, '_> {
 
     /// What that is: two axes that walk all of an extent touch the same.
     fn identity(&self, w: &Work<'_>, t: &Touch, from: usize) -> (Place, String) {
-        t.identity(&|a| {
-            let all = self.cover(w, t, from, a) >= self.model.extent[a.index()];
+        let cover = |a| self.cover(w, t, from, a);
+        let axis = |a: AxisId| {
+            let all = cover(a) >= self.model.extent[a.index()];
             if all { format!("{:?}", self.model.kernel.axes[a].extent) } else { format!("{a:?}") }
-        })
+        };
+        t.identity(&axis, &cover)
     }
 
     pub(super) fn traffic(&self, capacity: f64) -> LevelTraffic {

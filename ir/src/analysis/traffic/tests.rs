@@ -325,3 +325,21 @@ fn counted_bytes_of_what_fits_and_of_what_does_not() {
     let cpu = counted_bytes(&plan, &plan.kernels[0], &m.kernels[0], &[64, 64, 64], &DataSheet::cpu());
     assert!(cpu.is_none(), "a processor has no such cache");
 }
+
+#[test]
+fn halves_of_a_row_are_two() {
+    let text = "plan gate[M, F] {
+    input X: f32[M, 2 * F]
+    output Y: f32[M, F]
+    kernel gate {
+        grid m in M
+        inner f in F
+        store Y[m, f] = X[m, f] * X[m, f + F] + X[m, f + 1] over m, f
+    }
+}
+";
+    let plan = parse(text).unwrap();
+    let t = kernel_traffic(&plan, &plan.kernels[0], &blocks("gate", &[("m", 1)]), &[64, 256], &DataSheet::h100());
+    // A shift by one is the same row, a shift by all of it another.
+    close(t.unwrap().level("l2").unwrap().read_bytes, 64.0 * 512.0 * 4.0);
+}

@@ -160,7 +160,7 @@ fn processors_agree_with_the_evaluator() {
 #[test]
 fn fixed_extents_agree_with_the_evaluator() {
     for (name, text) in TEXTS {
-        for k in [5, 8] {
+        for k in [7, 8] {
             let mut c = cascade(name, text);
             let rank = c.rank("K").expect("a rank");
             c.ranks[rank].fixed = Some(k);

@@ -404,7 +404,7 @@ mod tests {
                 atom.acc_dist
             );
             let module = crate::kernel::parse::parse(&text).unwrap_or_else(|e| panic!("{e}"));
-            resources(module.kernels.iter().next().unwrap(), &Limits::h100()).roles[0].fragment_registers
+            resources(module.kernels.first().unwrap(), &Limits::h100()).roles[0].fragment_registers
         };
         // 32 of the sum and 4 of the operand, whatever of them is kept.
         assert_eq!((kernel(64, ""), kernel(32, "")), (36, 36));

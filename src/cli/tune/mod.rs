@@ -365,8 +365,7 @@ impl Search<'_> {
 
     /// What was measured, by how fast the machine was then.
     fn steady(&self, r: &Record) -> Option<f64> {
-        let usual = r.beside_us.and_then(|_| self.usual);
-        let speed = usual.zip(r.beside_us).map_or(1.0, |(usual, then)| usual / then);
+        let speed = self.usual.zip(r.beside_us).map_or(1.0, |(usual, then)| usual / then);
         Some(r.measured_us? * speed)
     }
 

@@ -7,16 +7,17 @@ use einfall::CompileOptions;
 use einfall::wgpu::{Bound, Engine, Kernel, data_sheet, wgsl_plan};
 use einfall_codegen::backend::wgsl;
 use einfall_ir::array::Array;
-use einfall_ir::cascade::{Cascade, parse};
+use einfall_ir::cascade::Cascade;
 use einfall_ir::dtype::DType;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::{BufferKind, Plan};
 use einfall_runtime::wgpu::{Arguments, Prepared, WgpuError, adapters};
-use einfall_runtime::{ArraySpec, HostArray};
+use einfall_runtime::{ArrayError, ArraySpec, HostArray};
 
+use super::bench::cases::{Case, Measure, cases};
 use super::bench::own::Subject;
-use super::bench::{BenchArgs, Case, Row, cases, retyped};
-use super::device::{SelftestArgs, next, suite};
+use super::bench::{BenchArgs, Row, no_case};
+use super::device::{SelftestArgs, suite};
 use super::gpu::plans::is_for;
 use super::lower::read_mapping;
 use super::{Failure, engine_failure};
@@ -91,7 +92,7 @@ fn plan(engine: &Engine, c: &Cascade) -> Result<Plan, einfall::Error> {
 fn own(engine: &Engine, file: &Path, args: &BenchArgs) -> Result<(), Failure> {
     let subject = Subject::read(file, args, |c| plan(engine, c))?;
     let (c, scalars) = (&subject.cascade, subject.scalars());
-    let mut value = |spec: &ArraySpec| subject.value(spec.name).clone();
+    let mut value = |spec: &ArraySpec| HostArray::from_values(subject.value(spec.name));
     let mut ready = Vec::new();
     for (label, mapping) in &subject.mappings {
         let made = prepared(engine, c, (&subject.sizes, &scalars), &mut value, (label, mapping.clone()));
@@ -105,13 +106,15 @@ fn own(engine: &Engine, file: &Path, args: &BenchArgs) -> Result<(), Failure> {
 fn families(engine: &Engine, args: &BenchArgs) -> Result<(), Failure> {
     let named = |p: &PathBuf| Ok((p.display().to_string(), read_mapping(p)?));
     let mappings = args.mapping.iter().map(named).collect::<Result<Vec<_>, Failure>>()?;
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    // Random values, never zeros.
-    let mut value = |spec: &ArraySpec| {
-        Array::from_fn(spec.dtype, spec.shape, |_| next(&mut state) as f64 / f64::from(1u32 << 31) - 0.5)
-    };
     let (mut n_ready, mut failed) = (0, Vec::new());
-    for (family, name, c, sizes) in &library(args)? {
+    for case in &library(args)? {
+        let (family, name, c) = (case.family, &case.name, &case.cascade()?);
+        let (sizes, scalars) = (&case.extents(c), &case.scalars(c));
+        let mut seed = 0;
+        let mut value = |spec: &ArraySpec| {
+            seed += 1;
+            case.array(spec, seed)
+        };
         let ways: Vec<(String, Option<Mapping>)> = match (mappings.as_slice(), plan(engine, c)) {
             ([], _) => vec![(String::new(), None)],
             (given, Ok(plan)) => {
@@ -123,7 +126,7 @@ fn families(engine: &Engine, args: &BenchArgs) -> Result<(), Failure> {
         let mut ready = Vec::new();
         for (label, mapping) in ways {
             let chosen = mapping.is_none();
-            match prepared(engine, c, (sizes, &[]), &mut value, (&label, mapping)) {
+            match prepared(engine, c, (sizes, scalars), &mut value, (&label, mapping)) {
                 Ok(r) => ready.push(r),
                 Err(e @ einfall::Error::Refused { .. }) if chosen => eprintln!("skip {family} {name}: {e}"),
                 Err(e) => failed.push(format!("{family} {name} {label}: {e}")),
@@ -156,34 +159,21 @@ fn in_turns(engine: &Engine, names: (&str, &str), ready: &[Ready], args: &BenchA
     Ok(())
 }
 
-/// A family, a case's name, its cascade and sizes.
-type Timed = (String, String, Cascade, Vec<(String, u64)>);
-
-/// The cases of the library that are asked for.
-fn library(args: &BenchArgs) -> Result<Vec<Timed>, Failure> {
-    let large = [DType::F32, DType::BF16].map(|dtype| Case {
-        family: "gemm",
-        name: format!("m4096_n4096_k4096_{dtype}"),
-        file: "matmul",
-        sizes: vec![("M", 4096), ("N", 4096), ("K", 4096)],
-        dtype,
-    });
-    let wanted = |c: &Case| {
-        args.family.as_deref().is_none_or(|f| f == c.family) && args.case.as_deref().is_none_or(|n| c.name.contains(n))
-    };
-    let mut list = Vec::new();
-    for case in cases().into_iter().chain(large).filter(wanted) {
-        let text = einfall_kernels::source(case.file).expect("a library file");
-        let module = parse(text).map_err(|d| Failure::Wrong(format!("{}: {d:?}", case.file)))?;
-        let c = retyped(module.cascades.into_iter().next_back().expect("a cascade"), case.dtype);
-        let sizes = case.sizes.iter().filter(|(n, _)| c.rank(n).is_some());
-        let sizes = sizes.map(|(n, v)| ((*n).to_owned(), *v)).collect();
-        list.push((case.family.to_owned(), case.name, c, sizes));
-    }
-    if list.is_empty() {
-        return Err(Failure::Usage("there is no such family; there are gemm, attn_fwd, norm and rnn_fwd".to_owned()));
-    }
-    Ok(list)
+/// The cases of the library that are asked for, and a larger product.
+fn library(args: &BenchArgs) -> Result<Vec<Case>, Failure> {
+    let table = cases();
+    let n = 4096u64;
+    let product = table.iter().filter(|c| c.file == "matmul" && c.name.starts_with("m2048_"));
+    let large: Vec<Case> = product
+        .map(|c| Case {
+            name: format!("m{n}_n{n}_k{n}_{}", c.dtype),
+            sizes: vec![("M", n), ("N", n), ("K", n)],
+            measure: Measure::Flops(2.0 * (n * n * n) as f64),
+            ..c.clone()
+        })
+        .collect();
+    let list: Vec<Case> = table.into_iter().chain(large).filter(|c| args.wants(c.family, &c.name)).collect();
+    if list.is_empty() { Err(no_case()) } else { Ok(list) }
 }
 
 /// Numbers by the names of ranks or parameters.
@@ -194,7 +184,7 @@ fn prepared(
     engine: &Engine,
     c: &Cascade,
     (sizes, scalars): (Named<'_, u64>, Named<'_, f64>),
-    value: &mut dyn FnMut(&ArraySpec) -> Array,
+    value: &mut dyn FnMut(&ArraySpec) -> Result<HostArray, ArrayError>,
     (label, mapping): (&str, Option<Mapping>),
 ) -> Result<Ready, einfall::Error> {
     let start = Instant::now();
@@ -205,7 +195,7 @@ fn prepared(
     for spec in bound.runtime().arrays().filter(|s| !s.shape.is_empty()) {
         let array = bound.runtime().array(spec.name)?;
         if spec.kind != BufferKind::Output {
-            let host = HostArray::from_values(&value(&spec));
+            let host = value(&spec);
             let copied = host.map_err(Into::into).and_then(|h| array.copy_from(&h).map_err(Into::into));
             copied.map_err(einfall::Error::Runtime)?;
         }
@@ -276,8 +266,8 @@ fn row(engine: &Engine, (family, case): (&str, &str), r: &Ready, seconds: f64) -
         peer: "einfall-wgpu".to_owned(),
         device: engine.runtime().adapter().name.clone(),
         ms: seconds * 1e3,
-        tflops: flops / seconds / 1e12,
-        gbps: bytes / seconds / 1e9,
+        tflops: Some(flops / seconds / 1e12),
+        gbps: Some(bytes / seconds / 1e9),
         build_s: r.build_s,
         kernels: chosen.len(),
         atoms: r.kernel.mapping().kernels.iter().flat_map(|k| &k.ops).filter_map(|o| o.atom.clone()).collect(),

@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use einfall::{CompileOptions, Engine, Error, Options, fits, plan, with_statics};
+use einfall::{CompileOptions, Engine, Error, fits, plan, with_statics};
 use einfall_ir::array::Array;
 use einfall_ir::cascade::Cascade;
 use einfall_ir::cascade::bind::Given;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::Plan;
 use einfall_ir::tolerance::inputs::{Variant, random};
-use einfall_runtime::ArraySpec;
+use einfall_runtime::{ArraySpec, HostArray};
 
-use super::{BenchArgs, median, row};
+use super::BenchArgs;
+use super::cpu::{Launches, row, work};
 use crate::cli::lower::read_mapping;
 use crate::cli::source::{Source, bindings, sizes};
 use crate::cli::{Failure, engine_failure};
@@ -81,7 +82,7 @@ impl Subject {
 pub fn bench(file: &Path, args: &BenchArgs) -> Result<(), Failure> {
     let subject = Subject::read(file, args, plan)?;
     let fail = |e| engine_failure(&subject.source, e);
-    let engine = Engine::new(&Options::from_env().map_err(Failure::usage)?).map_err(fail)?;
+    let engine = Engine::new(&args.options()?).map_err(fail)?;
     let sheet = engine.runtime().measure().map_err(Failure::machine)?;
     let (scalars, extents) = (subject.scalars(), subject.extents());
     for (name, mapping) in &subject.mappings {
@@ -91,10 +92,15 @@ pub fn bench(file: &Path, args: &BenchArgs) -> Result<(), Failure> {
         let kernel = engine.compile_with(&subject.cascade, &options).map_err(fail)?;
         let build_s = start.elapsed().as_secs_f64();
         let bound = kernel.bind(&subject.sizes).map_err(fail)?;
-        let mut values = |spec: &ArraySpec| subject.value(spec.name).clone();
-        let seconds = median(&bound, &scalars, &mut values, Duration::from_millis(args.budget_ms))?;
+        let value = |spec: &ArraySpec| HostArray::from_values(subject.value(spec.name));
+        let mut launches = Launches::new(bound, scalars.clone(), value)?;
+        launches.spread(2)?;
+        let seconds = launches.time(Duration::from_millis(args.budget_ms))?;
         let label = if name.is_empty() { &subject.cascade.name } else { name };
-        row(&engine, &kernel, &bound, &sheet, (label, &extents), build_s, seconds).print(args.jsonl)?;
+        let (flops, bytes) = work(&launches.bound);
+        let rates = (Some(flops / seconds / 1e12), Some(bytes / seconds / 1e9));
+        let measured = (label.as_str(), extents.as_str(), rates);
+        row(&engine, (&kernel, &launches.bound), &sheet, measured, build_s, seconds).print(args.jsonl)?;
     }
     Ok(())
 }

@@ -13,26 +13,16 @@ use einfall_ir::dtype::DType;
 use einfall_ir::kernel::Engine as Copy;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::{BufferKind, Plan};
-use einfall_runtime::HostArray;
 use einfall_runtime::cuda::{Arguments, DeviceArray, Prepared, Stream};
+use einfall_runtime::{ArrayError, HostArray};
 
 use super::super::Failure;
-use super::super::bench::BenchArgs;
+use super::super::bench::cases::Measure;
+use super::super::bench::{BenchArgs, no_case};
 use super::super::lower::read_mapping;
 use super::Random;
 use super::plans::{self, is_for, read_plan};
 use super::supervise::{Tally, supervise, work};
-
-/// What a case counts, by the peers' formulas.
-#[derive(Clone, Copy)]
-enum Measure {
-    /// Floating-point operations.
-    Flops(f64),
-    /// Bytes moved at least.
-    Bytes(f64),
-    /// Time alone.
-    Time,
-}
 
 /// One case: library cascades and reference plans that compute it, its sizes, and the name the peers' script gives it.
 struct Case {
@@ -146,15 +136,6 @@ fn cases() -> Vec<Case> {
     list
 }
 
-/// Short names of families, as the peers' script takes them.
-fn family(name: &str) -> &str {
-    match name {
-        "rnn" => "rnn_fwd",
-        "decode" => "attn_decode",
-        other => other,
-    }
-}
-
 /// One line of output, with the peers' field names.
 #[derive(serde::Serialize)]
 struct Row {
@@ -250,15 +231,9 @@ fn library(case: &Case, fixed: &[&str]) -> Result<einfall_ir::cascade::Cascade, 
 
 /// Times every case of the family, each in a process that may fail.
 pub fn bench(args: &BenchArgs, device: usize) -> Result<(), Failure> {
-    let wanted = args.family.as_deref().map(family);
-    let list: Vec<Case> = cases()
-        .into_iter()
-        .filter(|c| wanted.is_none_or(|f| f == c.family))
-        .filter(|c| args.case.as_ref().is_none_or(|part| c.name.contains(part.as_str())))
-        .collect();
+    let list: Vec<Case> = cases().into_iter().filter(|c| args.wants(c.family, &c.name)).collect();
     if list.is_empty() {
-        let families = "gemm, attn_fwd, decode, norm and rnn";
-        return Err(Failure::Usage(format!("there is no such family or case; the families are {families}")));
+        return Err(no_case());
     }
     let Some(first) = args.worker else {
         drop(super::engine(device)?);
@@ -418,7 +393,7 @@ pub fn fill<'a>(
         let array = match arrays.iter().find(|(n, a)| n == spec.name && same(a)) {
             Some((_, a)) => a.clone(),
             None => {
-                let host = values(spec.dtype, spec.shape, i as u64)?;
+                let host = values(spec.dtype, spec.shape, i as u64).map_err(|e| einfall::Error::Runtime(e.into()))?;
                 array.copy_from(stream, &host).map_err(failed)?;
                 arrays.push((spec.name.to_owned(), array.clone()));
                 array
@@ -433,9 +408,8 @@ pub fn fill<'a>(
 }
 
 /// Near-normal values; small integers for integer types.
-pub fn values(dtype: DType, shape: &[u64], seed: u64) -> Result<HostArray, einfall::Error> {
-    let made = |e: einfall_runtime::ArrayError| einfall::Error::Runtime(e.into());
-    let mut array = HostArray::zeros(dtype, shape).map_err(made)?;
+pub fn values(dtype: DType, shape: &[u64], seed: u64) -> Result<HostArray, ArrayError> {
+    let mut array = HostArray::zeros(dtype, shape)?;
     let mut random = Random::new(seed + 1);
     match dtype {
         DType::BF16 => array.bytes_mut().chunks_exact_mut(2).for_each(|b| {
@@ -448,7 +422,7 @@ pub fn values(dtype: DType, shape: &[u64], seed: u64) -> Result<HostArray, einfa
         DType::F16 => {
             let elems = array.elems() as usize;
             let list = einfall_ir::array::Array::from_fn(dtype, &[elems as u64], |_| f64::from(random.normal()));
-            array.bytes_mut().copy_from_slice(HostArray::from_values(&list).map_err(made)?.bytes());
+            array.bytes_mut().copy_from_slice(HostArray::from_values(&list)?.bytes());
         }
         _ => array.bytes_mut().iter_mut().for_each(|b| *b = (random.word() >> 63) as u8),
     }
@@ -498,11 +472,7 @@ fn print(
     launches: usize,
     jsonl: bool,
 ) -> Result<(), Failure> {
-    let (tflops, gbps) = match case.measure {
-        Measure::Flops(f) => (Some(f / ms / 1e9), None),
-        Measure::Bytes(b) => (None, Some(b / ms / 1e6)),
-        Measure::Time => (None, None),
-    };
+    let (tflops, gbps) = case.measure.rates(ms / 1e3);
     let kernels = &r.kernel.mapping().kernels;
     let mut engines: Vec<String> = kernels
         .iter()

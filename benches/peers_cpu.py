@@ -24,6 +24,8 @@ def arguments():
     ap.add_argument("--family", help="only this family")
     ap.add_argument("--case", help="only cases whose name contains this")
     ap.add_argument("--with", dest="ours", metavar="EINFALL", help="the einfall binary to take turns with")
+    ap.add_argument("--rust", metavar="PEERS", help="the program that `make peers` builds: gemm, faer and candle take turns too")
+    ap.add_argument("--model", help="the folder of MiniLM (`make model`), for --rust: embeddings of 32 sentences, ours and candle's")
     ap.add_argument("--rounds", type=int, default=1, help="blocks of every case")
     ap.add_argument("--budget-ms", type=int, default=100, help="milliseconds of a block")
     ap.add_argument("--out", help="write the lines here too")
@@ -195,13 +197,13 @@ def moe_up(dtype, t, e, k, d, f):
 
 
 def copy(dtype):
-    x = rnd(1 << 26, dtype=dtype)
-    return ("bytes", 2.0 * (1 << 28)), {"torch": ([x, torch.empty_like(x)], lambda x, y: y.copy_(x))}
+    x = rnd(1 << 24, dtype=dtype)
+    return ("bytes", 2.0 * (1 << 26)), {"torch": ([x, torch.empty_like(x)], lambda x, y: y.copy_(x))}
 
 
 T = r"_(?P<dtype>f32|bf16)$"
 PATTERNS = [
-    ("ceilings", r"copy_256MiB$", copy, ()),
+    ("ceilings", r"copy_64MiB$", copy, ()),
     ("gemm", r"m(\d+)_n(\d+)_k(\d+)" + T, gemm, (int, int, int)),
     ("attn_fwd", r"b(\d+)_h(\d+)_kv(\d+)_n(\d+)_d(\d+)_(causal|full)" + T, attn_fwd, (int,) * 5 + (lambda x: x == "causal",)),
     ("attn_variants", r"b(\d+)_h(\d+)_n(\d+)_d(\d+)_(softcap20|alibi)_causal" + T, attn_variants, (int,) * 4 + (str,)),
@@ -213,7 +215,7 @@ PATTERNS = [
     ("moe", r"up_t(\d+)_e(\d+)_k(\d+)_d(\d+)_f(\d+)" + T, moe_up, (int,) * 5),
 ]
 # The names, where einfall is not there to say them.
-ALONE = [("ceilings", "copy_256MiB")] + [
+ALONE = [("ceilings", "copy_64MiB")] + [
     (family, f"{name}_{dtype}") for dtype in TYPES for family, names in {
         "gemm": [f"m{m}_n{m}_k{m}" for m in (512, 1024, 2048)] + [f"m{m}_n4096_k4096" for m in (16, 4, 1)],
         "attn_fwd": [f"b1_h8_kv8_n2048_d{d}_{c}" for d in (64, 128) for c in ("full", "causal")],
@@ -240,9 +242,6 @@ class Peer:
 
     def __init__(self, name, work, arrays, function):
         self.name, self.work, self.function = name, work, function
-        begin = time.time()
-        function(*arrays)
-        self.build_s = time.time() - begin
         size = sum(a.numel() * a.element_size() for a in arrays)
         n = max(2, min(SETS, STREAMED_BYTES // size)) if work[0] == "bytes" else 2
         self.sets = [arrays] + [[a.clone() for a in arrays] for _ in range(n - 1)]
@@ -300,8 +299,8 @@ def block(family, case, peers, index):
         ms = peer.block(ARGS.budget_ms)
         kind, amount = peer.work
         rate = dict(tflops=amount / ms / 1e9) if kind == "flops" else dict(gbps=amount / ms / 1e6)
-        emit(dict(family=family, case=case, peer=peer.name, block=index, ms=ms, **rate, build_s=round(peer.build_s, 2),
-                  threads=ARGS.threads, torch=torch.__version__, device=DEVICE))
+        emit(dict(family=family, case=case, peer=peer.name, block=index, ms=ms, **rate, threads=ARGS.threads,
+                  torch=torch.__version__, device=DEVICE))
 
 
 def prepared(family, case):
@@ -320,7 +319,28 @@ def alone():
                 block(family, case, peers, i)
 
 
+class Rust:
+    """The program that `make peers` builds: a family and a case in, a line for every library out."""
+
+    def __init__(self):
+        command = [ARGS.rust, str(ARGS.threads), ARGS.model or "", str(ARGS.budget_ms)]
+        self.program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def block(self, family, case, index):
+        try:
+            self.program.stdin.write(f"{family} {case}\n")
+            self.program.stdin.flush()
+        except BrokenPipeError as e:
+            return failed(family, case, "rust", e)
+        for line in iter(self.program.stdout.readline, ""):
+            if not line.strip():
+                return None
+            emit({**json.loads(line), "block": index, "device": DEVICE})
+        return failed(family, case, "rust", RuntimeError("the program has ended"))
+
+
 def in_turns():
+    rust = Rust() if ARGS.rust else None
     command = [ARGS.ours, "bench", "--device", "cpu", "--jsonl", "--paced", "--blocks", str(ARGS.rounds),
                "--budget-ms", str(ARGS.budget_ms), "--threads", str(ARGS.threads)]
     command += ["--family", ARGS.family] if ARGS.family else []
@@ -348,9 +368,14 @@ def in_turns():
         if peers is None:
             peers = prepared(*names)
         block(*names, peers, index)
+        if rust and names[0] == "gemm":
+            rust.block(*names, index)
         index += 1
         if index == ARGS.rounds:
             peers = []
+    # Both encoders are of one program, which takes turns itself.
+    for index in range(ARGS.rounds if rust and ARGS.model else 0):
+        rust.block("model", "minilm_s32", index)
     return ours.wait()
 
 

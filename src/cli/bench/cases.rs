@@ -133,8 +133,8 @@ pub fn retyped(mut c: Cascade, dtype: DType) -> Cascade {
 /// Every case.
 pub fn cases() -> Vec<Case> {
     let copy = Case {
-        measure: Measure::Bytes(2.0 * f64::from(1 << 28)),
-        ..Case::new("ceilings", "copy_256MiB".to_owned(), "copy", vec![("M", 65536), ("N", 1024)])
+        measure: Measure::Bytes(2.0 * f64::from(1 << 26)),
+        ..Case::new("ceilings", "copy_64MiB".to_owned(), "copy", vec![("M", 16384), ("N", 1024)])
     };
     let mut list = vec![copy];
     for dtype in [DType::F32, DType::BF16] {

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use einfall::CompileOptions;
 use einfall::wgpu::{Bound, Engine, Kernel, data_sheet, wgsl_plan};
 use einfall_codegen::backend::wgsl;
-use einfall_ir::array::Array;
 use einfall_ir::cascade::Cascade;
 use einfall_ir::dtype::DType;
 use einfall_ir::mapping::Mapping;

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use einfall::codegen::backend::wgsl::{Target, print};
 use einfall::{autotune::model_gpu, compile_wgsl, wgsl_plan};
 use einfall_ir::arena::Id;
+use einfall_ir::array::Array;
 use einfall_ir::artifact::{Artifact, Code, Condition, Slot};
 use einfall_ir::cascade::bind::{Bindings, Given, bind};
 use einfall_ir::cascade::{Cascade, eval, parse};
@@ -48,14 +49,13 @@ struct Launch<'a> {
 }
 
 impl<'a> Launch<'a> {
-    fn new(c: &Cascade, b: &Bindings, artifact: &'a Artifact, seed: u64) -> Launch<'a> {
-        let inputs = random(c, b, seed, Variant::Small).expect("inputs");
+    fn new(c: &Cascade, b: &Bindings, artifact: &'a Artifact, inputs: &[Array]) -> Launch<'a> {
         let extent = |name: &str| c.ranks.iter().zip(&b.extents).find(|((_, r), _)| r.name == name).map(|(_, n)| *n);
         let extents: Vec<u64> = artifact.ranks.iter().map(|(_, r)| extent(&r.name).expect("a rank")).collect();
         let (mut shapes, mut scalars, mut arrays) = (Vec::new(), Vec::new(), Vec::new());
         for (_, buffer) in artifact.buffers.iter() {
             let shape: Vec<u64> = buffer.dims.iter().map(|d| d.eval(&extents).expect("an extent")).collect();
-            let given = c.params.iter().zip(&inputs).find(|(p, _)| c.tensors[**p].name == buffer.name).map(|(_, a)| a);
+            let given = c.params.iter().zip(inputs).find(|(p, _)| c.tensors[**p].name == buffer.name).map(|(_, a)| a);
             let mut bytes = match given {
                 Some(a) => HostArray::from_values(a).expect("an array").bytes().to_vec(),
                 None => vec![0xFF; buffer.dtype.bytes(shape.iter().product()) as usize],
@@ -174,9 +174,13 @@ fn agrees(name: &str, c: &Cascade, (sheet, rows): (&str, u64)) -> Result<bool, S
 /// What a cascade's shaders compute at sizes, in grids `rows` high, is what it means.
 fn computes(c: &Cascade, artifact: &Artifact, sizes: Vec<(String, u64)>, rows: u64) -> Result<(), String> {
     let b = bind(c, &Given { sizes, ..Given::default() }).map_err(|e| format!("{e:?}"))?;
-    let mut launch = Launch::new(c, &b, artifact, 5);
-    let inputs = random(c, &b, 5, Variant::Small).expect("inputs");
-    let expected = expect(c, &b, &inputs, &eval::Options::default()).expect("evaluates");
+    computes_of(c, artifact, &b, &random(c, &b, 5, Variant::Small).expect("inputs"), rows)
+}
+
+/// The same of these inputs.
+fn computes_of(c: &Cascade, artifact: &Artifact, b: &Bindings, inputs: &[Array], rows: u64) -> Result<(), String> {
+    let mut launch = Launch::new(c, b, artifact, inputs);
+    let expected = expect(c, b, inputs, &eval::Options::default()).expect("evaluates");
     for i in launch.chosen() {
         let m = &modules(artifact)[i];
         launch.run(i, &parsed(&m.text), (u64::MAX, rows), None)?;
@@ -190,7 +194,7 @@ fn computes(c: &Cascade, artifact: &Artifact, sizes: Vec<(String, u64)>, rows: u
 #[test]
 fn the_library_agrees_and_no_invocation_disturbs_another() {
     // Grids of more workgroups than one dimension takes have a second one, and workgroups without a task.
-    for (sheet, rows, least) in [("webgpu", 1, 62), ("webgpu-nvidia", 3, 62)] {
+    for (sheet, rows, least) in [("webgpu", 1, 69), ("webgpu-nvidia", 3, 69)] {
         let mut wrong = Vec::new();
         let mut right = 0;
         for (name, c) in library::all() {
@@ -232,6 +236,43 @@ fn what_the_library_has_not_agrees() {
         for sheet in ["webgpu", "webgpu-nvidia"] {
             let artifact = compiled(&c, sheet).unwrap_or_else(|| panic!("{text} has no WGSL for {sheet}"));
             computes(&c, &artifact, sized(&sizes), 1).unwrap_or_else(|e| panic!("{text} for {sheet}: {e}"));
+        }
+    }
+}
+
+/// Experts without a row, one with all rows, rows of no expert, and indices and offsets that point anywhere.
+#[test]
+fn mixtures_of_experts_agree_however_rows_are_shared_out() {
+    const SIZES: [(&str, u64); 6] = [("T", 17), ("K", 3), ("N", 33), ("X", 5), ("D", 24), ("F", 40)];
+    let shared_out: [[u64; 6]; 5] = [
+        [0, 0, 0, 33, 33, 33],
+        [0, 33, 33, 33, 33, 33],
+        [0, 0, 0, 0, 0, 33],
+        [0, 0, 7, 7, 33, 33],
+        [2, 4, 4, 9, 9, 20],
+    ];
+    for (name, c) in
+        library::all().filter(|(name, _)| ["moe_up/", "moe_down/", "moe_mlp/"].iter().any(|m| name.starts_with(m)))
+    {
+        let sizes = SIZES.iter().filter(|(rank, _)| c.ranks.iter().any(|(_, r)| r.name == *rank));
+        let sizes = sizes.map(|(n, v)| ((*n).to_owned(), *v)).collect();
+        let b = bind(&c, &Given { sizes, ..Given::default() }).expect("sizes");
+        let offsets = c.params.iter().position(|p| ["offs", "begin"].contains(&c.tensors[*p].name.as_str()));
+        let offsets = offsets.expect("where experts begin");
+        let drawn = |variant| random(&c, &b, 11, variant).expect("inputs");
+        let mut all = vec![drawn(Variant::Hostile)];
+        for begins in shared_out {
+            let mut inputs = drawn(Variant::Normal);
+            inputs[offsets].data = begins.iter().map(|n| *n as f64).collect();
+            all.push(inputs);
+        }
+        for sheet in ["webgpu", "webgpu-nvidia"] {
+            let artifact = compiled(&c, sheet).unwrap_or_else(|| panic!("{name} has no WGSL for {sheet}"));
+            for inputs in &all {
+                let begins = &inputs[offsets].data;
+                computes_of(&c, &artifact, &b, inputs, 1)
+                    .unwrap_or_else(|e| panic!("{name} for {sheet}, {begins:?}: {e}"));
+            }
         }
     }
 }
@@ -336,14 +377,15 @@ fn kernels_by_hand_agree() {
     }
 }
 
-/// Rows, running sums, selections, contractions and states that threads exchange in every step: every form of kernel that
-/// meets, but streams of several operands.
-const MEETING: [&str; 12] = [
+/// Rows, running sums, selections, contractions, joined writes and states that threads exchange in every step: every form of
+/// kernel that meets, but streams of several operands.
+const MEETING: [&str; 13] = [
     "argmax",
     "cumsum",
     "elman",
     "entropy",
     "gru",
+    "histogram",
     "layernorm",
     "linear_gelu",
     "logsumexp",
@@ -366,7 +408,8 @@ fn every_barrier_is_needed() {
         for sizes in library::sizes(&c, MOST).take(TRIES) {
             ran = true;
             let b = bind(&c, &Given { sizes, ..Given::default() }).expect("sizes");
-            let mut launch = Launch::new(&c, &b, &artifact, 7);
+            let inputs = random(&c, &b, 7, Variant::Small).expect("inputs");
+            let mut launch = Launch::new(&c, &b, &artifact, &inputs);
             for i in launch.chosen() {
                 let before = launch.arrays.clone();
                 let reached = launch.run(i, &codes[i], (1, 1), None).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -412,7 +455,7 @@ fn every_barrier_is_needed() {
 fn the_machine_finds_what_devices_may_do_differently() {
     let run = |body: &str| {
         let text = format!(
-            "@group(0) @binding(1) var<storage, read_write> y: array<u32>;\nvar<workgroup> s: array<u32, 8>;\n\
+            "@group(0) @binding(1) var<storage, read_write> y: array<u32>;\nvar<workgroup> s: array<u32, 8>;\nvar<workgroup> a: atomic<u32>;\n\
              @compute @workgroup_size(8)\nfn f(@builtin(local_invocation_index) i: u32) {{\n{body}\n}}"
         );
         let module = parsed(&text);
@@ -426,7 +469,12 @@ fn the_machine_finds_what_devices_may_do_differently() {
         Ok(vec![7, 7, 8, 8, 8, 8, 8, 8])
     );
     assert_eq!(run("y[i] = subgroupShuffleXor(i, 1u);"), Ok(vec![1, 0, 3, 2, 5, 4, 7, 6]));
+    let exchange = "loop { let o = atomicLoad(&a); if (atomicCompareExchangeWeak(&a, o, o + i).exchanged) { break; } }";
+    let alone =
+        format!("if (i == 3u) {{ atomicStore(&a, 2u); {exchange} }} workgroupBarrier(); y[i] = atomicLoad(&a);");
+    assert_eq!(run(&alone), Ok(vec![5; 8]));
     for (body, what) in [
+        (exchange, "of `a` while another touches it"),
         ("s[i] = i; y[i] = s[7u - i];", "reads word 7 of `s` while another touches it"),
         ("s[0] = i;", "writes word 0 of `s` while another touches it"),
         ("s[i] = i; storageBarrier(); y[i] = s[7u - i];", "reads word 7 of `s` while another touches it"),

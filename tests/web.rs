@@ -1,7 +1,7 @@
 //! The loader of `web/` on Dawn: the library's shaders, all of them through Tint, launched by their manifests alone,
 //! against the float64 evaluator.
 //!
-//! SwiftShader compiles a kernel of attention in minutes, so only cascades of short kernels are launched.
+//! SwiftShader compiles a kernel of attention in minutes, so only cascades of short kernels of few variables are launched.
 //! It needs node, the packages of `web/` (`make web`) and SwiftShader, the Vulkan driver that comes with Chromium; without
 //! one of them it says that it is skipped.
 
@@ -25,6 +25,8 @@ const DRIVERS: [&str; 2] =
 
 /// Bytes of a shader that SwiftShader compiles in a second or two.
 const SHORT: usize = 20_000;
+/// The most variables of one that is launched: SwiftShader takes minutes over many that live across branches.
+const FEW: usize = 100;
 
 /// What runs the loader, or what is not here for it.
 fn node() -> Result<Command, &'static str> {
@@ -53,7 +55,7 @@ fn job(c: &Cascade, folder: &Path) -> Result<(Vec<(Expected, PathBuf)>, Value), 
     build::write(std::slice::from_ref(&product), folder).expect("writes");
     let Code::Wgsl { modules } = &product.pieces[0].artifact.code else { panic!("{}: no WGSL", c.name) };
     let manifest = folder.join(format!("{}.wgsl.json", c.name));
-    if modules.iter().any(|m| m.text.len() > SHORT) {
+    if modules.iter().any(|m| m.text.len() > SHORT || m.text.matches("    var ").count() > FEW) {
         return Ok((Vec::new(), json!({ "manifest": manifest, "outputs": null })));
     }
     let sizes = library::sizes(c, 500_000).next().unwrap_or_else(|| panic!("{}: no sizes satisfy its facts", c.name));

@@ -222,6 +222,39 @@ fn the_example_encoder_is_cut_where_it_should_be() {
     assert_eq!(kernels, [("embed", 1), ("layer", 7), ("pool", 2), ("similarity", 1)]);
 }
 
+/// Products with an expert's matrix stream along what they sum, in kernels of their own, each once.
+#[test]
+fn products_with_gathered_matrices_stream_once() {
+    let c = parse(einfall_kernels::source("moe_mlp").unwrap()).unwrap().cascades.remove(0);
+    let p = plan(c).unwrap_or_else(|e| panic!("{e:?}"));
+    let mut contractions = Vec::new();
+    for k in &p.kernels {
+        k.for_each_op(&mut |op, around| {
+            if let tile::Op::Contract { over, .. } = op {
+                assert!(over.iter().all(|a| around.contains(a)), "{p}");
+                contractions.push(k.name.as_str());
+            }
+        });
+    }
+    assert_eq!(contractions, ["moe_mlp_1", "moe_mlp_1", "moe_mlp_2"], "{p}");
+}
+
+/// Integers are joined in 32 bits, or 64 where an operand has as many; in the array itself where that is its type.
+#[test]
+fn integers_are_joined_in_their_own_width() {
+    let mut rng = Rng(17);
+    for (to, of, joined) in
+        [("i32", "i32", None), ("i8", "i32", Some("i32")), ("i32", "i64", Some("i64")), ("i64", "i32", None)]
+    {
+        let text = format!("cascade c[N, C](at: i32[N], x: {of}[N]) -> (y: {to}[C]) {{ y[at[n]] += x[n] }}");
+        let c = parse(&text).unwrap().cascades.remove(0);
+        let p = plan(c.clone()).unwrap_or_else(|e| panic!("{e:?}"));
+        let found = p.buffers.iter().find(|(_, b)| b.name == "y_joined").map(|(_, b)| b.dtype.to_string());
+        assert_eq!(found.as_deref(), joined, "{p}");
+        check(&text, &c, &p, &mut rng);
+    }
+}
+
 /// Attention as papers write it, in three passes, becomes one kernel with one stream over the keys.
 #[test]
 fn attention_is_one_stream() {

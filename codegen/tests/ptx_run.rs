@@ -367,6 +367,26 @@ fn a_counting_sort_agrees() {
     library_agrees("moe_permute", &[&[1, 1], &[37, 5], &[300, 67], &[700, 3]], &variants);
 }
 
+/// Segments found by one kernel, their matrices multiplied by others, results joined.
+#[test]
+fn mixtures_of_experts_agree() {
+    let variants = [Variant::Small, Variant::Hostile];
+    library_agrees("moe_up", &[&[5, 7, 3, 9, 11], &[17, 33, 5, 24, 40]], &variants);
+    library_agrees("moe_down", &[&[5, 7, 3, 9, 11], &[17, 33, 5, 24, 40]], &variants);
+    library_agrees("moe_mlp", &[&[5, 2, 7, 3, 9, 11], &[17, 3, 33, 5, 24, 40]], &variants);
+}
+
+/// A fold in parts that lie side by side, joined in order.
+#[test]
+fn moments_in_parts_agree() {
+    library_agrees("welford", &[&[3, 1], &[37, 83], &[129, 16]], &[Variant::Normal, Variant::Ties]);
+}
+
+#[test]
+fn random_numbers_agree() {
+    library_agrees("dropout", &[&[3, 1], &[37, 83]], &[Variant::Normal]);
+}
+
 /// A running maximum of offsets, and segments counted from it.
 #[test]
 fn ragged_attention_agrees() {

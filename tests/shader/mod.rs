@@ -267,16 +267,28 @@ impl<'m> Machine<'m> {
             }
             Statement::Atomic { pointer, fun, value, result } => {
                 let (p, v) = (self.pointer(f, *pointer, on)?, self.data(f, *value, on)?);
-                let mut before = Data { kind: p.kind, n: 1, bits: vec![0; self.lanes] };
+                let compared = match fun {
+                    AtomicFunction::Exchange { compare: Some(c) } => Some(self.data(f, *c, on)?),
+                    _ => None,
+                };
+                // What was there, and of what is compared whether it is exchanged.
+                let n = 1 + usize::from(compared.is_some());
+                let mut before = Data { kind: p.kind, n, bits: vec![0; n * self.lanes] };
                 for i in (0..on.len()).filter(|i| on[*i]) {
-                    let old = self.touch(p.variable, p.at[i], i, true, true)?;
-                    let new = match fun {
-                        AtomicFunction::And => *old & v.bits[i],
-                        AtomicFunction::InclusiveOr => *old | v.bits[i],
-                        AtomicFunction::Add => old.wrapping_add(v.bits[i]),
-                        other => return Err(format!("the atomic {other:?}")),
+                    // The order of additions and of bits does not count; that of exchanges does.
+                    let old = self.touch(p.variable, p.at[i], i, true, compared.is_none())?;
+                    before.bits[i * n] = *old;
+                    *old = match (fun, &compared) {
+                        (_, Some(c)) if *old == c.bits[i] => v.bits[i],
+                        (_, Some(_)) => *old,
+                        (AtomicFunction::And, None) => *old & v.bits[i],
+                        (AtomicFunction::InclusiveOr, None) => *old | v.bits[i],
+                        (AtomicFunction::Add, None) => old.wrapping_add(v.bits[i]),
+                        (other, None) => return Err(format!("the atomic {other:?}")),
                     };
-                    before.bits[i] = std::mem::replace(old, new);
+                    if let Some(c) = &compared {
+                        before.bits[i * n + 1] = u32::from(before.bits[i * n] == c.bits[i]);
+                    }
                 }
                 if let Some(h) = result {
                     f.cache[h.index()] = Some(Value::Data(Rc::new(before)));

@@ -12,7 +12,7 @@
 //! for one latency less ([`EARLY`]). H200, bf16 weights: 88 registers keep 48 KB resident, f32 ones would 35 KB.
 //! Invariant: blocks are multiples of whole accesses of whole warps, and the last entry of a kernel takes any extent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
@@ -51,6 +51,8 @@ pub(super) struct Facts<'a> {
     held: BTreeMap<AxisId, u64>,
     /// Bytes per element of a row of all arrays that are first read after a reduction, by extent.
     late: Vec<(Size, u64)>,
+    /// Values that streams carry from step to step, of each element along an axis.
+    carried: BTreeMap<AxisId, u64>,
     /// Axes that scans run along.
     scanned: Vec<AxisId>,
     /// Axes of sequential streams, which take one step at a time.
@@ -68,6 +70,7 @@ impl<'a> Facts<'a> {
             contiguous: BTreeMap::new(),
             held: BTreeMap::new(),
             late: Vec::new(),
+            carried: BTreeMap::new(),
             scanned: Vec::new(),
             stepped: Vec::new(),
             walked: Vec::new(),
@@ -85,7 +88,9 @@ impl<'a> Facts<'a> {
         }
         f.walked.sort();
         f.walked.dedup();
-        kernel.for_each_op(&mut |op, _| {
+        let (mut before, mut inside) = (BTreeSet::new(), BTreeSet::new());
+        kernel.for_each_op(&mut |op, around| {
+            if around.is_empty() { &mut before } else { &mut inside }.extend(op.outs().iter().copied());
             match op {
                 Op::Load { buffer, at, .. } | Op::Store { buffer, at, .. } => f.access(*buffer, at),
                 Op::Scan { along, .. } => f.scanned.push(*along),
@@ -99,6 +104,9 @@ impl<'a> Facts<'a> {
                 });
             }
         });
+        for t in before.intersection(&inside) {
+            kernel.tiles[*t].axes.iter().for_each(|a| *f.carried.entry(*a).or_insert(0) += 1);
+        }
         f.hold();
         f
     }
@@ -275,7 +283,7 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
             }
         }
     }
-    out.push(walked(&f, lead, width, bytes / ACCESS));
+    out.push(walked(&f, lead, width, bytes / ACCESS, sheet));
     for m in &mut out {
         bound(&f, (lead, elem), bytes, sheet, m);
     }
@@ -296,7 +304,8 @@ fn bound(f: &Facts<'_>, (lead, elem): (AxisId, u64), bytes: u64, sheet: &DataShe
     let late: u64 = f.late.iter().filter(|(n, _)| n == extent).map(|(_, bytes)| bytes).sum();
     // What is held is packed; f32 on the way comes and goes before the early loads are used.
     let early = WORKING + elems * (held + late) / 4;
-    let more = if row.whole { 0 } else { WALKING };
+    let carried = f.carried.get(&lead).copied().unwrap_or(0);
+    let more = if row.whole { 0 } else { WALKING.max(elems * carried) };
     let registers = WORKING + more + elems * held / 4 + elems * elem / 8;
     let gains = row.whole && late > 0;
     m.early = gains && Memory::of(sheet).is_some_and(|memory| memory.enough(early, elems * elem, EARLY));
@@ -351,7 +360,7 @@ fn whole(f: &Facts<'_>, lead: AxisId, block: u64, warps: u64, reach: u64) -> Ker
 }
 
 /// Blocks for any extent: `loads` accesses of each thread in flight.
-fn walked(f: &Facts<'_>, lead: AxisId, width: u64, loads: u64) -> KernelMapping {
+fn walked(f: &Facts<'_>, lead: AxisId, width: u64, loads: u64, sheet: &DataSheet) -> KernelMapping {
     let row = WARP * width;
     let name = &f.kernel.axes[lead].name;
     let mut axes = Vec::new();
@@ -370,15 +379,25 @@ fn walked(f: &Facts<'_>, lead: AxisId, width: u64, loads: u64) -> KernelMapping 
             }
         }
     } else {
-        // Columns over lanes: what is walked is a row after the other, several in flight.
-        let rows = if f.walked.is_empty() { loads.min(2) } else { 1 };
+        // Columns over lanes: what is walked is a row after the other, several in flight, as far as the registers of a few
+        // tasks hold what is carried of every column.
+        let share = |g: &Gpu| g.thread_registers.min(g.registers / (RESIDENT as u64 * WARPS * WARP));
+        let most = sheet.gpu.as_ref().map_or(255, share).saturating_sub(WORKING + WALKING);
+        let carried = f.carried.get(&lead).copied().unwrap_or(0);
+        let fits = |n: u64| n * carried <= most;
+        let rows = if f.walked.is_empty() && fits(width * loads.min(2)) { loads.min(2) } else { 1 };
+        let whole = width;
+        let halves = |n: &u64| Some(n / 2).filter(|n| *n > 0);
+        let width = std::iter::successors(Some(whole), halves).find(|n| fits(n * rows)).unwrap_or(1);
+        let register = if width < whole { width } else { 0 };
+        let row = WARP * width;
         let extent = f.extent(lead).unwrap_or(0);
         if extent >= WARPS * row || f.rows(lead).is_none() {
-            axes.push(AxisMapping { units: WARPS, ..AxisMapping::new(name, WARPS * row * rows) });
+            axes.push(AxisMapping { units: WARPS, register, ..AxisMapping::new(name, WARPS * row * rows) });
         } else {
             // Rows that may be short: one per warp, or several.
             let block = if extent == 0 { row * rows } else { extent.next_power_of_two().clamp(width, row * rows) };
-            axes.push(AxisMapping::new(name, block));
+            axes.push(AxisMapping { register, ..AxisMapping::new(name, block) });
             rows_per_warp(f, lead, (row / block).max(1), &mut axes);
         }
     }

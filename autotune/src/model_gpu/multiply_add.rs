@@ -7,8 +7,8 @@
 //! memory holds them, one stage of them, else half as many (docs/tuning-log.md, section 11: on an H200 twice as fine
 //! pieces in two stages are a seventh slower, and sections of tasks gain nothing). Tiles in shared memory have one word per
 //! element. Invariant: what is returned keeps within the sheet's registers and threads, and its shared memory where 16 steps fit (12 KB at most). Kernels of any
-//! other form get blocks alone: small ones, whose products are held in registers, or those of [`products`] where a state
-//! goes from step to step, which the threads of a task then share.
+//! other form get blocks alone: small ones, whose products are held in registers, where an inner axis is whole; else those of
+//! [`products`], whose threads share a row, or a state that goes from step to step.
 
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Engine, Scope};
@@ -90,9 +90,10 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
     let gpu = sheet.gpu.as_ref().filter(|g| g.atoms.iter().any(|a| a == "fma"))?;
     Some(match contraction(kernel) {
         Some(c) => vec![tiled(kernel, plan, gpu, &c)],
-        None if steps_in_order(kernel) => products::variants(kernel, plan, sheet, sizes),
-        None if kernel.axes.iter().any(|(_, a)| inner(a)) => INNER.into_iter().map(|n| blocks(kernel, n)).collect(),
-        None => vec![blocks(kernel, 1)],
+        None if !steps_in_order(kernel) && kernel.axes.iter().any(|(_, a)| inner(a)) => {
+            INNER.into_iter().map(|n| blocks(kernel, n)).collect()
+        }
+        None => products::variants(kernel, plan, sheet, sizes),
     })
 }
 

@@ -161,7 +161,10 @@ impl Emit<'_> {
                 let x = self.value(a, el, memo)?;
                 self.rounded(&x, *d)?
             }
-            Expr::Rand(_) => return Err(self.fail("`rand`")),
+            Expr::Rand(of) => {
+                let of = of.iter().map(|x| self.value(x, el, memo)).collect::<Res<Vec<_>>>()?;
+                self.random(&of)
+            }
         })
     }
 

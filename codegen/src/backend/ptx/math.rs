@@ -103,6 +103,46 @@ impl Emit<'_> {
         Ok(Val::reg(Ty::F64, self.t.def(Ty::F64, name, &[&x.s])))
     }
 
+    /// Philox4x32-10 (Salmon et al., SC 2011), keyed by a seed, at four coordinates: the top 24 bits of the first word, in
+    /// [0,1).
+    pub(super) fn random(&mut self, of: &[Val]) -> Val {
+        let mut words = Vec::new();
+        for v in of {
+            let v = if v.ty == Ty::S64 { v.clone() } else { self.to(v, Ty::S32) };
+            let s = self.in_reg(&v);
+            let low = if v.ty == Ty::S64 { self.t.def(Ty::S32, "cvt.u32.u64", &[&s]) } else { s.clone() };
+            words.push((low, v.ty, s));
+        }
+        let (low, ty, seed) = words.remove(0);
+        let high = if ty == Ty::S64 {
+            let high = self.t.def(Ty::S64, "shr.u64", &[&seed, "32"]);
+            self.t.def(Ty::S32, "cvt.u32.u64", &[&high])
+        } else {
+            self.t.def(Ty::S32, "shr.s32", &[&seed, "31"])
+        };
+        let (mut key, mut at) = ([low, high], words.into_iter().map(|w| w.0).collect::<Vec<_>>());
+        let of_bits = |n: u32| n.cast_signed().to_string();
+        for turn in 0..10 {
+            let t = &mut self.t;
+            let mut next = Vec::new();
+            for (from, by, with, k) in [(2, 0xCD9E_8D57, 1, 0), (0, 0xD251_1F53, 3, 1)] {
+                let high = t.def(Ty::S32, "mul.hi.u32", &[&at[from], &of_bits(by)]);
+                let mixed = t.def(Ty::S32, "xor.b32", &[&high, &at[with]]);
+                next.push(t.def(Ty::S32, "xor.b32", &[&mixed, &key[k]]));
+                next.push(t.def(Ty::S32, "mul.lo.s32", &[&at[from], &of_bits(by)]));
+            }
+            at = next;
+            if turn < 9 {
+                for (k, by) in key.iter_mut().zip([0x9E37_79B9, 0xBB67_AE85]) {
+                    *k = t.def(Ty::S32, "add.s32", &[&*k, &of_bits(by)]);
+                }
+            }
+        }
+        let top = self.t.def(Ty::S32, "shr.u32", &[&at[0], "8"]);
+        let top = self.t.def(Ty::F32, "cvt.rn.f32.s32", &[&top]);
+        Val::reg(Ty::F32, self.fmul(&top, 1.0 / 16_777_216.0))
+    }
+
     pub(super) fn sqrt(&mut self, x: &Val) -> Res<Val> {
         let (ty, name) = if x.ty == Ty::F64 { (Ty::F64, "sqrt.rn.f64") } else { (Ty::F32, "sqrt.rn.f32") };
         let x = self.to(x, ty);

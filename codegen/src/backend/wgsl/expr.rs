@@ -131,7 +131,14 @@ impl Emit<'_> {
                 let x = self.value(a, el, memo)?;
                 self.rounded(&x, *d)?
             }
-            Expr::Rand(_) => return Err(self.fail("random numbers")),
+            Expr::Rand(of) => {
+                let mut words = Vec::new();
+                for x in of.iter() {
+                    let x = self.value(x, el, memo)?;
+                    words.push(self.to(&x, Ty::Int).s);
+                }
+                Val::new(Ty::Float, format!("random({})", words.join(", ")))
+            }
         })
     }
 

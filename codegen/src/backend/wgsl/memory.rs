@@ -238,7 +238,7 @@ impl Emit<'_> {
         )
     }
 
-    /// `[index] = [index] ⊕ x`, atomically: compared and exchanged until nobody came between.
+    /// `[index] = [index] ⊕ x`, atomically: sums of integers at once, else compared and exchanged until nobody came between.
     fn join_in_memory(&mut self, buf: BufId, index: &str, x: &Val, op: ReduceOp) -> Res<()> {
         let dtype = self.k.bufs[buf].dtype;
         let global = matches!(self.k.bufs[buf].space, BufSpace::Global { .. });
@@ -246,6 +246,11 @@ impl Emit<'_> {
             return Err(self.fail(&format!("an atomic {} of {dtype}", op.name())));
         }
         let (ty, name) = (class(dtype), self.variable(buf));
+        if (op, ty) == (ReduceOp::Sum, Ty::Int) {
+            let x = self.to(x, ty);
+            self.line(&format!("atomicAdd(&{name}[{index}], bitcast<u32>({}));", x.s));
+            return Ok(());
+        }
         let (old, new) = (self.fresh("x"), self.fresh("x"));
         self.enter("loop {");
         self.line(&format!("let {old} = atomicLoad(&{name}[{index}]);"));

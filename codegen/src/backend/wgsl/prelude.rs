@@ -208,6 +208,32 @@ const FUNCTIONS: &[(&str, &str)] = &[
 }"),
     ("sin_exact", "fn sin_exact(x: f32) -> f32 { return sine(x, 0); }"),
     ("cos_exact", "fn cos_exact(x: f32) -> f32 { return sine(x, 1); }"),
+    ("high_word", "fn high_word(a: u32, b: u32) -> u32 {
+    let low = (a & 0xffffu) * (b & 0xffffu);
+    let middle = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+    let other = (a & 0xffffu) * (b >> 16u) + (middle & 0xffffu);
+    return (a >> 16u) * (b >> 16u) + (middle >> 16u) + (other >> 16u);
+}"),
+    // Philox4x32-10 (Salmon et al., SC 2011), keyed by a seed whose sign goes on; the top 24 bits of the first word.
+    ("random", "fn random(seed: i32, i: i32, j: i32, k: i32, l: i32) -> f32 {
+    var a = u32(i);
+    var b = u32(j);
+    var c = u32(k);
+    var d = u32(l);
+    var key = u32(seed);
+    var key_high = u32(seed >> 31u);
+    for (var turn = 0; turn < 10; turn++) {
+        let p = high_word(a, 0xd2511f53u) ^ d ^ key_high;
+        let q = high_word(c, 0xcd9e8d57u) ^ b ^ key;
+        b = c * 0xcd9e8d57u;
+        d = a * 0xd2511f53u;
+        a = q;
+        c = p;
+        key += 0x9e3779b9u;
+        key_high += 0xbb67ae85u;
+    }
+    return f32(a >> 8u) * 0x1p-24f;
+}"),
     ("bf16_bits", "fn bf16_bits(x: f32) -> u32 {
     let b = bitcast<u32>(x);
     return select((b + 0x7fffu + ((b >> 16u) & 1u)) >> 16u, 0x7fc0u, is_nan(x));

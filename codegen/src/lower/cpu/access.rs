@@ -4,12 +4,12 @@
 //! *gather* otherwise (the printer turns a gather with unit lane stride into a masked vector load). What does not
 //! depend on the lane is loaded once, as a scalar.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Bound, Expr as E, FragId, Stmt, View};
+use einfall_ir::kernel::{Bound, BufSpace, Expr as E, FragId, Stmt, VarId, View};
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{self, AxisId, BufferId, BufferKind, ExprId, Place as At, TileId};
 
@@ -192,11 +192,34 @@ impl Lower<'_> {
             return v.clone();
         }
         if !sink.hoist {
-            return e;
+            return self.fetch_in_front(e);
         }
         let v = self.var("fetched");
         sink.push(Stmt::Let { var: v, value: e }, false);
         sink.fetched.push((key, E::Var(v)));
+        E::Var(v)
+    }
+
+    /// A fetched integer bound before all loops of the nest, where it is the same in all of them and nothing writes it.
+    fn fetch_in_front(&mut self, e: E) -> E {
+        let (E::Fetch { buf, at }, Some(front)) = (&e, &self.front) else { return e };
+        if let Some((_, v)) = front.iter().find(|(known, _)| *known == e) {
+            return E::Var(*v);
+        }
+        let mut outside: BTreeSet<VarId> = front.iter().map(|(_, v)| *v).collect();
+        let ranges = self.ranges.iter().flat_map(|r| [&r.origin, &r.size]);
+        ranges.for_each(|e| {
+            variables(e, &mut |v| {
+                outside.insert(v);
+            });
+        });
+        let mut fixed = matches!(self.bufs[*buf].space, BufSpace::Global { written: false, .. });
+        at.iter().for_each(|x| variables(x, &mut |v| fixed &= outside.contains(&v)));
+        if !fixed {
+            return e;
+        }
+        let v = self.var("fetched");
+        self.front.get_or_insert_default().push((e, v));
         E::Var(v)
     }
 
@@ -405,4 +428,12 @@ fn normal(s: &Size) -> (Vec<String>, i128) {
     go(s, 1, &mut out, &mut k);
     out.sort();
     (out, k)
+}
+
+/// Calls `f` on every variable of an expression.
+fn variables(e: &E, f: &mut impl FnMut(VarId)) {
+    if let E::Var(v) = e {
+        f(*v);
+    }
+    e.for_each_operand(|o| variables(o, f));
 }

@@ -106,6 +106,8 @@ struct Lower<'a> {
     known: Vec<tile::ExprId>,
     /// Types of the memory that fragments were loaded from, by fragment name.
     loaded_types: BTreeMap<String, DType>,
+    /// What is fetched once before the loops of the nest being emitted; none outside of nests.
+    front: Option<Vec<(E, VarId)>>,
     /// Scratch for packed operands, by operation and side.
     packs: BTreeMap<(usize, bool), place::Scratch>,
 }
@@ -126,6 +128,7 @@ impl<'a> Lower<'a> {
             position: 0,
             known: Vec::new(),
             loaded_types: BTreeMap::new(),
+            front: None,
             packs: BTreeMap::new(),
         };
         l.declare_arrays();

@@ -200,7 +200,12 @@ impl<'l> Lower<'l> {
         }
         let outer = axes.iter().copied().filter(|a| Some(*a) != lane && !reduced.contains(a)).collect();
         let nest = Nest { ops: ops.to_vec(), first: self.position, lane, reduced, outer, width };
-        self.emit(&nest)
+        self.front = Some(Vec::new());
+        let loops = self.emit(&nest);
+        let front = self.front.take().unwrap_or_default();
+        let mut out: Vec<Stmt> = front.into_iter().map(|(value, var)| Stmt::Let { var, value }).collect();
+        out.extend(loops?);
+        Ok(out)
     }
 
     /// Steps along the lane axis may not leave a panel.

@@ -165,6 +165,11 @@ impl<'a> Program<'a> {
             stored,
         };
         let contractions: HashSet<usize> = members.iter().copied().filter(|&k| self.nodes[k].is_heavy(c)).collect();
+        // A contraction beside the stream of others would keep the axis it sums whole; alone it streams along it.
+        let beside = |k: &usize| levels[k].1 == Role::Row && self.nodes[*k].contraction(c).is_some();
+        if stream.is_some() && members.iter().any(beside) {
+            return None;
+        }
         self.place_axes(&mut schedule, &contractions)?;
         self.no_recomputed_contractions(&schedule, &contractions, &in_group)?;
         Some(schedule)

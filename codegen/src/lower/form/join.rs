@@ -16,11 +16,32 @@ use einfall_ir::tile::{self, Axis, AxisKind, BufferId, Kernel, Op};
 use super::emit::Emitter;
 use crate::passes::Unsupported;
 
-/// The type that values of type `dtype` are joined in.
-pub(super) fn accumulator(dtype: DType) -> DType {
+/// The type that the values of a joined write are joined in: integers in 32 bits, or 64 where an operand is i64.
+pub(super) fn accumulator(c: &Cascade, e: &Einsum) -> DType {
+    let dtype = c.tensors[e.targets[0].tensor].dtype;
+    let mut wide = false;
+    c.walk(e.value, &mut |_, x| {
+        wide |= match x {
+            Expr::Read { tensor, .. } => c.tensors[*tensor].dtype == DType::I64,
+            Expr::Cast(to, _) => *to == DType::I64,
+            Expr::Int(n) => i32::try_from(*n).is_err(),
+            Expr::Float(_)
+            | Expr::Size(_)
+            | Expr::Index(_)
+            | Expr::Segment { .. }
+            | Expr::Unary(..)
+            | Expr::Binary(..)
+            | Expr::Select(..)
+            | Expr::Tuple(_)
+            | Expr::Reduce { .. }
+            | Expr::Scan { .. }
+            | Expr::Rand { .. } => false,
+        }
+    });
     match dtype {
         DType::F64 | DType::Bool => dtype,
         DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => DType::F32,
+        DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4 if !wide => DType::I32,
         DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::I4 | DType::U4 => DType::I64,
     }
 }
@@ -43,6 +64,7 @@ pub(super) fn emit_join(
     if c.reads(e, target.tensor) {
         return unsupported("a joined write of a tensor that it reads");
     }
+    let held = accumulator(c, e);
     let mut em = Emitter::new(c, name, buffers, |i| i);
     let mut owned: HashSet<IndexId> = HashSet::new();
     // The coordinate of every dimension of the target in the sweep over all its elements.
@@ -63,7 +85,7 @@ pub(super) fn emit_join(
         TensorKind::InOut if sums == result => None,
         TensorKind::InOut => Some(em.expr(tile::Expr::Read { buffer: result, at: sweep.clone() })),
         TensorKind::Input | TensorKind::Intermediate | TensorKind::State | TensorKind::Output => {
-            Some(em.constant(op.identity(), accumulator(tensor.dtype)))
+            Some(em.constant(op.identity(), held))
         }
     };
     if let Some(value) = start {
@@ -79,7 +101,7 @@ pub(super) fn emit_join(
     let mut when = e.filter.map(|f| em.convert(f)).transpose()?;
     // Of a scalar, a value that is left out is the identity.
     if let Some(holds) = when.take_if(|_| at.is_empty()) {
-        let identity = em.constant(op.identity(), accumulator(tensor.dtype));
+        let identity = em.constant(op.identity(), held);
         value = em.expr(tile::Expr::Select(holds, value, identity));
     }
     let over: Vec<_> = e.free.iter().filter(|i| owned.contains(i)).copied().collect();

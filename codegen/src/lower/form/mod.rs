@@ -242,7 +242,7 @@ impl<'a> Former<'a> {
                 self.array(target, BufferKind::Workspace)
             }
         };
-        let held = join::accumulator(tensor.dtype);
+        let held = join::accumulator(self.c, e);
         let sums = if held == tensor.dtype {
             result
         } else {

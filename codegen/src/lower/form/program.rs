@@ -130,7 +130,8 @@ pub(super) struct Contraction {
     pub b: ExprId,
     /// Points that count, outermost condition first: those where each condition has the given truth.
     pub guards: Vec<(ExprId, bool)>,
-    /// Whether each operand has a free index that the other lacks: a product of matrices, not of a vector.
+    /// Whether each operand has a free index that the other lacks, or only looks up where it reads by: a product of
+    /// matrices, not of a vector.
     pub both_free: bool,
 }
 
@@ -176,7 +177,28 @@ impl Contraction {
         }
         let ((shared, ..), b) = best?;
         let right = factors.remove(b);
-        Some(Contraction { a: factors, b: right, guards, both_free: shared > 0 })
+        let walked = |of: &[ExprId]| -> HashSet<IndexId> { of.iter().flat_map(|&f| walked_indices(c, f)).collect() };
+        let (by_a, by_b) = (walked(&factors), walked(&[right]));
+        let lacks = |own: &[ExprId], other: &HashSet<IndexId>| {
+            own.iter().flat_map(|&f| c.free_indices(f)).any(|i| !other.contains(&i) && !over.contains(&i))
+        };
+        let both_free = shared > 0 || (lacks(&factors, &by_b) && lacks(&[right], &by_a));
+        Some(Contraction { a: factors, b: right, guards, both_free })
+    }
+}
+
+/// The free indices of a factor but those that occur only in positions that are read themselves (`n` of `w[s[n],d]`).
+fn walked_indices(c: &Cascade, e: ExprId) -> Vec<IndexId> {
+    match &c.exprs[e] {
+        Expr::Read { at, .. } => {
+            let plain = |a: &&ExprId| {
+                let mut reads = false;
+                c.walk(**a, &mut |_, x| reads |= matches!(x, Expr::Read { .. }));
+                !reads
+            };
+            at.iter().filter(plain).flat_map(|&a| c.free_indices(a)).collect()
+        }
+        _ => c.free_indices(e).into_iter().collect(),
     }
 }
 

@@ -20,7 +20,7 @@ use super::assign_layouts::{domain, operands, orient, renamed};
 use super::exprs::{Place, add, size, sub, var};
 use super::schedule::{Flow, Group, Iteration};
 use super::split_domains::conjuncts;
-use super::{Step, left_out, refuse};
+use super::{Limits, Step, left_out, refuse};
 use crate::identity::kernel_constant;
 use thread_copies::BLOCK;
 
@@ -41,6 +41,8 @@ pub(super) struct Emit<'f, 'a> {
     temps: BTreeMap<String, FragId>,
     full: Vec<Option<BarrierId>>,
     pub empty: Vec<Option<BarrierId>>,
+    /// Whether the device has barriers for some of a task's threads.
+    names: bool,
     syncs: BTreeMap<usize, BarrierId>,
     turns: BTreeMap<usize, BarrierId>,
     /// Array elements the present operation has read, by their text.
@@ -74,8 +76,8 @@ pub(super) struct Ring {
 ///
 /// # Errors
 /// Operations that have no GPU lowering yet.
-pub(super) fn run(f: Facts<'_>) -> Step<Kernel> {
-    let mut e = Emit::new(&f);
+pub(super) fn run(f: Facts<'_>, limits: &Limits) -> Step<Kernel> {
+    let mut e = Emit::new(&f, limits.named_barriers > 0);
     for r in 0..f.roles.len() {
         let body = e.role(r)?;
         let m = &f.roles[r];
@@ -91,7 +93,7 @@ struct Frame {
 }
 
 impl<'f, 'a> Emit<'f, 'a> {
-    fn new(f: &'f Facts<'a>) -> Emit<'f, 'a> {
+    fn new(f: &'f Facts<'a>, names: bool) -> Emit<'f, 'a> {
         let mut k = Kernel {
             name: f.kernel.name.clone(),
             variant_of: None,
@@ -167,6 +169,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             temps: BTreeMap::new(),
             full,
             empty,
+            names,
             syncs: BTreeMap::new(),
             turns: BTreeMap::new(),
             reads: BTreeMap::new(),
@@ -213,8 +216,12 @@ impl<'f, 'a> Emit<'f, 'a> {
         Some(b)
     }
 
-    /// All threads of the unit meet.
+    /// All threads of the unit meet; where only a task's threads can, its other units do with them.
     pub(super) fn unit_sync(&mut self, role: usize, out: &mut Vec<Stmt>) {
+        if !self.names && self.f.roles.len() == 1 {
+            out.push(Stmt::TaskSync);
+            return;
+        }
         let barrier = match self.syncs.get(&role) {
             Some(b) => *b,
             None => {

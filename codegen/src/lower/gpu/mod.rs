@@ -86,7 +86,7 @@ fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) ->
         .and_then(|f| work_loop::run(f, limits.multiprocessors))
         .and_then(assign_layouts::run)
         .and_then(insert_channels::run)
-        .and_then(emit::run)?;
+        .and_then(|f| emit::run(f, limits))?;
     let lowered = if m.early { early_loads::run(lowered) } else { lowered };
     Ok(Some(kernel::Kernel { assumes, ..lowered }))
 }

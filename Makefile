@@ -7,7 +7,7 @@ MODEL ?= target/model
 PTXAS ?= target/ptxas
 MDBOOK ?= target/mdbook
 
-.PHONY: run test test-aot cubecl peers lint book public-api features package fuzz model llvm ptxas vulkan web swiftshader page benchmarks
+.PHONY: run test test-aot cubecl lint book public-api features package fuzz model llvm ptxas vulkan web swiftshader page benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -33,11 +33,6 @@ cubecl: vulkan
 	$(CARGO) test --manifest-path adapters/cubecl/Cargo.toml --target-dir target/cubecl
 	$(CARGO) clippy --manifest-path adapters/cubecl/Cargo.toml --target-dir target/cubecl --all-targets -- -D warnings
 	$(CARGO) run --manifest-path adapters/cubecl/Cargo.toml --target-dir target/cubecl --example attention -- 64 cpu
-
-# gemm, faer and candle for benches/peers_cpu.py: some hundred crates, a workspace of its own.
-peers:
-	$(CARGO) build --release --manifest-path benches/peers/Cargo.toml --target-dir target/peers
-	@echo "target/peers/release/einfall-peers"
 
 lint:
 	$(CARGO) fmt --all --check

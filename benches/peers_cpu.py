@@ -24,8 +24,6 @@ def arguments():
     ap.add_argument("--family", help="only this family")
     ap.add_argument("--case", help="only cases whose name contains this")
     ap.add_argument("--with", dest="ours", metavar="EINFALL", help="the einfall binary to take turns with")
-    ap.add_argument("--rust", metavar="PEERS", help="the program that `make peers` builds: gemm, faer and candle take turns too")
-    ap.add_argument("--model", help="the folder of MiniLM (`make model`), for --rust: embeddings of 32 sentences, ours and candle's")
     ap.add_argument("--rounds", type=int, default=1, help="blocks of every case")
     ap.add_argument("--budget-ms", type=int, default=100, help="milliseconds of a block")
     ap.add_argument("--out", help="write the lines here too")
@@ -319,28 +317,7 @@ def alone():
                 block(family, case, peers, i)
 
 
-class Rust:
-    """The program that `make peers` builds: a family and a case in, a line for every library out."""
-
-    def __init__(self):
-        command = [ARGS.rust, str(ARGS.threads), ARGS.model or "", str(ARGS.budget_ms)]
-        self.program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def block(self, family, case, index):
-        try:
-            self.program.stdin.write(f"{family} {case}\n")
-            self.program.stdin.flush()
-        except BrokenPipeError as e:
-            return failed(family, case, "rust", e)
-        for line in iter(self.program.stdout.readline, ""):
-            if not line.strip():
-                return None
-            emit({**json.loads(line), "block": index, "device": DEVICE})
-        return failed(family, case, "rust", RuntimeError("the program has ended"))
-
-
 def in_turns():
-    rust = Rust() if ARGS.rust else None
     command = [ARGS.ours, "bench", "--device", "cpu", "--jsonl", "--paced", "--blocks", str(ARGS.rounds),
                "--budget-ms", str(ARGS.budget_ms), "--threads", str(ARGS.threads)]
     command += ["--family", ARGS.family] if ARGS.family else []
@@ -368,14 +345,9 @@ def in_turns():
         if peers is None:
             peers = prepared(*names)
         block(*names, peers, index)
-        if rust and names[0] == "gemm":
-            rust.block(*names, index)
         index += 1
         if index == ARGS.rounds:
             peers = []
-    # Both encoders are of one program, which takes turns itself.
-    for index in range(ARGS.rounds if rust and ARGS.model else 0):
-        rust.block("model", "minilm_s32", index)
     return ours.wait()
 
 

@@ -295,8 +295,9 @@ fn ptx_agrees_with_the_evaluator() {
         for (n, k) in [(5, 7), (3, 16)] {
             let case = case(&c, n, k, 5);
             let got = machine::launch::execute(&artifact, &case.b.extents, &case.given);
-            let outputs = plan.buffers.iter().filter(|(_, b)| b.kind == BufferKind::Output);
-            for ((_, b), data) in outputs.zip(got) {
+            let outputs: Vec<_> = plan.buffers.iter().filter(|(_, b)| machine::launch::written(b.kind)).collect();
+            assert!(!got.is_empty() && outputs.len() == got.len(), "{name}");
+            for ((_, b), data) in outputs.into_iter().zip(got) {
                 let dims = b.dims.iter().map(|d| d.eval(&case.b.extents).expect("an extent")).collect();
                 let w = case.want.iter().find(|w| w.name == b.name).expect("an output");
                 let got = w.elements(&Array { dtype: b.dtype, dims, data });

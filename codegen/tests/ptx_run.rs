@@ -16,7 +16,7 @@ use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{self, BufferKind, Plan};
 use einfall_ir::tolerance::expect;
 use einfall_ir::tolerance::inputs::{Variant, random};
-use machine::launch::{execute, launched};
+use machine::launch::{execute, launched, written};
 
 fn mapped(plan: &Plan, mapping: &str) -> Module {
     let mapping = einfall_ir::mapping::parse::parse(mapping).unwrap_or_else(|e| panic!("{e}"));
@@ -324,7 +324,7 @@ fn library_agrees(name: &str, sizes: &[&[u64]], variants: &[Variant]) {
         for &variant in variants {
             let given = random(&c, &b, seed as u64, variant).unwrap();
             let want = tile::eval::run(&plan, &b.extents, &given, &tile::eval::Options::default()).unwrap();
-            let outputs = |(_, x): &(_, &tile::Buffer)| x.kind == BufferKind::Output;
+            let outputs = |(_, x): &(_, &tile::Buffer)| written(x.kind);
             let compare = |how: &str, got: Vec<Vec<f64>>, roundings: f64| {
                 for (((_, x), got), want) in plan.buffers.iter().filter(outputs).zip(&got).zip(&want) {
                     let roundings = if x.dtype.is_float() { roundings } else { 0.0 };

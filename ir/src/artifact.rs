@@ -41,6 +41,19 @@ pub struct Artifact {
 }
 
 impl Artifact {
+    /// What a condition asks, in words, by the names of ranks and buffers: `N is at most 64`.
+    pub fn words(&self, condition: &Condition) -> String {
+        let size = |s: &Size| crate::tile::print::size_text(s, &self.ranks, 0);
+        match condition {
+            Condition::AtMost(s, n) => format!("{} is at most {n}", size(s)),
+            Condition::Multiple(s, n) => format!("{} is a multiple of {n}", size(s)),
+            Condition::Aligned(b, bytes) => format!(
+                "`{}` starts at a multiple of {bytes} bytes, as its rows do, and its last stride is 1",
+                self.buffers[*b].name
+            ),
+        }
+    }
+
     /// Checks that it refers only to what it has.
     ///
     /// # Errors

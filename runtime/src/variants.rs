@@ -23,11 +23,27 @@ pub(crate) fn holds(
     }
 }
 
+/// Why no variant fits, by what the last of them takes for granted, and what to do.
+fn reason(program: &Program, condition: &Condition) -> String {
+    let remedy = match condition {
+        Condition::AtMost(..) | Condition::Multiple(..) => {
+            "compile it with these sizes in the options, or by a mapping made for them"
+        }
+        Condition::Aligned(..) => "give the array so",
+    };
+    let wants = program.artifact.words(condition);
+    format!("none of its variants fits the sizes and arrays given: the last wants that {wants}; {remedy}")
+}
+
 /// The launches to make, in order: of the variants of a kernel, the first whose assumptions all hold.
 ///
 /// # Errors
-/// The kernel of which no variant fits.
-pub(crate) fn choose(program: &Program, sizes: &Sizes, places: &[Option<Place>]) -> Result<Vec<usize>, String> {
+/// The kernel of which no variant fits, and why in words.
+pub(crate) fn choose(
+    program: &Program,
+    sizes: &Sizes,
+    places: &[Option<Place>],
+) -> Result<Vec<usize>, (String, String)> {
     let aligned = |condition: &Condition| {
         let Condition::Aligned(b, bytes) = condition else { return true };
         let (bits, shape) = (u64::from(program.artifact.buffers[*b].dtype.bits()), &sizes.shapes[b.index()]);
@@ -47,13 +63,16 @@ pub(crate) fn choose(program: &Program, sizes: &Sizes, places: &[Option<Place>])
         let kernel = |i: usize| launches[i].gpu.as_ref().and_then(|g| g.variant_of.as_ref());
         let same = |i: usize| kernel(i).is_some() && kernel(i) == kernel(index);
         let end = (index + 1..launches.len()).find(|i| !same(*i)).unwrap_or(launches.len());
-        let fits = |i: &usize| {
-            let assumes = launches[*i].gpu.as_ref().map_or(&[][..], |g| &g.assumes);
-            assumes.iter().all(|c| holds(c, program, sizes, aligned))
+        let broken = |i: usize| {
+            let assumes = launches[i].gpu.as_ref().map_or(&[][..], |g| &g.assumes);
+            assumes.iter().find(|c| !holds(c, program, sizes, aligned))
         };
-        match (index..end).find(fits) {
+        match (index..end).find(|i| broken(*i).is_none()) {
             Some(i) => chosen.push(i),
-            None => return Err(kernel(index).unwrap_or(&launches[index].symbol).clone()),
+            None => {
+                let name = kernel(index).unwrap_or(&launches[index].symbol).clone();
+                return Err((name, broken(end - 1).map_or_else(String::new, |c| reason(program, c))));
+            }
         }
         index = end;
     }

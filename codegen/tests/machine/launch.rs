@@ -36,13 +36,18 @@ fn decode(dtype: DType, b: u64) -> f64 {
 /// An array: its address, extents, strides in elements, values given.
 type Place = (u64, Vec<u64>, Vec<u64>, Vec<f64>);
 
-/// Runs an artifact on inputs; the outputs.
+/// Whether a launch gives an array back.
+pub fn written(kind: BufferKind) -> bool {
+    matches!(kind, BufferKind::Output | BufferKind::InOut)
+}
+
+/// Runs an artifact on inputs; the outputs and what is updated in place.
 pub fn execute(a: &Artifact, ranks: &[u64], inputs: &[Array]) -> Vec<Vec<f64>> {
     launched(a, ranks, inputs, 1, false)
 }
 
 /// Runs an artifact so many times, with tasks and their warps from the first to the last or the other way round; the
-/// outputs.
+/// outputs and what is updated in place.
 pub fn launched(a: &Artifact, ranks: &[u64], inputs: &[Array], times: usize, backwards: bool) -> Vec<Vec<f64>> {
     let Code::Ptx { text, .. } = &a.code else { panic!("no PTX") };
     let mut given = inputs.iter();
@@ -124,7 +129,7 @@ pub fn launched(a: &Artifact, ranks: &[u64], inputs: &[Array], times: usize, bac
             machine.run();
         }
     }
-    let outs = a.buffers.iter().zip(&places).filter(|((_, b), _)| b.kind == BufferKind::Output);
+    let outs = a.buffers.iter().zip(&places).filter(|((_, b), _)| written(b.kind));
     let read = |((_, b), (at, dims, ..)): ((_, &tile::Buffer), &(u64, Vec<u64>, _, _))| {
         let bytes = b.dtype.bytes(1);
         let n = dims.iter().product::<u64>();

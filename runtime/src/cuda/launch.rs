@@ -219,10 +219,7 @@ fn check_sizes(program: &Program, sizes: &Sizes) -> Result<(), CudaError> {
 
 /// The launches to make, in order: of the variants of a kernel, the first whose assumptions all hold.
 fn choose(program: &Program, sizes: &Sizes, places: &[Option<Place>]) -> Result<Vec<usize>, CudaError> {
-    variants::choose(program, sizes, places).map_err(|kernel| {
-        let reason = "none of its variants fits the sizes and arrays given".to_owned();
-        CudaError::Launch { kernel, reason }
-    })
+    variants::choose(program, sizes, places).map_err(|(kernel, reason)| CudaError::Launch { kernel, reason })
 }
 
 /// Refuses a kernel whose tasks wait for each other and are more than the device holds.
@@ -599,8 +596,15 @@ mod tests {
         assert_eq!(chosen(&p, 1, 0x1000, 9), Ok(vec![0, 1, 4]), "there is one row");
         let mut last = p.artifact;
         last.launches.remove(3);
-        let error = chosen(&Program::new(last), 65, 0x1000, 8).unwrap_err();
-        assert!(error.to_string().contains("none of its variants fits"), "{error}");
+        let last = Program::new(last);
+        let said = chosen(&last, 65, 0x1000, 8).unwrap_err().to_string();
+        assert!(said.contains("none of its variants fits") && said.contains("M is a multiple of 2"), "{said}");
+        assert!(said.contains("compile it with these sizes"), "{said}");
+        let error = chosen(&last, 64, 0x1001, 8).unwrap_err().to_string();
+        assert!(
+            error.contains("`x` starts at a multiple of 4 bytes") && error.contains("give the array so"),
+            "{error}"
+        );
     }
 
     #[test]

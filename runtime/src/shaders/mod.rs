@@ -186,10 +186,8 @@ impl Modules {
         places: &[Option<Place>],
     ) -> Result<Vec<Dispatch<'a>>, Error> {
         let artifact = &program.artifact;
-        let chosen = variants::choose(program, sizes, places).map_err(|kernel| {
-            let reason = "none of its variants fits the sizes and arrays given".to_owned();
-            WgpuError::Launch { kernel, reason }
-        })?;
+        let chosen = variants::choose(program, sizes, places)
+            .map_err(|(kernel, reason)| WgpuError::Launch { kernel, reason })?;
         let mut kernels = Vec::new();
         for index in chosen {
             let (launch, tasks) = (&artifact.launches[index], sizes.steps[index].tasks);

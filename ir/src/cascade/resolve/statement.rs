@@ -508,6 +508,16 @@ impl Resolver<'_, '_> {
                     return Err(self.assigned_twice(t, first));
                 }
             }
+            if init && self.c.tensors[id].dtype.is_packed() {
+                let dtype = self.c.tensors[id].dtype;
+                let what = format!("`{}` is a state, whose elements are not packed", t.name.name);
+                // The block is read on: what else it says is not wrong for this.
+                self.error(
+                    Diagnostic::error("E0207", t.span, what)
+                        .also(decl, "declared here")
+                        .help(format!("return it as i8, or assign an output `{dtype} packed(..)` in a statement")),
+                );
+            }
             let first_time = if init {
                 self.c.tensors[id].kind = TensorKind::State;
                 self.states.insert(id)

@@ -128,6 +128,15 @@ pub fn formed(c: Cascade) -> Result<tile::Plan, Vec<Diagnostic>> {
 /// From a mapped plan to kernels for CPU cores.
 pub const CPU: &[Pass] = &[
     Pass {
+        name: "round-for-tiles",
+        level: Level::Tile,
+        step: |p, context| {
+            let atoms = context.isa.map_or(Vec::new(), |isa| isa.atoms());
+            Ok(Program::Tile(round_operands::round_operands(plan(p), &atoms)))
+        },
+        why: "first: whether a processor multiplies tiles is known here, and a plan serves every processor",
+    },
+    Pass {
         name: "apply-blocks",
         level: Level::Tile,
         step: |p, context| {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is assumed; what the system does not say is `None` or absent.
 
+use einfall_ir::dtype::DType;
 use einfall_ir::target::{DataSheet, MemoryLevel};
 use std::fmt;
 
@@ -166,7 +167,21 @@ impl Cpu {
         }
         let registers = if self.has(Isa::Avx512F) || self.arch == "aarch64" { 32 } else { 16 };
         levels.push(level("registers".into(), registers * u64::from(self.vector_bits()) / 8, threads));
-        DataSheet { levels, ..generic }
+        let mut sheet = DataSheet { levels, ..generic };
+        self.add_tiles(&mut sheet);
+        sheet
+    }
+
+    /// The rate of products of bf16 tiles, where the process may use them: 16 times that of multiply-adds of vectors (Intel
+    /// 64 and IA-32 Architectures Optimization Reference Manual, "Intel AMX").
+    pub(crate) fn add_tiles(&self, sheet: &mut DataSheet) {
+        if self.has(Isa::AmxTile)
+            && self.has(Isa::AmxBf16)
+            && crate::tiles_permitted()
+            && let Some(f32) = sheet.peak_of(DType::F32)
+        {
+            sheet.peak.push(("bf16".into(), 16.0 * f32));
+        }
     }
 
     /// Capacity of a cache level, 0 where it has none.

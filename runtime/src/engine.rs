@@ -65,7 +65,10 @@ impl Engine {
         let cache = options.cache.as_ref().and_then(|folder| {
             Cache::open(folder).inspect_err(|error| tracing::warn!(%error, "kernels are not cached")).ok()
         });
-        let host = llvm.host();
+        let mut host = llvm.host();
+        if !crate::tiles_permitted() {
+            host.remove("amx-");
+        }
         Ok(Engine { target: host.options(options.passes), llvm, host, cache, team })
     }
 

@@ -52,7 +52,7 @@ pub use engine::{Engine, EngineOptions};
 pub use error::Error;
 #[cfg(feature = "cpu")]
 pub use launch::Arguments;
-pub use level::Level;
+pub use level::{Level, tiles_permitted};
 #[cfg(feature = "cpu")]
 pub use linked::{Bound, Executable, Linked};
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "shaders"))]

@@ -7,9 +7,10 @@
 //! walked one by one, so that there are tasks for every core.
 //! Invariant: functions of the plan, the data sheet, the sizes and the seed alone.
 
+use einfall_ir::dtype::DType;
 use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping};
 use einfall_ir::target::DataSheet;
-use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan};
+use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan, TileId};
 
 pub mod cost;
 pub mod space;
@@ -24,6 +25,9 @@ use crate::model_gpu::Rejected;
 
 /// Rows of a contraction's block: a multiple of every register tile's rows in use (14, 6).
 const ROWS: u64 = 126;
+/// Rows of a block that instructions for tiles multiply: what they take for an element is far less than laying out the
+/// other operand's, which all rows share.
+const TILED_ROWS: u64 = 256;
 /// Columns of a contraction's block: a multiple of every register tile's columns in use (32, 16, 8).
 const COLUMNS: u64 = 256;
 /// Elements of a block of a kernel without contractions, at least, so that a task is worth starting.
@@ -32,7 +36,8 @@ const ELEMENTS: u64 = 4096;
 /// The mapping of every kernel of `plan` for a CPU with caches as in `sheet`.
 pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
     let l2 = sheet.levels.iter().find(|l| l.name == "l2").map_or(1 << 20, |l| l.bytes);
-    let kernels = plan.kernels.iter().map(|k| kernel(k, l2)).collect();
+    let tiles = multiplies_tiles(sheet);
+    let kernels = plan.kernels.iter().map(|k| kernel(k, l2, &|out, a, b| tiles && tiled(plan, k, out, a, b))).collect();
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 
@@ -42,7 +47,7 @@ pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usiz
     let rule = choose(plan, sheet);
     let mut lists: Vec<Vec<(KernelMapping, Cost)>> = Vec::new();
     for (kernel, own) in plan.kernels.iter().zip(&rule.kernels) {
-        let space = Space::new(plan, kernel, sizes, own, None);
+        let space = Space::new(plan, kernel, sizes, multiplies_tiles(sheet), own, None);
         let pricer = Pricer::new(&space, sheet);
         let best = space.best(&pricer, k).into_iter().map(|v| (space.write(&v), pricer.cost(&v)));
         let own = (own.clone(), pricer.cost(&space.read(own)));
@@ -102,7 +107,7 @@ fn judged(
     m: &KernelMapping,
 ) -> Result<Cost, Rejected> {
     let reject = |constraint: String, message: String| Rejected { kernel: kernel.name.clone(), constraint, message };
-    let space = Space::new(plan, kernel, sizes, rule, Some(m));
+    let space = Space::new(plan, kernel, sizes, multiplies_tiles(sheet), rule, Some(m));
     if let Some((constraint, message)) = space.foreign(m) {
         return Err(reject(constraint, message));
     }
@@ -120,8 +125,12 @@ fn judged(
 /// finds where there are very many, or all where there are fewer. Sizes that admit the same blocks draw the same ones, so that what is compiled for one serves the other.
 pub fn drawn(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, seed: u64, n: usize) -> Vec<Mapping> {
     let rule = choose(plan, sheet);
-    let spaces: Vec<Space<'_>> =
-        plan.kernels.iter().zip(&rule.kernels).map(|(k, own)| Space::new(plan, k, sizes, own, None)).collect();
+    let spaces: Vec<Space<'_>> = plan
+        .kernels
+        .iter()
+        .zip(&rule.kernels)
+        .map(|(k, own)| Space::new(plan, k, sizes, multiplies_tiles(sheet), own, None))
+        .collect();
     let lists: Vec<Vec<Vec<i64>>> = spaces.iter().map(Space::all).collect();
     let total = lists.iter().fold(1usize, |all, l| all.saturating_mul(l.len().max(1)));
     let mut out: Vec<Mapping> = Vec::new();
@@ -162,7 +171,21 @@ fn mixed(seed: u64, kernel: u64, round: u64, values: &[i64]) -> u64 {
     state
 }
 
-fn kernel(k: &Kernel, l2: u64) -> KernelMapping {
+/// Whether the processor has instructions that multiply tiles of bf16.
+fn multiplies_tiles(sheet: &DataSheet) -> bool {
+    sheet.peak_of(DType::BF16).is_some()
+}
+
+/// Whether a processor that multiplies tiles of bf16 would multiply these: both operands are of that type, or may be
+/// rounded to it beside the one that is (`codegen/src/passes/round_operands.rs`).
+fn tiled(plan: &Plan, k: &Kernel, out: TileId, a: TileId, b: TileId) -> bool {
+    let [x, y] = [a, b].map(|t| k.tiles[t].dtype);
+    let may = |d: DType| matches!(d, DType::BF16 | DType::F32);
+    let rounded = !plan.exact && !k.tiles[out].exact && may(x) && may(y) && (x == DType::BF16 || y == DType::BF16);
+    k.tiles[out].dtype == DType::F32 && (rounded || x == DType::BF16 && y == DType::BF16)
+}
+
+fn kernel(k: &Kernel, l2: u64, tiled: &dyn Fn(TileId, TileId, TileId) -> bool) -> KernelMapping {
     let mut blocks: Vec<(AxisId, u64)> = Vec::new();
     let mut set = |axis: AxisId, block: u64| {
         if !blocks.iter().any(|(a, _)| *a == axis) {
@@ -173,10 +196,11 @@ fn kernel(k: &Kernel, l2: u64) -> KernelMapping {
     k.for_each_op(&mut |op, streams| {
         let Op::Contract { out, a, b, over, .. } = op else { return };
         contracts = true;
+        let by_tiles = tiled(*out, *a, *b);
         let (out, a, b) = (&k.tiles[*out].axes, &k.tiles[*a].axes, &k.tiles[*b].axes);
         // Rows: the last axis only the left operand has; columns: the last only the right one has.
         if let Some(&row) = out.iter().rev().find(|x| a.contains(x) && !b.contains(x)) {
-            set(row, ROWS);
+            set(row, if by_tiles { TILED_ROWS } else { ROWS });
         }
         if let Some(&column) = out.iter().rev().find(|x| b.contains(x) && !a.contains(x)) {
             set(column, COLUMNS);

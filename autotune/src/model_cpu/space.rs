@@ -25,6 +25,8 @@ const NOMINAL: u64 = 1024;
 
 /// Blocks along rows of contractions: multiples of the register tiles' rows (14, 6), and few rows.
 const ROWS: [i64; 11] = [1, 4, 6, 12, 14, 28, 42, 84, 126, 168, 252];
+/// Blocks along rows that instructions for tiles multiply.
+const TILED: [i64; 6] = [16, 32, 64, 128, 256, 512];
 /// Blocks along columns of contractions.
 const COLUMNS: [i64; 8] = [16, 32, 64, 96, 128, 256, 512, 1024];
 /// Blocks along streams and contiguous axes.
@@ -55,11 +57,12 @@ fn said(a: &Axis, m: &KernelMapping) -> i64 {
 
 impl<'a> Space<'a> {
     /// The CSP of a kernel at sizes (one value per rank of the plan), with the rule's blocks in every domain, and those
-    /// of a mapping that is `given` wherever a block is free.
+    /// of a mapping that is `given` wherever a block is free. With `tiles` the processor multiplies tiles of bf16.
     pub fn new(
         plan: &'a Plan,
         kernel: &'a Kernel,
         sizes: Option<&[u64]>,
+        tiles: bool,
         rule: &KernelMapping,
         given: Option<&KernelMapping>,
     ) -> Space<'a> {
@@ -74,6 +77,7 @@ impl<'a> Space<'a> {
         let (model, block) = (Model::new(), Vec::new());
         let mut space = Space { plan, kernel, ranks: known, extents, block, model };
         let (rows, columns, long) = roles(kernel);
+        let tiles = tiles && all_tiled(plan, kernel);
         for (id, a) in kernel.axes.iter() {
             let own = rule.axis(&a.name).map_or(1, |m| m.block as i64);
             let list: Vec<i64> = match (a.kind, a.block) {
@@ -83,6 +87,7 @@ impl<'a> Space<'a> {
                 }
                 (_, Some(_)) => vec![own],
                 _ if sequential(kernel, id) => vec![own],
+                _ if rows.contains(&id) && tiles => TILED.to_vec(),
                 _ if rows.contains(&id) => ROWS.to_vec(),
                 _ if columns.contains(&id) => COLUMNS.to_vec(),
                 _ if long.contains(&id) || a.kind == AxisKind::Stream => LONG.to_vec(),
@@ -232,6 +237,18 @@ pub(super) fn sequential(kernel: &Kernel, axis: AxisId) -> bool {
         })
     }
     visit(&kernel.body, axis)
+}
+
+/// Whether instructions for tiles multiply in all contractions of a kernel that has some.
+fn all_tiled(plan: &Plan, kernel: &Kernel) -> bool {
+    let (mut any, mut all) = (false, true);
+    kernel.for_each_op(&mut |op, _| {
+        if let Op::Contract { out, a, b, .. } = op {
+            any = true;
+            all &= super::tiled(plan, kernel, *out, *a, *b);
+        }
+    });
+    any && all
 }
 
 /// Axes that contractions see as rows and as columns, and the contiguous ones of what is stored.

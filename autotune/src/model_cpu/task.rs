@@ -19,6 +19,9 @@ const CONVERT: f64 = 2.0;
 /// Slots that a lane takes which is loaded or stored by itself, and a vector that is transposed in registers.
 const LANE: f64 = 4.0;
 const TRANSPOSE: f64 = 8.0;
+/// Rows of a tile; rows of a block up to which multiply-adds of vectors are taken (`codegen/src/lower/cpu/place.rs`).
+const TILE: f64 = 16.0;
+const TILE_ROWS: f64 = 8.0;
 /// Slots of a vector at positions that are data, which are checked.
 const CHECKED: f64 = 4.0;
 /// Pages that a core's prefetchers follow at a time, and how much longer more take from beyond the second-level cache.
@@ -73,6 +76,8 @@ struct Shape {
     /// Rows of a register tile, and vectors of its columns.
     height: f64,
     vectors: f64,
+    /// Slots of a product of tiles, where these are.
+    product: Option<f64>,
 }
 
 impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
@@ -137,13 +142,20 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let (rows, columns) = if has(a, &lane) { (b, a) } else { (a, b) };
         let row = wide().find(|x| has(rows, x) && !has(columns, x));
         let m = &self.pricer.machine;
+        let plan = self.pricer.space.plan;
+        let many = row.is_some_and(|r| self.most[r.index()] > TILE_ROWS);
+        let product = m.product.filter(|_| many && super::tiled(plan, self.pricer.space.kernel, out, a, b));
+        if product.is_some() {
+            let height = if row.is_some_and(|r| self.most[r.index()] <= TILE) { TILE } else { 2.0 * TILE };
+            return Some(Shape { rows, columns, lane, row, height, vectors: 2.0, product });
+        }
         let vectors = if self.most[lane.index()] <= m.lanes { 1.0 } else { 2.0 };
         let most = (2.0 * m.rows / vectors).floor();
         let height = row.map_or(1.0, |r| {
             let n = self.most[r.index()];
             (n / (n / most).ceil()).ceil()
         });
-        Some(Shape { rows, columns, lane, row, height, vectors })
+        Some(Shape { rows, columns, lane, row, height, vectors, product: None })
     }
 
     /// Whether a contraction has almost no rows and is a reduction.
@@ -301,6 +313,10 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let rows = shape.row.map_or(1.0, |r| self.padded(r, shape.height) / shape.height);
         let own: Vec<AxisId> = s.axes.iter().copied().filter(|a| *a != shape.lane && Some(*a) != shape.row).collect();
         let tiles = columns * rows * self.points(&own) * trips;
+        if let Some(product) = shape.product {
+            self.tiles(s, shape, product, (tiles, trips), task);
+            return;
+        }
         let adds = shape.height * shape.vectors;
         // A panel is read from L1 where a block of it stays there beside the rows.
         let panel = 4.0 * steps * shape.vectors * m.lanes;
@@ -322,6 +338,24 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                 task.packing += vectors * (TRANSPOSE + LOAD);
             }
         }
+    }
+
+    /// Products of tiles, two by two with what they read loaded once, on what is laid out for them now: rows along the summed
+    /// axis, columns in pairs.
+    fn tiles(&self, s: &Step, shape: &Shape, product: f64, (tiles, trips): (f64, f64), task: &mut Task) {
+        let m = &self.pricer.machine;
+        let steps = (self.points(&s.over) / (2.0 * TILE)).ceil();
+        let across = shape.height / TILE;
+        let (products, loads) = (2.0 * across, 2.0 + across);
+        let panel = 2.0 * 2.0 * TILE * steps * (2.0 * TILE + shape.height);
+        let level = m.holds(panel / 2.0);
+        let fetch = if level == 0 { 0.0 } else { loads * 1024.0 * m.byte[level.min(2)] / m.slot };
+        let step = (products * product).max(loads * TILE * LOAD).max(fetch);
+        let ends = products * TILE * (LOAD + STORE) + REGISTER_TILE;
+        task.products += tiles * (step * steps + ends);
+        task.least += tiles * products * product * steps;
+        let points = |t: TileId| self.points(self.tile(t)) / m.lanes * trips;
+        task.packing += points(shape.columns) * (TRANSPOSE + STORE);
     }
 
     /// Loops around lanes: a run of elementwise operations, reductions and stores, the first of which is number `first`.

@@ -70,6 +70,12 @@ impl Host {
         self.features.split(',').any(|f| f.strip_prefix('+') == Some(feature))
     }
 
+    /// Takes away every feature whose name begins so.
+    pub fn remove(&mut self, prefix: &str) {
+        let kept = |f: &&str| !f.strip_prefix('+').is_some_and(|name| name.starts_with(prefix));
+        self.features = self.features.split(',').filter(kept).collect::<Vec<_>>().join(",");
+    }
+
     /// Options to compile for this processor.
     pub fn options(&self, passes: Passes) -> TargetOptions {
         TargetOptions { triple: self.triple.clone(), cpu: self.cpu.clone(), features: self.features.clone(), passes }

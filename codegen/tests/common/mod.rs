@@ -4,6 +4,9 @@ use std::sync::OnceLock;
 
 use einfall_codegen::backend::llvm::{self, Isa};
 use einfall_codegen::lower::cpu::{self, NotLowered};
+use einfall_codegen::passes::round_operands::round_operands;
+use einfall_codegen::pipeline::Program;
+use einfall_codegen::tables::FORMS;
 use einfall_ir::array::Array;
 use einfall_ir::artifact::{Artifact, Code, Slot};
 use einfall_ir::dtype::DType;
@@ -22,15 +25,19 @@ pub fn compiler() -> &'static (Llvm, Host) {
 }
 
 /// The instruction sets this machine can run.
+#[allow(dead_code)]
 pub fn isas() -> Vec<Isa> {
     let host = &compiler().1;
     let best = Isa::of(&host.triple, &host.features);
     let mut all = vec![best];
-    if best == Isa::AVX512 {
-        all.extend([Isa::AVX2, Isa::SSE2]);
+    if best.vector_bytes == 64 {
+        all.extend([Isa::AMX, Isa::AVX2, Isa::SSE2].into_iter().filter(|isa| *isa != best));
     }
     all
 }
+
+/// Tile registers and their instructions in memory, for processors without them. One thread at a time runs such code.
+const TILES: &str = include_str!("tiles.ll");
 
 /// A plan compiled and linked.
 pub struct Compiled {
@@ -39,10 +46,17 @@ pub struct Compiled {
 }
 
 pub fn compile(plan: &Plan, isa: &Isa) -> Result<Compiled, NotLowered> {
+    let plan = &round_operands(plan.clone(), &isa.atoms());
     let module = cpu::lower(plan, isa)?;
-    let artifact = llvm::print(plan, &module, isa, "cpu")?;
-    let Code::LlvmIr(text) = &artifact.code else { panic!("no text") };
+    let faults = (FORMS.verify)(&Program::Kernel(module.clone()));
+    assert!(faults.is_empty(), "{faults:#?}\n{plan}");
+    let mut artifact = llvm::print(plan, &module, isa, "cpu")?;
+    let Code::LlvmIr(text) = &mut artifact.code else { panic!("no text") };
     let (llvm, host) = compiler();
+    if text.contains("@llvm.x86.tile") && !Isa::of(&host.triple, &host.features).amx {
+        let own = text.lines().filter(|l| !l.starts_with("declare void @llvm.x86.t") && !l.contains("ldtilecfg"));
+        *text = own.collect::<Vec<_>>().join("\n").replace("@llvm.x86.t", "@emulated.t") + "\n" + TILES;
+    }
     let object = llvm.compile(text, &host.options(Passes::Tidy)).unwrap_or_else(|e| panic!("{e}\n{plan}\n{text}"));
     let code = llvm.link(&object).unwrap();
     Ok(Compiled { artifact, code })

@@ -2,7 +2,8 @@
 //!
 //! Every atom means `acc[m,n] (+)= Σ_k a[m,k]·b[k,n]`; operands are windows of that shape, `a` as (m,k), `b` as (k,n).
 //! Invariant: verifier, evaluator, lowering and printers read this table and nothing else about an instruction.
-//! Source: PTX ISA 8.x, "wgmma.mma_async" (register fragments, matrix descriptor, canonical layouts), "mma.m16n8k16".
+//! Source: PTX ISA 8.x, "wgmma.mma_async" (register fragments, matrix descriptor, canonical layouts), "mma.m16n8k16";
+//! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18 (tiles), "TDPBF16PS".
 
 use super::{AtomName, Scope};
 use crate::dtype::DType;
@@ -193,6 +194,32 @@ fn multiply_add(m: u64, n: u64) -> Option<Atom> {
     })
 }
 
+/// `amx.m16n16k32.bf16`: a processor's product of tiles, `tdpbf16ps`. Operands come from memory, `a` contiguous along k,
+/// `b` with pairs of neighbours along k together ([`super::BufSpace::Scratch`]). Subnormal operands count as 0, and
+/// subnormal sums become 0.
+fn amx(operand: DType) -> Option<Atom> {
+    (operand == DType::BF16).then(|| Atom {
+        name: AtomName(format!("amx.m16n16k32.{operand}")),
+        shape: [16, 16, 32],
+        operand,
+        acc: DType::F32,
+        acc_mantissa: 23,
+        asynchronous: false,
+        scope: Scope::Thread,
+        a_dist: None,
+        b_dist: None,
+        acc_dist: Distribution::vectors(&[16, 16], Some(1), 16),
+        a_memory: true,
+        b_memory: true,
+        mn_major: false,
+    })
+}
+
+/// Products of tiles on processors that have AMX.
+pub fn processor_tiles() -> impl Iterator<Item = Atom> {
+    [DType::BF16].into_iter().filter_map(amx)
+}
+
 /// Atoms that are multiply-adds of what each thread holds: for devices without instructions for tiles.
 pub fn multiply_adds() -> impl Iterator<Item = Atom> {
     const ROWS: [u64; 4] = [4, 8, 16, 32];
@@ -229,6 +256,7 @@ pub fn find(name: &AtomName) -> Option<Atom> {
             if rows == "m32" { wgmma_half(operand, n)? } else { wgmma(operand, n)? }
         }
         "mma" => mma(operand)?,
+        "amx" => amx(operand)?,
         "fma" => {
             let (m, rest) = shape.strip_prefix('m')?.split_once('n')?;
             multiply_add(m.parse().ok()?, rest.split_once('k')?.0.parse().ok()?)?
@@ -259,22 +287,23 @@ impl Atom {
             return false;
         }
         let (threads, regs, lanes) = frag.counts();
-        let (want_threads, want_regs, _) = window.counts();
-        if threads != want_threads || lanes != 1 {
+        let (want_threads, want_regs, want_lanes) = window.counts();
+        if threads != want_threads || lanes != want_lanes {
             return false;
         }
         let (frag, window, dims) = (frag.terms(), window.terms(), &window.dims);
-        (0..threads).all(|t| {
+        let each = |t: u64, l: u64| {
             let mut want = 0;
             (0..regs).all(|v| {
-                let coord = |d: usize| frag.coord(t, v, 0, d);
+                let coord = |d: usize| frag.coord(t, v, l, d);
                 if (0..dims.len()).any(|d| coord(d) < from[d] || coord(d) - from[d] >= dims[d]) {
                     return true;
                 }
                 want += 1;
-                want <= want_regs && (0..dims.len()).all(|d| coord(d) - from[d] == window.coord(t, want - 1, 0, d))
+                want <= want_regs && (0..dims.len()).all(|d| coord(d) - from[d] == window.coord(t, want - 1, l, d))
             }) && want == want_regs
-        })
+        };
+        (0..threads).all(|t| (0..lanes).all(|l| each(t, l)))
     }
 }
 

@@ -119,6 +119,10 @@ pub enum BufSpace {
     Scratch {
         /// Strides in elements.
         strides: Vec<Expr>,
+        /// Neighbours along the last dimension but one that stand together, one after the other, for each coordinate of
+        /// the last dimension (whose stride is then 1): 1, or how many elements of `b` an atom reads as one. Element
+        /// (.., i, j) is at i / together · together · stride + j · together + i % together.
+        together: u64,
     },
 }
 

@@ -295,7 +295,9 @@ impl Parser<'_> {
                     }
                     "scratch" => {
                         self.word("strides")?;
-                        BufSpace::Scratch { strides: self.list(Self::expr)? }
+                        let strides = self.list(Self::expr)?;
+                        let together = if self.eat_word("together") { self.count()? } else { 1 };
+                        BufSpace::Scratch { strides, together }
                     }
                     _ => {
                         let stages = if self.eat_word("stages") { self.count()? } else { 1 };

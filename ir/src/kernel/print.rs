@@ -155,9 +155,10 @@ impl<'a> Printer<'a> {
                     let stages = if *stages == 1 { String::new() } else { format!(" stages {stages}") };
                     self.line(format_args!("shared {head}{stages}{layout}"));
                 }
-                BufSpace::Scratch { strides } => {
+                BufSpace::Scratch { strides, together } => {
                     let strides = self.list(strides);
-                    self.line(format_args!("scratch {head} strides [{strides}]"));
+                    let together = if *together == 1 { String::new() } else { format!(" together {together}") };
+                    self.line(format_args!("scratch {head} strides [{strides}]{together}"));
                 }
             }
         }

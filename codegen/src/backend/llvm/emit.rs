@@ -15,14 +15,18 @@ use crate::lower::cpu::NotLowered;
 
 mod access;
 mod lanes;
+mod tiles;
 
 type Out<T> = Result<T, NotLowered>;
 
 /// A buffer as the function sees it.
 pub(super) struct BufFacts {
     pub(super) ptr: String,
-    /// Elements per unit of each dimension: SSA names or literals.
+    /// Elements per unit of each dimension: SSA names or literals. Where neighbours stand together, those of the last
+    /// dimension are so many apart, and along the one before it only multiples of that are steps.
     pub(super) strides: Vec<String>,
+    /// Neighbours that stand together ([`einfall_ir::kernel::BufSpace::Scratch`]).
+    pub(super) together: u64,
     pub(super) dims: Vec<String>,
     pub(super) dtype: DType,
 }
@@ -35,6 +39,8 @@ pub(super) struct FragFacts {
     ty: Ty,
     /// i32 and bool registers keep their own width in the slot.
     elem: &'static str,
+    /// Whether it is held in tile registers, as what an atom accumulates into.
+    tiled: bool,
 }
 
 /// One function being printed.
@@ -48,12 +54,15 @@ pub(super) struct Emit<'a> {
     fixed: Vec<Option<i64>>,
     /// Whether several tasks may run at once, so that joins in device memory must be atomic.
     pub(super) shared_writes: bool,
+    /// The fragment that is in tile registers now.
+    in_tiles: Option<FragId>,
 }
 
 impl<'a> Emit<'a> {
     pub(super) fn new(k: &'a Kernel, isa: &'a Isa, bufs: Vec<BufFacts>) -> Out<Emit<'a>> {
         let mut t = Text::new(isa.lanes());
         let mut frags = Vec::new();
+        let accumulators = tiles::accumulators(k);
         let fail = |what: &str| NotLowered { kernel: k.name.clone(), what: what.to_string() };
         for (id, f) in k.frags.iter() {
             let (threads, regs, lanes) = f.dist.counts();
@@ -74,17 +83,18 @@ impl<'a> Emit<'a> {
                 DType::Tf32 | DType::I4 | DType::U4 => return Err(fail(&format!("fragments of type {}", f.dtype))),
             };
             let store = if lane_dim.is_some() { t.vec(elem) } else { elem.to_string() };
-            for r in 0..regs {
+            let tiled = accumulators.contains(&id);
+            for r in 0..if tiled { 0 } else { regs } {
                 t.allocas += &format!("  %f{}.{r} = alloca {store}, align 64\n", id.index());
             }
             let regs = (0..regs).map(|r| f.dist.coords(0, r, 0)).collect();
-            frags.push(FragFacts { regs, lane_dim, ty, elem });
+            frags.push(FragFacts { regs, lane_dim, ty, elem, tiled });
         }
         for (id, _) in k.vars.iter() {
             t.allocas += &format!("  %v{} = alloca i64, align 8\n", id.index());
         }
         let fixed = vec![None; k.vars.len()];
-        Ok(Emit { t, k, isa, bufs, frags, fixed, shared_writes: false })
+        Ok(Emit { t, k, isa, bufs, frags, fixed, shared_writes: false, in_tiles: None })
     }
 
     pub(super) fn unsupported(&self, what: &str) -> NotLowered {
@@ -116,6 +126,9 @@ impl<'a> Emit<'a> {
         let Some(r) = f.regs.iter().position(|c| c.as_slice() == coords) else {
             return Err(self.unsupported(&format!("fragment {} read at {coords:?}", self.k.frags[frag].name)));
         };
+        if f.tiled {
+            return Err(self.unsupported("elements of tile registers"));
+        }
         Ok(self.read_reg(frag, r))
     }
 
@@ -334,11 +347,30 @@ impl<'a> Emit<'a> {
     // Control flow.
 
     pub(super) fn stmts(&mut self, body: &[Stmt]) -> Out<()> {
-        body.iter().try_for_each(|s| self.stmt(s))
+        let mut rest = body;
+        while let [s, after @ ..] = rest {
+            // Atoms that follow each other share the tiles they read.
+            let atoms = rest.iter().take_while(|s| matches!(s, Stmt::Atom { .. })).count();
+            if atoms > 0 {
+                self.atoms(&rest[..atoms])?;
+                rest = &rest[atoms..];
+            } else {
+                self.stmt(s)?;
+                rest = after;
+            }
+        }
+        Ok(())
     }
 
     fn stmt(&mut self, s: &Stmt) -> Out<()> {
         match s {
+            Stmt::Load { out: frag, src: at, bounds } if self.frags[frag.index()].tiled => {
+                self.move_tiles(*frag, at, bounds, true)
+            }
+            Stmt::Store { dst: at, src: frag, bounds, join: None } if self.frags[frag.index()].tiled => {
+                self.move_tiles(*frag, at, bounds, false)
+            }
+            Stmt::Map { out, value } if self.frags[out.index()].tiled => self.zero_tiles(*out, value),
             Stmt::For { var, lo, hi, step, unroll, body } => self.for_loop(*var, lo, hi, *step, *unroll, body),
             Stmt::If { cond, then, otherwise } => {
                 let c = self.condition(cond)?;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: data only; printing and lowering read nothing else about the processor.
 
+use einfall_ir::kernel::atoms::{self, Atom};
+
 /// Vector facts of a CPU core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Isa {
@@ -13,6 +15,8 @@ pub struct Isa {
     pub scalef: bool,
     /// Whether a fused multiply-add instruction exists.
     pub fma: bool,
+    /// Whether products of bf16 tiles exist (AMX) and the operating system lets the process use them.
+    pub amx: bool,
     /// First-level data cache of a core, in bytes.
     pub l1_bytes: u64,
     /// Second-level cache of a core, in bytes.
@@ -21,8 +25,17 @@ pub struct Isa {
 
 impl Isa {
     /// AVX-512 cores.
-    pub const AVX512: Isa =
-        Isa { vector_bytes: 64, vector_registers: 32, scalef: true, fma: true, l1_bytes: 32 << 10, l2_bytes: 1 << 20 };
+    pub const AVX512: Isa = Isa {
+        vector_bytes: 64,
+        vector_registers: 32,
+        scalef: true,
+        fma: true,
+        amx: false,
+        l1_bytes: 32 << 10,
+        l2_bytes: 1 << 20,
+    };
+    /// AVX-512 cores with AMX's products of bf16 tiles.
+    pub const AMX: Isa = Isa { amx: true, l1_bytes: 48 << 10, l2_bytes: 2 << 20, ..Isa::AVX512 };
     /// AVX2 cores with FMA.
     pub const AVX2: Isa =
         Isa { vector_bytes: 32, vector_registers: 16, scalef: false, l2_bytes: 512 << 10, ..Isa::AVX512 };
@@ -37,12 +50,17 @@ impl Isa {
         if triple.starts_with("aarch64") || triple.starts_with("arm64") {
             Isa::NEON
         } else if has("avx512f") && has("avx512vl") && has("avx512dq") && has("avx512bw") {
-            Isa::AVX512
+            Isa { amx: has("amx-tile") && has("amx-bf16"), ..Isa::AVX512 }
         } else if has("avx2") && has("fma") {
             Isa::AVX2
         } else {
             Isa::SSE2
         }
+    }
+
+    /// The contraction instructions that contractions are lowered to where their types fit.
+    pub fn atoms(&self) -> Vec<Atom> {
+        if self.amx { atoms::processor_tiles().collect() } else { Vec::new() }
     }
 
     /// Lanes of a register of f32.

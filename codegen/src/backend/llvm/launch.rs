@@ -94,7 +94,13 @@ fn kernel(
             BufSpace::Global { param, .. } if b.dims.is_empty() && is_parameter(plan, *param) => {
                 params.push((format!("%s{i}"), "i64", format!("slot{}", slots.len())));
                 slots.push(Slot::Scalar(BufferId::new(*param)));
-                facts.push(BufFacts { ptr: format!("%s{i}"), strides: vec![], dims: vec![], dtype: b.dtype });
+                facts.push(BufFacts {
+                    ptr: format!("%s{i}"),
+                    strides: vec![],
+                    dims: vec![],
+                    dtype: b.dtype,
+                    together: 1,
+                });
             }
             BufSpace::Global { param, .. } => {
                 params.push((format!("%b{i}"), "ptr noalias", format!("slot{}", slots.len())));
@@ -108,11 +114,17 @@ fn kernel(
                 if !b.dims.is_empty() {
                     strides.push("1".to_string());
                 }
-                facts.push(BufFacts { ptr: format!("%b{i}"), strides, dims: vec![], dtype: b.dtype });
+                facts.push(BufFacts { ptr: format!("%b{i}"), strides, dims: vec![], dtype: b.dtype, together: 1 });
             }
             BufSpace::Scratch { .. } => {
                 params.push((format!("%b{i}"), "ptr noalias align 64", format!("scratch{i}")));
-                facts.push(BufFacts { ptr: format!("%b{i}"), strides: vec![], dims: vec![], dtype: b.dtype });
+                facts.push(BufFacts {
+                    ptr: format!("%b{i}"),
+                    strides: vec![],
+                    dims: vec![],
+                    dtype: b.dtype,
+                    together: 1,
+                });
             }
             BufSpace::Shared { .. } => return Err(fail("shared memory on a CPU")),
         }
@@ -131,12 +143,18 @@ fn kernel(
     for (id, b) in k.bufs.iter() {
         let dims = b.dims.iter().map(|d| e.int(d)).collect::<Result<Vec<_>, _>>()?;
         e.bufs[id.index()].dims = dims;
-        if let BufSpace::Scratch { strides } = &b.space {
-            let strides = strides.iter().map(|d| e.int(d)).collect::<Result<Vec<_>, _>>()?;
+        if let BufSpace::Scratch { strides, together } = &b.space {
+            let mut strides = strides.iter().map(|d| e.int(d)).collect::<Result<Vec<_>, _>>()?;
+            if let (2.., Some(last)) = (*together, strides.last_mut()) {
+                *last = together.to_string();
+            }
             e.bufs[id.index()].strides = strides;
+            e.bufs[id.index()].together = *together;
         }
     }
+    e.configure_tiles();
     e.stmts(&k.roles[0].body)?;
+    e.release_tiles();
     let list: Vec<String> = params.iter().map(|(n, t, _)| format!("{t} {n}")).collect();
     let _ = writeln!(text, "define internal void @{name}.task({}) #0 {{\nentry:", list.join(", "));
     text.push_str(&e.t.allocas);
@@ -159,7 +177,7 @@ fn kernel(
     }
     let mut at = Size::Const(0);
     for (id, b) in k.bufs.iter() {
-        let BufSpace::Scratch { strides } = &b.space else { continue };
+        let BufSpace::Scratch { strides, .. } = &b.space else { continue };
         let bytes = scratch_bytes(b.dtype.bits() / 8, &b.dims, strides).ok_or_else(|| fail("scratch of that shape"))?;
         let off = size_text(&mut w, &at);
         w.line(&format!("%scratch{} = getelementptr i8, ptr %scratch, i64 {off}", id.index()));

@@ -1,5 +1,6 @@
 //! Contractions: an outer product per step of the summed axes, in a register tile of MR rows × NR columns of lanes.
 //!
+//! Where the processor multiplies tiles ([`Atom`]) and both operands are of its type, the step is atoms on tiles of scratch.
 //! Operands that are not laid out for it are packed into scratch first ([`super::place`]). Contractions with almost no
 //! rows to share the columns over are reductions of products instead ([`thin`]). Source of the blocking: K. Goto and
 //! R. van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; here the column panel stays in L1.
@@ -8,10 +9,11 @@ use std::collections::BTreeMap;
 
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Expr as E, Frag, FragId, Stmt, View};
+use einfall_ir::kernel::atoms::Atom;
+use einfall_ir::kernel::{Expr as E, Frag, FragId, Operand, Stmt, View};
 use einfall_ir::layout::Distribution;
 use einfall_ir::ops::{BinaryOp, ReduceOp};
-use einfall_ir::tile::{self, AxisId, Node, Op, TileId};
+use einfall_ir::tile::{self, AxisId, BufferId, ExprId, Node, Op, TileId};
 
 use super::access::{Point, Sink};
 use super::build::*;
@@ -21,6 +23,9 @@ use super::{Lower, Out};
 
 /// One step of the summed axes, given local coordinates and the chunk and offset of the innermost.
 type StepBody<'b, 'l> = dyn FnMut(&mut Lower<'l>, &BTreeMap<AxisId, E>, Option<(E, E)>) -> Vec<Stmt> + 'b;
+
+/// An element of a tile at a point.
+type Value<'b, 'l> = dyn FnMut(&mut Lower<'l>, &Point, &mut Sink) -> Out<E> + 'b;
 
 /// Contractions whose columns are shared by at most this many rows are reductions.
 const THIN_ROWS: u64 = 2;
@@ -81,6 +86,9 @@ impl<'l> Lower<'l> {
         let lane_layout = self.lane_layout(cols, &shape);
         let ra = self.operand(rows, row_layout, true, &mut stmts)?;
         let rb = self.operand(cols, lane_layout, false, &mut stmts)?;
+        if let Some(atom) = &shape.atom {
+            stmts.extend(self.clear_tail(&ra, &shape, atom)?);
+        }
         let Place::Scratch(acc_place) = self.places[out.index()].clone() else {
             return Err(self.unsupported("a contraction into an array"));
         };
@@ -91,8 +99,6 @@ impl<'l> Lower<'l> {
         let (mr, nr, l) = (shape.mr, shape.nr, self.isa.lanes());
         let full = Distribution::vectors(&[mr, nr], Some(1), l);
         let acc = self.tile_frag("acc", dtype, full.clone());
-        let fa = self.tile_frag("rows", dtype, full.project(&[0]));
-        let fb = self.tile_frag("cols", dtype, full.project(&[1]));
         let mut local = BTreeMap::new();
         let carry = *carry;
         let body = self.loops(&others, &mut local, &mut |s, local| {
@@ -126,6 +132,12 @@ impl<'l> Lower<'l> {
                 inner.push(Stmt::Map { out: acc, value: if dtype == DType::I64 { int(0) } else { E::Float(0.0) } });
             }
             inner.extend(s.summed(&shape, &ra, local, &mut |s, local, split| {
+                if let Some(atom) = &shape.atom {
+                    let (a, b) = (place(s, &ra, local, split), place(s, &rb, local, None));
+                    return Self::tiles(&shape, atom, acc, (&ra, a), (&rb, b));
+                }
+                let fa = s.tile_frag("rows", dtype, full.project(&[0]));
+                let fb = s.tile_frag("cols", dtype, full.project(&[1]));
                 let view = |s: &Self, p: &Scratch, a: Option<AxisId>, split: Option<(E, E)>| View {
                     buf: p.buf,
                     stage: None,
@@ -167,6 +179,66 @@ impl<'l> Lower<'l> {
         Ok(stmts)
     }
 
+    /// The atoms of one step: all pairs of a tile of rows and a tile of columns.
+    fn tiles(
+        shape: &Shape,
+        atom: &Atom,
+        acc: FragId,
+        (ra, a_at): (&Scratch, Vec<E>),
+        (rb, b_at): (&Scratch, Vec<E>),
+    ) -> Vec<Stmt> {
+        let [m, n, _] = atom.shape;
+        let last = shape.over.last().copied();
+        let view = |s: &Scratch, at: &[E], own: Option<AxisId>, from: u64, rows: bool| {
+            let dim = |axis: Option<AxisId>| axis.and_then(|x| Lower::scratch_dim(s, x)).map(|d| (d, 1));
+            let mut at = at.to_vec();
+            if let Some((d, _)) = dim(own) {
+                at[d] = add(at[d].clone(), int(from as i64));
+            }
+            let walk = if rows { vec![dim(own), dim(last)] } else { vec![dim(last), dim(own)] };
+            View { buf: s.buf, stage: None, at, walk }
+        };
+        let mut out = Vec::new();
+        for i in (0..shape.mr).step_by(m as usize) {
+            for j in (0..shape.nr).step_by(n as usize) {
+                out.push(Stmt::Atom {
+                    atom: atom.name.clone(),
+                    acc,
+                    acc_from: vec![i, j],
+                    a: Operand::Mem(view(ra, &a_at, shape.row, i, true)),
+                    b: Operand::Mem(view(rb, &b_at, shape.lane, j, false)),
+                    keep: int(1),
+                });
+            }
+        }
+        out
+    }
+
+    /// Sets what lies between the end of the innermost summed axis and the end of an atom's step to 0 in every row.
+    fn clear_tail(&mut self, rows: &Scratch, shape: &Shape, atom: &Atom) -> Out<Vec<Stmt>> {
+        let Some(&k) = shape.over.last() else { return Ok(Vec::new()) };
+        let (size, step) = (self.ranges[k.index()].size.clone(), atom.shape[2]);
+        if matches!(size, E::Int(n) if (n as u64).is_multiple_of(step)) {
+            return Ok(Vec::new());
+        }
+        let zero = self.frag("zero", DType::F32, 0);
+        let outer: Vec<AxisId> = rows.layout.order.iter().copied().filter(|x| *x != k).collect();
+        let mut local = BTreeMap::new();
+        let body = self.loops(&outer, &mut local, &mut |s, local| {
+            let v = s.var(&s.k.axes[k].name.clone());
+            local.insert(k, E::Var(v));
+            let at = s.scratch_at(rows, |x| local.get(&x).cloned().unwrap_or(int(0)));
+            local.remove(&k);
+            let dst = View { buf: rows.buf, stage: None, at, walk: vec![] };
+            let body = vec![Stmt::Store { dst, src: zero, bounds: Vec::new(), join: None }];
+            let hi = round_up(size.clone(), step);
+            Ok(vec![Stmt::For { var: v, lo: size.clone(), hi, step: 1, unroll: false, body }])
+        })?;
+        let mut then = vec![Stmt::Map { out: zero, value: E::Float(0.0) }];
+        then.extend(body);
+        Ok(vec![Stmt::If { cond: size.bin(BinaryOp::Mod, int(step as i64)), then, otherwise: Vec::new() }])
+    }
+
     fn tile_frag(&mut self, name: &str, dtype: DType, dist: Distribution) -> FragId {
         let name = format!("{name}_{}", self.frags.len());
         self.frags.push(Frag { name, dtype, dist })
@@ -193,12 +265,14 @@ impl<'l> Lower<'l> {
         let name = self.k.axes[last].name.clone();
         let size = self.ranges[last.index()].size.clone();
         let k = self.var(&name);
+        // Rows and lanes lie beyond the end up to the end of an atom's step, and are 0 there.
+        let step_by = shape.atom.as_ref().map_or(1, |a| a.shape[2] as i64);
         let chunk = rows.layout.panel.filter(|_| rows.layout.order.last() == Some(&last));
         let mut body = match chunk {
             None => {
                 local.insert(last, E::Var(k));
                 let body = step(self, &local, None);
-                vec![Stmt::For { var: k, lo: int(0), hi: size, step: 1, unroll: false, body }]
+                vec![Stmt::For { var: k, lo: int(0), hi: size, step: step_by, unroll: false, body }]
             }
             Some(w) => {
                 let c = self.var(&name);
@@ -207,7 +281,7 @@ impl<'l> Lower<'l> {
                 local.insert(last, add(origin.clone(), E::Var(k)));
                 let body = step(self, &local, Some((E::Var(c), E::Var(k))));
                 let hi = min(int(w), sub(size.clone(), origin));
-                let inner = Stmt::For { var: k, lo: int(0), hi, step: 1, unroll: false, body };
+                let inner = Stmt::For { var: k, lo: int(0), hi, step: step_by, unroll: false, body };
                 let chunks = ceil_div(size, w as u64);
                 vec![Stmt::For { var: c, lo: int(0), hi: chunks, step: 1, unroll: false, body: vec![inner] }]
             }
@@ -252,6 +326,10 @@ impl<'l> Lower<'l> {
         if let Some(stmts) = self.transpose_into(to, &from)? {
             return Ok(stmts);
         }
+        if to.layout.together() > 1 {
+            let names = self.own_places(t);
+            return self.pack_pairs(to, &mut |s, p, sink| s.tile_value(t, &names, p, sink));
+        }
         let Some(&lane) = to.layout.order.last() else {
             return Err(self.unsupported("a contraction of scalars"));
         };
@@ -270,6 +348,74 @@ impl<'l> Lower<'l> {
                 sink.inner.push(stmt);
                 Ok(sink.inner)
             })
+        })
+    }
+
+    /// Loads a tile that lives where neighbours stand together.
+    pub(super) fn load_paired(&mut self, t: TileId, buffer: BufferId, at: &[ExprId]) -> Out<Vec<Stmt>> {
+        let Place::Scratch(to) = self.places[t.index()].clone() else {
+            return Err(self.unsupported("a load of pairs into an array"));
+        };
+        if let Some(stmts) = self.transpose_into(&to, &TransposeSource::Array { buffer, at })? {
+            return Ok(stmts);
+        }
+        self.pack_pairs(&to, &mut |s, p, sink| s.read_value(buffer, at, p, sink))
+    }
+
+    /// Writes two rows at a time where pairs of rows stand together, and zeros from the last row to the end of an atom's
+    /// step.
+    fn pack_pairs(&mut self, to: &Scratch, value: &mut Value<'_, 'l>) -> Out<Vec<Stmt>> {
+        let [outer @ .., k, lane] = to.layout.order.as_slice() else {
+            return Err(self.unsupported("pairs of a tile with one axis"));
+        };
+        let (k, lane, width) = (*k, *lane, self.isa.lanes());
+        let rows = self.ranges[k.index()].size.clone();
+        let two = |e: &E| e.clone().bin(BinaryOp::Mod, int(2));
+        let even = sub(rows.clone(), two(&rows));
+        let padded = self.isa.atoms().first().map_or(rows.clone(), |a| round_up(rows.clone(), a.shape[2]));
+        let mut local = BTreeMap::new();
+        self.loops(outer, &mut local, &mut |s, local| {
+            let mut out = Vec::new();
+            // Pairs of rows, a last row alone, pairs of none.
+            let parts = [
+                (int(0), even.clone(), 2),
+                (even.clone(), rows.clone(), 1),
+                (round_up(rows.clone(), 2), padded.clone(), 0),
+            ];
+            for (lo, hi, present) in parts {
+                if lo == hi {
+                    continue;
+                }
+                let v = s.var(&s.k.axes[k].name.clone());
+                let body = s.along_axis(lane, width, local, &mut |s, p, _| {
+                    let mut sink = Sink::default();
+                    let mut values = Vec::new();
+                    for i in 0..present {
+                        let mut p = p.clone();
+                        p.local.insert(k, add(E::Var(v), int(i)));
+                        let x = value(s, &p, &mut sink)?;
+                        let frag = s.frag("row", DType::F32, p.width);
+                        sink.inner.push(Stmt::Map { out: frag, value: x });
+                        values.push(E::Frag { frag, dims: vec![1] });
+                    }
+                    let dist = Distribution::vectors(&[2, p.width], Some(1), s.isa.lanes());
+                    let pair = s.tile_frag("pair", DType::F32, dist);
+                    let mut values = values.into_iter();
+                    let [x, y] = [(); 2].map(|()| values.next().unwrap_or(E::Float(0.0)));
+                    let first = E::Coord(0).bin(BinaryOp::Eq, int(0));
+                    sink.inner
+                        .push(Stmt::Map { out: pair, value: E::Select(Box::new(first), Box::new(x), Box::new(y)) });
+                    let mut at = p.local.clone();
+                    at.insert(k, E::Var(v));
+                    let at = s.scratch_at(to, |x| at.get(&x).cloned().unwrap_or(int(0)));
+                    let dim = |x: AxisId| Self::scratch_dim(to, x).map(|d| (d, 1));
+                    let dst = View { buf: to.buf, stage: None, at, walk: vec![dim(k), dim(lane)] };
+                    sink.inner.push(Stmt::Store { dst, src: pair, bounds: Vec::new(), join: None });
+                    Ok(sink.inner)
+                })?;
+                out.push(Stmt::For { var: v, lo, hi, step: 2, unroll: false, body });
+            }
+            Ok(out)
         })
     }
 }

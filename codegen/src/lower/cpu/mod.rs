@@ -342,6 +342,11 @@ impl<'a> Lower<'a> {
                         self.position += 1;
                         i += 1;
                     }
+                    Op::Load { out: t, buffer, at } if self.paired(*t) => {
+                        out.extend(self.load_paired(*t, *buffer, at)?);
+                        self.position += 1;
+                        i += 1;
+                    }
                     Op::Load { .. } | Op::Store { .. } | Op::Map { .. } | Op::Reduce { .. } => {
                         let n = self.group(&nodes[i..]);
                         let ops: Vec<&Op> = nodes[i..i + n]
@@ -359,6 +364,11 @@ impl<'a> Lower<'a> {
             }
         }
         Ok(out)
+    }
+
+    /// Whether a tile lives where neighbours stand together.
+    fn paired(&self, t: TileId) -> bool {
+        matches!(&self.places[t.index()], Place::Scratch(s) if s.layout.together() > 1)
     }
 
     /// Axes of `axes` with more than one coordinate.

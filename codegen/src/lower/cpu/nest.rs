@@ -76,7 +76,9 @@ impl<'l> Lower<'l> {
         let mut stored: Vec<BufferId> = Vec::new();
         for node in nodes {
             let Node::Op(op) = node else { break };
-            if matches!(op, Op::Contract { .. } | Op::Scan { .. }) {
+            if matches!(op, Op::Contract { .. } | Op::Scan { .. })
+                || matches!(op, Op::Load { out, .. } if self.paired(*out))
+            {
                 break;
             }
             if let Op::Load { out, .. } = op

@@ -7,6 +7,7 @@
 
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
+use einfall_ir::kernel::atoms::Atom;
 use einfall_ir::kernel::{Buf, BufId, BufSpace, Expr as E};
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{self, AxisId, BufferId, Op, TileId};
@@ -37,6 +38,16 @@ pub(super) struct Layout {
     pub(super) order: Vec<AxisId>,
     /// The contiguous axis is cut into panels of this many elements, the panels outermost.
     pub(super) panel: Option<u64>,
+    /// Held in the type of an instruction's operands, with so many neighbours of the axis before the contiguous one
+    /// together ([`BufSpace::Scratch`]); none: in the type of registers, one by one.
+    pub(super) operand: Option<(DType, u64)>,
+}
+
+impl Layout {
+    /// Neighbours of the axis before the contiguous one that stand together.
+    pub(super) fn together(&self) -> u64 {
+        self.operand.map_or(1, |o| o.1)
+    }
 }
 
 /// How a contraction uses its axes.
@@ -53,7 +64,12 @@ pub(super) struct Shape {
     /// Rows and columns of the register tile.
     pub(super) mr: u64,
     pub(super) nr: u64,
+    /// The instruction that multiplies tiles; none: multiply-adds of vectors.
+    pub(super) atom: Option<Atom>,
 }
+
+/// Rows of the left operand from which on an instruction for tiles is worth laying out the right one for.
+const TILE_ROWS: i64 = 8;
 
 /// Elements of a chunk of a summed axis whose extent is only known at launch: a static row stride.
 const CHUNK: u64 = 128;
@@ -65,6 +81,8 @@ impl Lower<'_> {
         let mut loads: Vec<Option<(BufferId, Vec<tile::ExprId>)>> = vec![None; self.k.tiles.len()];
         let mut writers = vec![0; self.k.tiles.len()];
         let mut contracts = Vec::new();
+        // Reads of each tile by contractions that want neighbours together.
+        let mut paired: Vec<Vec<Layout>> = vec![Vec::new(); self.k.tiles.len()];
         self.k.for_each_op(&mut |op, _| {
             op.outs().iter().for_each(|t| writers[t.index()] += 1);
             match op {
@@ -82,6 +100,16 @@ impl Lower<'_> {
             }
             for (t, is_row) in [(*a, !shape.swapped), (*b, shape.swapped)] {
                 let layout = if is_row { self.row_layout(t, &shape) } else { self.lane_layout(t, &shape) };
+                // Neighbours that stand together are written together: by a load that nothing else reads, else by a
+                // copy, from where the tile lives.
+                if layout.together() > 1 {
+                    let list = &mut paired[t.index()];
+                    list.push(layout.clone());
+                    let loaded = loads[t.index()].is_some() && writers[t.index()] == 1;
+                    if !loaded || list.len() < self.readers[t.index()].len() || list.iter().any(|l| *l != layout) {
+                        continue;
+                    }
+                }
                 wanted[t.index()].get_or_insert(layout);
             }
         }
@@ -91,7 +119,7 @@ impl Lower<'_> {
                 (None, Some((buffer, at))) => Place::Direct { buffer, at },
                 (Some(layout), _) => Place::Scratch(self.scratch(t, layout)),
                 (None, None) => {
-                    let layout = Layout { order: self.wide(&self.k.tiles[t].axes), panel: None };
+                    let layout = Layout { order: self.wide(&self.k.tiles[t].axes), panel: None, operand: None };
                     Place::Scratch(self.scratch(t, layout))
                 }
             };
@@ -103,7 +131,7 @@ impl Lower<'_> {
     /// The roles of a contraction's axes.
     pub(super) fn contract_shape(&self, op: &Op) -> Shape {
         let Op::Contract { out, a, b, over, .. } = op else {
-            return Shape { swapped: false, lane: None, row: None, over: Vec::new(), mr: 1, nr: 1 };
+            return Shape { swapped: false, lane: None, row: None, over: Vec::new(), mr: 1, nr: 1, atom: None };
         };
         let axes = |t: TileId| self.wide(&self.k.tiles[t].axes);
         let (ao, bo, oo) = (axes(*a), axes(*b), axes(*out));
@@ -130,7 +158,18 @@ impl Lower<'_> {
             over.retain(|x| *x != inner);
             over.push(inner);
         }
-        Shape { swapped, lane, row, over, mr, nr }
+        let [x, y] = [*a, *b].map(|t| self.k.tiles[t].dtype);
+        let summed = over.last().is_some_and(|k| rows.contains(k) && lanes.contains(k));
+        let many = row.is_some_and(|r| !matches!(self.ranges[r.index()].most, E::Int(n) if n <= TILE_ROWS));
+        let atoms =
+            if x == y && summed && many && self.held(*out) == DType::F32 { self.isa.atoms() } else { Vec::new() };
+        if let (Some(atom), Some(_)) = (atoms.into_iter().find(|i| i.operand == x && i.acc == DType::F32), lane) {
+            // Two by two tiles accumulate, and two of each operand are held beside them.
+            let [m, n, _] = atom.shape;
+            let (mr, nr) = (if literal(row).is_some_and(|r| r <= m) { m } else { 2 * m }, 2 * n);
+            return Shape { swapped, lane, row, over, mr, nr, atom: Some(atom) };
+        }
+        Shape { swapped, lane, row, over, mr, nr, atom: None }
     }
 
     /// Panels of NR columns.
@@ -144,7 +183,8 @@ impl Lower<'_> {
             order.extend(s.over.iter().filter(|x| own.contains(x)));
             order.push(l);
         }
-        Layout { order, panel: Some(s.nr) }
+        let operand = s.atom.as_ref().map(|a| (a.operand, u64::from(32 / a.operand.bits())));
+        Layout { order, panel: Some(s.nr), operand }
     }
 
     /// The innermost summed axis contiguous; in chunks where its extent is not a literal.
@@ -158,7 +198,7 @@ impl Lower<'_> {
                 panel = Some(CHUNK);
             }
         }
-        Layout { order, panel }
+        Layout { order, panel, operand: s.atom.as_ref().map(|a| (a.operand, 1)) }
     }
 
     /// Coordinates allocated along an axis: whole vectors, panels and register tiles.
@@ -179,6 +219,9 @@ impl Lower<'_> {
             if s.row == Some(a) {
                 n = max(n, round_up(most.clone(), s.mr));
             }
+            if let Some(atom) = s.atom.filter(|_| s.over.last() == Some(&a)) {
+                n = max(n, round_up(most.clone(), atom.shape[2]));
+            }
         }
         n
     }
@@ -186,7 +229,8 @@ impl Lower<'_> {
     /// A new scratch buffer for a tile.
     pub(super) fn scratch(&mut self, t: TileId, layout: Layout) -> Scratch {
         let tile = &self.k.tiles[t];
-        let dtype = match tile.dtype {
+        let dtype = match layout.operand.map_or(tile.dtype, |o| o.0) {
+            d if layout.operand.is_some() => d,
             // Values are rounded to the tile's type and held as f32; positions are 64-bit.
             DType::F64 => DType::F64,
             DType::Bool => DType::Bool,
@@ -209,7 +253,7 @@ impl Lower<'_> {
             let below = mul(dims[i + 1].clone(), strides[i + 1].clone());
             let own_panel = layout.panel.is_some_and(|w| w <= 2 * self.isa.lanes());
             strides[i] = if i + 2 == dims.len() && !own_panel {
-                let l = self.isa.lanes();
+                let l = self.isa.vector_bytes / u64::from(dtype.bits() / 8).clamp(1, 4);
                 match below {
                     E::Int(w) if (w as u64) <= l => int(l as i64),
                     w => add(round_up(w, l), int(l as i64)),
@@ -219,7 +263,8 @@ impl Lower<'_> {
             };
         }
         let name = format!("{}_{}", tile.name, self.bufs.len());
-        let buf = self.bufs.push(Buf { name, dtype, dims, space: BufSpace::Scratch { strides } });
+        let together = layout.together();
+        let buf = self.bufs.push(Buf { name, dtype, dims, space: BufSpace::Scratch { strides, together } });
         Scratch { buf, layout }
     }
 

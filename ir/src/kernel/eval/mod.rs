@@ -252,7 +252,7 @@ pub fn run(
     for (_, b) in kernel.bufs.iter() {
         let dims = constants(&b.dims, &format!("extents of `{}`", b.name))?;
         let strides = match &b.space {
-            BufSpace::Scratch { strides } => constants(strides, &format!("strides of `{}`", b.name))?,
+            BufSpace::Scratch { strides, .. } => constants(strides, &format!("strides of `{}`", b.name))?,
             BufSpace::Global { .. } | BufSpace::Shared { .. } => Vec::new(),
         };
         extents.push((dims, strides));

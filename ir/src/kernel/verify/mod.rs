@@ -161,8 +161,15 @@ impl<'a> Verifier<'a> {
             b.dims.iter().for_each(|e| self.over_extents(e, "an extent"));
             match &b.space {
                 BufSpace::Global { .. } => {}
-                BufSpace::Scratch { strides } => {
+                BufSpace::Scratch { strides, together } => {
                     strides.iter().for_each(|e| self.over_extents(e, "a stride"));
+                    if *together == 0 || (*together > 1 && (b.dims.len() < 2 || strides.last() != Some(&Expr::Int(1))))
+                    {
+                        self.wrong(format!(
+                            "`{}` holds {together} neighbours together, which takes two dimensions and a last stride of 1",
+                            b.name
+                        ));
+                    }
                     if strides.len() != b.dims.len() {
                         self.wrong(format!(
                             "`{}` has {} dimensions and {} strides",

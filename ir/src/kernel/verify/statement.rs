@@ -376,13 +376,34 @@ impl<'a> Verifier<'a> {
 
     fn described(&mut self, atom: &Atom, v: &View, shape: [u64; 2], mn: usize, what: &str, scope: &Scope) {
         let Some(b) = self.window(v, &shape, &[], scope, false) else { return };
-        let BufSpace::Shared { layout, .. } = &b.space else {
-            self.wrong(format!("{what} must be in shared memory"));
-            return;
-        };
         if b.dtype != atom.operand {
             self.wrong(format!("{what} `{}` is {}, not {}", b.name, b.dtype, atom.operand));
         }
+        let layout = match &b.space {
+            BufSpace::Shared { layout, .. } => layout,
+            BufSpace::Scratch { strides, together } if atom.scope == crate::kernel::Scope::Thread => {
+                let last = b.dims.len().wrapping_sub(1);
+                let pair = u64::from(32 / atom.operand.bits());
+                // Rows of `a` along k; of `b` as many neighbours along k together as fill four bytes.
+                let (walk, want) = if mn == 0 {
+                    (v.walk[1] == Some((last, 1)) && strides.last() == Some(&Expr::Int(1)), 1)
+                } else {
+                    (v.walk == [Some((last.wrapping_sub(1), 1)), Some((last, 1))], pair)
+                };
+                if !walk || *together != want {
+                    self.wrong(format!("{what} `{}` is not laid out as {} reads it", b.name, atom.name.0));
+                } else if mn == 1 {
+                    self.aligned(&v.at[last - 1], pair, &format!("the origin of {what} along k"), scope);
+                }
+                return;
+            }
+            BufSpace::Scratch { .. } | BufSpace::Global { .. } => {
+                let place =
+                    if atom.scope == crate::kernel::Scope::Thread { "the task's scratch" } else { "shared memory" };
+                self.wrong(format!("{what} must be in {place}"));
+                return;
+            }
+        };
         let (Some((mn_dim, 1)), Some((k_dim, 1))) = (v.walk[mn], v.walk[1 - mn]) else {
             self.wrong(format!("{what} walks two dimensions by steps of 1"));
             return;

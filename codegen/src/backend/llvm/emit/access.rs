@@ -12,7 +12,7 @@ use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 /// A register's place in memory.
 pub(super) struct Address {
-    ptr: String,
+    pub(super) ptr: String,
     /// Elements per lane; 0 for replicated lanes.
     lane_stride: String,
 }
@@ -94,6 +94,9 @@ impl<'a> Emit<'a> {
     }
 
     pub(super) fn load(&mut self, out: FragId, view: &View, bounds: &[Bound]) -> Out<()> {
+        if self.bufs[view.buf.index()].together > 1 {
+            return Err(self.unsupported("a load of elements that stand in pairs"));
+        }
         let limits = self.limits(bounds)?;
         let (base, steps) = self.view_base(view)?;
         let d = self.bufs[view.buf.index()].dtype;
@@ -198,6 +201,12 @@ impl<'a> Emit<'a> {
     }
 
     pub(super) fn store(&mut self, view: &View, src: FragId, bounds: &[Bound], join: Option<ReduceOp>) -> Out<()> {
+        if self.bufs[view.buf.index()].together > 1 {
+            return match (bounds, join) {
+                ([], None) => self.store_pairs(view, src),
+                _ => Err(self.unsupported("a store of part of what stands in pairs")),
+            };
+        }
         let limits = self.limits(bounds)?;
         let (base, steps) = self.view_base(view)?;
         let d = self.bufs[view.buf.index()].dtype;
@@ -299,6 +308,9 @@ impl<'a> Emit<'a> {
     }
 
     pub(super) fn gather(&mut self, out: FragId, buf: BufId, at: &[Expr], bounds: &[Bound]) -> Out<()> {
+        if self.bufs[buf.index()].together > 1 {
+            return Err(self.unsupported("a load of elements that stand in pairs"));
+        }
         let limits = self.limits(bounds)?;
         let d = self.bufs[buf.index()].dtype;
         let base = self.bufs[buf.index()].ptr.clone();

@@ -90,6 +90,9 @@ impl<'l> Lower<'l> {
             };
             let frag = me.square();
             let (nu, nv) = (me.ranges[unit.index()].size.clone(), me.ranges[lane.index()].size.clone());
+            // Rows beyond the end are zeros where an atom reads whole steps of them.
+            let step = s.layout.operand.and_then(|_| me.isa.atoms().first().map(|a| a.shape[2])).unwrap_or(l);
+            let paired = s.layout.together() > 1;
             let limits = |on: bool| {
                 if on {
                     vec![
@@ -107,11 +110,11 @@ impl<'l> Lower<'l> {
                 let mut b = limits(!full);
                 let load = Stmt::Load { out: frag, src: src.clone(), bounds: b.clone() };
                 // Lanes beyond the tail lie in the padding; rows beyond it do not exist.
-                b.truncate(1);
+                b.truncate(if paired { 0 } else { 1 });
                 vec![load, Stmt::Store { dst: dst.clone(), src: frag, bounds: b, join: None }]
             };
-            let multiple = |n: &E| matches!(n, E::Int(n) if (*n as u64).is_multiple_of(l));
-            let inner = if multiple(&nu) && multiple(&nv) {
+            let multiple = |n: &E, of: u64| matches!(n, E::Int(n) if (*n as u64).is_multiple_of(of));
+            let inner = if multiple(&nu, if paired { step } else { l }) && multiple(&nv, l) {
                 variant(true)
             } else {
                 let le = |a: E, b: E| E::Binary(BinaryOp::Le, Box::new(a), Box::new(b));
@@ -124,7 +127,8 @@ impl<'l> Lower<'l> {
             };
             local.remove(&unit);
             local.remove(&lane);
-            let inner = vec![Stmt::For { var: u, lo: int(0), hi: nu, step: l as i64, unroll: false, body: inner }];
+            let hi = if paired { round_up(nu, step) } else { nu };
+            let inner = vec![Stmt::For { var: u, lo: int(0), hi, step: l as i64, unroll: false, body: inner }];
             Ok(vec![Stmt::For { var: v, lo: int(0), hi: nv, step: l as i64, unroll: false, body: inner }])
         })?;
         Ok(Some(stmts))

@@ -274,6 +274,12 @@ impl<'l> Lower<'l> {
                 let body = step(self, &local, None);
                 vec![Stmt::For { var: k, lo: int(0), hi: size, step: step_by, unroll: false, body }]
             }
+            Some(w) if w as i64 == step_by => {
+                // A step is a panel.
+                local.insert(last, mul(E::Var(k), int(step_by)));
+                let body = step(self, &local, Some((E::Var(k), int(0))));
+                vec![Stmt::For { var: k, lo: int(0), hi: ceil_div(size, w), step: 1, unroll: false, body }]
+            }
             Some(w) => {
                 let c = self.var(&name);
                 let w = w as i64;

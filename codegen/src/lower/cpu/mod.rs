@@ -10,9 +10,11 @@ mod access;
 mod build;
 mod contract;
 mod filter;
+mod gather;
 mod nest;
 mod place;
 mod scan;
+mod strip;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -67,8 +69,11 @@ pub fn apply(plan: &Plan, mapping: &Mapping) -> Plan {
 /// # Errors
 /// What has no lowering yet.
 pub fn lower(plan: &Plan, isa: &Isa) -> Result<kernel::Module, NotLowered> {
-    let kernels =
-        plan.kernels.iter().map(|k| Lower::kernel(plan, &contract::thin(k), isa)).collect::<Result<_, _>>()?;
+    let kernels = plan
+        .kernels
+        .iter()
+        .map(|k| Lower::kernel(plan, &gather::gather(&contract::thin(k)), isa))
+        .collect::<Result<_, _>>()?;
     Ok(kernel::Module { name: plan.name.clone(), ranks: plan.ranks.clone(), kernels })
 }
 
@@ -110,6 +115,8 @@ struct Lower<'a> {
     front: Option<Vec<(E, VarId)>>,
     /// Scratch for packed operands, by operation and side.
     packs: BTreeMap<(usize, bool), place::Scratch>,
+    /// The axis that is walked in strips now, and a strip's first coordinate.
+    stripped: Option<(AxisId, VarId)>,
 }
 
 impl<'a> Lower<'a> {
@@ -130,6 +137,7 @@ impl<'a> Lower<'a> {
             loaded_types: BTreeMap::new(),
             front: None,
             packs: BTreeMap::new(),
+            stripped: None,
         };
         l.declare_arrays();
         let (grid, mut body) = l.axes()?;
@@ -348,15 +356,13 @@ impl<'a> Lower<'a> {
                         i += 1;
                     }
                     Op::Load { .. } | Op::Store { .. } | Op::Map { .. } | Op::Reduce { .. } => {
+                        if let Some((stmts, n)) = self.strips(&nodes[i..])? {
+                            out.extend(stmts);
+                            i += n;
+                            continue;
+                        }
                         let n = self.group(&nodes[i..]);
-                        let ops: Vec<&Op> = nodes[i..i + n]
-                            .iter()
-                            .filter_map(|n| match n {
-                                Node::Op(op) => Some(op),
-                                Node::Stream(_) => None,
-                            })
-                            .collect();
-                        out.extend(self.nest(&ops)?);
+                        out.extend(self.nest(&strip::operations(&nodes[i..i + n]))?);
                         self.position += n;
                         i += n;
                     }

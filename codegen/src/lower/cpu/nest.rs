@@ -39,13 +39,13 @@ struct Acc {
 }
 
 /// The nest being emitted.
-struct Nest<'o> {
+pub(super) struct Nest<'o> {
     ops: Vec<&'o Op>,
     /// Position of the first operation.
     first: usize,
-    lane: Option<AxisId>,
-    reduced: Vec<AxisId>,
-    outer: Vec<AxisId>,
+    pub(super) lane: Option<AxisId>,
+    pub(super) reduced: Vec<AxisId>,
+    pub(super) outer: Vec<AxisId>,
     /// Vectors per step times lanes.
     width: u64,
 }
@@ -179,6 +179,17 @@ impl<'l> Lower<'l> {
         {
             return Ok(stmts);
         }
+        let nest = self.shape(ops);
+        self.front = Some(Vec::new());
+        let loops = self.emit(&nest);
+        let front = self.front.take().unwrap_or_default();
+        let mut out: Vec<Stmt> = front.into_iter().map(|(value, var)| Stmt::Let { var, value }).collect();
+        out.extend(loops?);
+        Ok(out)
+    }
+
+    /// How the loops around `ops` stand.
+    pub(super) fn shape<'o>(&self, ops: &[&'o Op]) -> Nest<'o> {
         let (mut axes, mut reduced) = (Vec::new(), Vec::new());
         for op in ops {
             let (a, r) = self.op_axes(op);
@@ -201,13 +212,7 @@ impl<'l> Lower<'l> {
             width = self.panel_limit(ops, a, vectors * l);
         }
         let outer = axes.iter().copied().filter(|a| Some(*a) != lane && !reduced.contains(a)).collect();
-        let nest = Nest { ops: ops.to_vec(), first: self.position, lane, reduced, outer, width };
-        self.front = Some(Vec::new());
-        let loops = self.emit(&nest);
-        let front = self.front.take().unwrap_or_default();
-        let mut out: Vec<Stmt> = front.into_iter().map(|(value, var)| Stmt::Let { var, value }).collect();
-        out.extend(loops?);
-        Ok(out)
+        Nest { ops: ops.to_vec(), first: self.position, lane, reduced, outer, width }
     }
 
     /// Steps along the lane axis may not leave a panel.
@@ -318,8 +323,8 @@ impl<'l> Lower<'l> {
         local.insert(a, E::Var(v));
         let inner = self.loops(rest, local, body)?;
         local.remove(&a);
-        let hi = self.ranges[a.index()].size.clone();
-        Ok(vec![Stmt::For { var: v, lo: int(0), hi, step: 1, unroll: false, body: inner }])
+        let (lo, hi) = self.walked(a);
+        Ok(vec![Stmt::For { var: v, lo, hi, step: 1, unroll: false, body: inner }])
     }
 
     fn emit(&mut self, nest: &Nest) -> Out<Vec<Stmt>> {
@@ -430,6 +435,11 @@ impl<'l> Lower<'l> {
             }
             Ok(())
         };
+        if self.stripped.is_some_and(|(a, _)| a == lane) {
+            let (lo, hi) = self.walked(lane);
+            step(self, lo, hi, l, self.lane_tail(lane, l))?;
+            return Ok(out);
+        }
         if whole != int(0) {
             step(self, int(0), whole.clone(), w, false)?;
         }

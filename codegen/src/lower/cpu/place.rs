@@ -194,9 +194,13 @@ impl Lower<'_> {
         if let Some(inner) = s.over.last().filter(|x| order.contains(x)) {
             order.retain(|x| x != inner);
             order.push(*inner);
-            if !matches!(self.ranges[inner.index()].most, E::Int(_)) && order.len() > 1 {
-                panel = Some(CHUNK);
-            }
+            // What an atom reads of a row is a panel, so that its rows stand one after the other.
+            panel = match &s.atom {
+                _ if order.len() < 2 => None,
+                Some(atom) => Some(atom.shape[2]),
+                None if matches!(self.ranges[inner.index()].most, E::Int(_)) => None,
+                None => Some(CHUNK),
+            };
         }
         Layout { order, panel, operand: s.atom.as_ref().map(|a| (a.operand, 1)) }
     }

@@ -15,6 +15,7 @@ use crate::lower::cpu::NotLowered;
 
 mod access;
 mod lanes;
+mod rounded;
 mod tiles;
 
 type Out<T> = Result<T, NotLowered>;
@@ -41,6 +42,8 @@ pub(super) struct FragFacts {
     elem: &'static str,
     /// Whether it is held in tile registers, as what an atom accumulates into.
     tiled: bool,
+    /// The narrower float type that all its values are of.
+    rounded: Option<DType>,
 }
 
 /// One function being printed.
@@ -56,6 +59,8 @@ pub(super) struct Emit<'a> {
     pub(super) shared_writes: bool,
     /// The fragment that is in tile registers now.
     in_tiles: Option<FragId>,
+    /// The type that what is being stored is rounded to already.
+    stored: Option<DType>,
 }
 
 impl<'a> Emit<'a> {
@@ -63,6 +68,7 @@ impl<'a> Emit<'a> {
         let mut t = Text::new(isa.lanes());
         let mut frags = Vec::new();
         let accumulators = tiles::accumulators(k);
+        let rounded = rounded::types(k);
         let fail = |what: &str| NotLowered { kernel: k.name.clone(), what: what.to_string() };
         for (id, f) in k.frags.iter() {
             let (threads, regs, lanes) = f.dist.counts();
@@ -88,13 +94,13 @@ impl<'a> Emit<'a> {
                 t.allocas += &format!("  %f{}.{r} = alloca {store}, align 64\n", id.index());
             }
             let regs = (0..regs).map(|r| f.dist.coords(0, r, 0)).collect();
-            frags.push(FragFacts { regs, lane_dim, ty, elem, tiled });
+            frags.push(FragFacts { regs, lane_dim, ty, elem, tiled, rounded: rounded[id.index()] });
         }
         for (id, _) in k.vars.iter() {
             t.allocas += &format!("  %v{} = alloca i64, align 8\n", id.index());
         }
         let fixed = vec![None; k.vars.len()];
-        Ok(Emit { t, k, isa, bufs, frags, fixed, shared_writes: false, in_tiles: None })
+        Ok(Emit { t, k, isa, bufs, frags, fixed, shared_writes: false, in_tiles: None, stored: None })
     }
 
     pub(super) fn unsupported(&self, what: &str) -> NotLowered {
@@ -411,7 +417,12 @@ impl<'a> Emit<'a> {
             }
             Stmt::Scan { .. } => Err(self.unsupported("a scan as one statement")),
             Stmt::Load { out, src, bounds } => self.load(*out, src, bounds),
-            Stmt::Store { dst, src, bounds, join } => self.store(dst, *src, bounds, *join),
+            Stmt::Store { dst, src, bounds, join } => {
+                self.stored = self.frags[src.index()].rounded.filter(|_| join.is_none());
+                let made = self.store(dst, *src, bounds, *join);
+                self.stored = None;
+                made
+            }
             Stmt::Gather { out, buf, at, bounds } => self.gather(*out, *buf, at, bounds),
             Stmt::Scatter { buf, at, src, bounds, join } => self.scatter(*buf, at, *src, bounds, *join),
             // One unit per task: nothing to wait for.

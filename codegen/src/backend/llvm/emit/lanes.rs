@@ -82,7 +82,7 @@ impl<'a> Emit<'a> {
 
     /// Narrows arithmetic elements to stored ones.
     pub(super) fn narrow(&mut self, d: DType, v: Val, vector: bool) -> Out<String> {
-        let v = self.cast(v, d)?;
+        let v = if self.stored == Some(d) { v } else { self.cast(v, d)? };
         let (elem, _) = Self::mem(d);
         let s = match (&v, vector) {
             (Val::Uniform(_, s), false) => s.clone(),

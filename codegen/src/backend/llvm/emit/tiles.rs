@@ -193,7 +193,7 @@ impl<'a> Emit<'a> {
             let mut bits = Vec::new();
             for r in [r, s] {
                 let v = self.read_reg(src, r);
-                let v = self.cast(v, dtype)?;
+                let v = if self.stored == Some(dtype) { v } else { self.cast(v, dtype)? };
                 let v = self.t.vector(&v);
                 bits.push(self.t.def(&format!("bitcast {vf} {v} to {vi}")));
             }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use einfall_autotune::model_cpu;
 use einfall_autotune::table::{Kind, Table};
 use einfall_codegen::backend::llvm::{self, Isa};
 use einfall_codegen::pipeline::Context;
@@ -112,7 +113,11 @@ impl Engine {
     /// The LLVM IR of a cascade whose fixed extents are set.
     fn lowered(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Compiled, Error> {
         let plan = plan(cascade)?;
-        let model = |_: Option<&[u64]>| einfall_autotune::model_cpu::choose(&plan, &self.sheet);
+        // For any size a rule; at given ones the cheapest by the cost model, which knows how few rows there are.
+        let model = |sizes: Option<&[u64]>| match sizes {
+            Some(sizes) => model_cpu::choose_at(&plan, &self.sheet, sizes),
+            None => model_cpu::choose(&plan, &self.sheet),
+        };
         let mapping = options.choose(&plan, &self.table, model);
         let context = Context { mapping: Some(mapping.clone()), ..self.context(None) };
         let (mapped, module) = lower(tables::CPU, &plan, &context)?;

@@ -128,13 +128,14 @@ pub fn formed(c: Cascade) -> Result<tile::Plan, Vec<Diagnostic>> {
 /// From a mapped plan to kernels for CPU cores.
 pub const CPU: &[Pass] = &[
     Pass {
-        name: "round-for-tiles",
+        name: "round-operands",
         level: Level::Tile,
         step: |p, context| {
             let atoms = context.isa.map_or(Vec::new(), |isa| isa.atoms());
             Ok(Program::Tile(round_operands::round_operands(plan(p), &atoms)))
         },
-        why: "first: whether a processor multiplies tiles is known here, and a plan serves every processor",
+        why: "first: whether a processor multiplies tiles is known here, and a plan serves every processor; before blocks, \
+              so that what is computed does not depend on them",
     },
     Pass {
         name: "apply-blocks",

@@ -71,6 +71,26 @@ fn every_storage_order_is_multiplied_by_tiles() {
     }
 }
 
+/// Several summed axes in another order than they lie, batches last, one step.
+#[test]
+fn operands_in_other_orders_are_packed_or_multiplied_by_vectors() {
+    let sizes: [&[(&str, u64)]; 2] =
+        [&[("M", 40), ("N", 33), ("R", 20), ("C", 37)], &[("M", 17), ("N", 16), ("R", 1), ("C", 32)]];
+    let text = "cascade c[M, N, R, C](X: bf16[M,R,C], W: bf16[N,C,R]) -> (Y: f32[M,N]) {
+        Y[m,n] = sum(r, c) X[m,r,c] * W[n,c,r]
+    }";
+    check(text, &[("m", 32), ("n", 32), ("r", 16), ("c", 32)], &sizes, 4);
+    let text = "cascade c[M, N, K, B](X: bf16[M,K,B], W: bf16[K,N,B]) -> (Y: f32[M,N,B]) {
+        Y[m,n,b] = sum(k) X[m,k,b] * W[k,n,b]
+    }";
+    let sizes: [&[(&str, u64)]; 1] = [&[("M", 20), ("N", 19), ("K", 40), ("B", 18)]];
+    check(text, &[("m", 32), ("n", 32), ("k", 32), ("b", 1)], &sizes, 4);
+    check(text, &[("m", 32), ("n", 32), ("k", 32), ("b", 16)], &sizes, 0);
+    let text =
+        "cascade c[M, N, K = 1](A: bf16[M,K], B: bf16[K,N]) -> (Y: f32[M,N]) { Y[m,n] = sum(k) A[m,k] * B[k,n] }";
+    check(text, &[("m", 32), ("n", 32), ("k", 32)], &[&[("M", 20), ("N", 19)]], 0);
+}
+
 /// What is computed and only a factor: rounded once, into the rows that the instructions read.
 #[test]
 fn computed_factors_are_rounded_for_tiles() {

@@ -151,9 +151,15 @@ impl Cpu {
         }
     }
 
-    /// Its data sheet: capacities as found, rates of the generic processor. `Engine::measure` measures the rates.
+    /// Its data sheet: capacities as found, rates of its class of processors. `Engine::measure` measures the rates.
     pub fn data_sheet(&self) -> DataSheet {
-        let generic = DataSheet::cpu();
+        let class = match (self.arch, self.vector_bits()) {
+            ("aarch64", _) => "aarch64",
+            (_, 512) => "x86-64-v4",
+            (_, 256) => "x86-64-v3",
+            _ => "cpu",
+        };
+        let generic = DataSheet { name: "cpu".into(), ..DataSheet::named(class).unwrap_or_else(DataSheet::cpu) };
         let rate = |name: &str| generic.levels.iter().find(|l| l.name == name).map_or(1e11, |l| l.bandwidth);
         let threads = self.threads as u64;
         let level = |name: String, bytes, instances| {
@@ -167,7 +173,8 @@ impl Cpu {
         }
         let registers = if self.has(Isa::Avx512F) || self.arch == "aarch64" { 32 } else { 16 };
         levels.push(level("registers".into(), registers * u64::from(self.vector_bits()) / 8, threads));
-        let mut sheet = DataSheet { levels, ..generic };
+        let peak = generic.peak.iter().map(|(name, one)| (name.clone(), one * threads as f64)).collect();
+        let mut sheet = DataSheet { levels, peak, ..generic };
         self.add_tiles(&mut sheet);
         sheet
     }

@@ -30,6 +30,9 @@ const ROWS: u64 = 126;
 const TILED_ROWS: u64 = 256;
 /// Columns of a contraction's block: a multiple of every register tile's columns in use (32, 16, 8).
 const COLUMNS: u64 = 256;
+/// Share of the rule's predicted time below which another mapping is chosen for given sizes: what the model chooses first is
+/// within 8 % of the best at the median and two thirds above it at worst (docs/tuning-log.md).
+const PLAINLY: f64 = 0.8;
 /// Elements of a block of a kernel without contractions, at least, so that a task is worth starting.
 const ELEMENTS: u64 = 4096;
 
@@ -39,6 +42,30 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
     let tiles = multiplies_tiles(sheet);
     let kernels = plan.kernels.iter().map(|k| kernel(k, l2, &|out, a, b| tiles && tiled(plan, k, out, a, b))).collect();
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
+}
+
+/// As [`choose`] at known sizes (one value per rank): the rule's mapping with no more rows than there are, unless the cost
+/// model predicts that another takes so much less that its own error does not matter. Of kernels that multiply tiles, whose
+/// prices were not measured against mappings yet, another is taken only where the rule's would leave cores idle.
+pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
+    let mut rule = choose(plan, sheet);
+    for (k, m) in plan.kernels.iter().zip(&mut rule.kernels) {
+        for row in space::roles(k).0 {
+            let axis = &k.axes[row];
+            let line = m.axes.iter_mut().find(|l| l.axis == axis.name);
+            if let (Some(line), Ok(extent)) = (line, axis.extent.eval(sizes)) {
+                line.block = line.block.min(extent.max(1));
+            }
+        }
+    }
+    let Ok(usual) = price(plan, sheet, Some(sizes), &rule) else { return rule };
+    let cores = sheet.level("registers").map_or(1, |l| l.instances);
+    let by_tiles = multiplies_tiles(sheet) && plan.kernels.iter().any(|k| space::all_tiled(plan, k));
+    if by_tiles && usual.tasks >= cores as f64 {
+        return rule;
+    }
+    let best = candidates(plan, sheet, Some(sizes), 1).swap_remove(0);
+    if best.1.seconds < PLAINLY * usual.seconds { best.0 } else { rule }
 }
 
 /// The rule's mapping and the cheapest `k` by the cost model, with what they are predicted to take, cheapest first; each

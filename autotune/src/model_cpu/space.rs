@@ -240,7 +240,7 @@ pub(super) fn sequential(kernel: &Kernel, axis: AxisId) -> bool {
 }
 
 /// Whether instructions for tiles multiply in all contractions of a kernel that has some.
-fn all_tiled(plan: &Plan, kernel: &Kernel) -> bool {
+pub(super) fn all_tiled(plan: &Plan, kernel: &Kernel) -> bool {
     let (mut any, mut all) = (false, true);
     kernel.for_each_op(&mut |op, _| {
         if let Op::Contract { out, a, b, .. } = op {
@@ -252,7 +252,7 @@ fn all_tiled(plan: &Plan, kernel: &Kernel) -> bool {
 }
 
 /// Axes that contractions see as rows and as columns, and the contiguous ones of what is stored.
-fn roles(kernel: &Kernel) -> (Vec<AxisId>, Vec<AxisId>, Vec<AxisId>) {
+pub(super) fn roles(kernel: &Kernel) -> (Vec<AxisId>, Vec<AxisId>, Vec<AxisId>) {
     let (mut rows, mut columns, mut long) = (Vec::new(), Vec::new(), Vec::new());
     kernel.for_each_op(&mut |op, _| match op {
         Op::Contract { out, a, b, .. } => {

@@ -626,11 +626,12 @@ impl Emit<'_> {
             let s = self.float_intrinsic("sqrt", a);
             return Ok(if y < 0.0 { self.instr("fdiv", one, s, ty) } else { s });
         }
-        if y.fract() != 0.0 || y.abs() > 64.0 {
-            return Err(self.unsupported("pow with a fractional exponent"));
+        if (2.0 * y).fract() != 0.0 || y.abs() > 64.0 {
+            return Err(self.unsupported("pow with an exponent that is no multiple of a half"));
         }
         let mut n = y.abs() as u32;
-        let (mut base, mut acc) = (a, None);
+        let mut acc = (y.fract() != 0.0).then(|| self.float_intrinsic("sqrt", a.clone()));
+        let mut base = a;
         while n > 0 {
             if n & 1 == 1 {
                 acc = Some(match acc {

@@ -213,7 +213,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// 2^x by AVX-512's own steps: the difference to the nearest integer (0 for an infinity), a polynomial of least greatest
-    /// relative error (2·10⁻⁹ before rounding) on it, and a scaling that ends in 0 and ∞ where it must.
+    /// relative error (5·10⁻⁹ before rounding) on it, and a scaling that ends in 0 and ∞ where it must.
     fn exp2_scaled(&mut self, x: &str) -> String {
         let f = self.f.clone();
         let whole = [(f.as_str(), "zeroinitializer"), ("i16", "-1"), ("i32", "4")];

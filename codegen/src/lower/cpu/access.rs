@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Bound, BufSpace, Expr as E, FragId, Stmt, VarId, View};
+use einfall_ir::kernel::{Bound, BufId, BufSpace, Expr as E, FragId, Stmt, VarId, View};
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{self, AxisId, BufferId, BufferKind, ExprId, Place as At, TileId};
 
@@ -213,8 +213,12 @@ impl Lower<'_> {
                 outside.insert(v);
             });
         });
-        let mut fixed = matches!(self.bufs[*buf].space, BufSpace::Global { written: false, .. });
-        at.iter().for_each(|x| variables(x, &mut |v| fixed &= outside.contains(&v)));
+        let unwritten = |b: BufId| matches!(self.bufs[b].space, BufSpace::Global { written: false, .. });
+        let mut fixed = unwritten(*buf);
+        at.iter().for_each(|x| {
+            variables(x, &mut |v| fixed &= outside.contains(&v));
+            fetched(x, &mut |b| fixed &= unwritten(b));
+        });
         if !fixed {
             return e;
         }
@@ -436,4 +440,12 @@ fn variables(e: &E, f: &mut impl FnMut(VarId)) {
         f(*v);
     }
     e.for_each_operand(|o| variables(o, f));
+}
+
+/// Calls `f` on every buffer that an expression fetches from.
+fn fetched(e: &E, f: &mut impl FnMut(BufId)) {
+    if let E::Fetch { buf, .. } = e {
+        f(*buf);
+    }
+    e.for_each_operand(|o| fetched(o, f));
 }

@@ -340,7 +340,7 @@ impl<'l> Lower<'l> {
             return Err(self.unsupported("a contraction of scalars"));
         };
         let outer: Vec<AxisId> = to.layout.order.iter().copied().filter(|a| *a != lane).collect();
-        let dtype = self.bufs[to.buf].dtype;
+        let dtype = Self::register_type(self.bufs[to.buf].dtype);
         let names = self.own_places(t);
         let mut local = BTreeMap::new();
         let width = self.isa.lanes();

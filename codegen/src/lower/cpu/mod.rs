@@ -115,8 +115,8 @@ struct Lower<'a> {
     front: Option<Vec<(E, VarId)>>,
     /// Scratch for packed operands, by operation and side.
     packs: BTreeMap<(usize, bool), place::Scratch>,
-    /// The axis that is walked in strips now, and a strip's first coordinate.
-    stripped: Option<(AxisId, VarId)>,
+    /// The axis that is walked in strips now, a strip's first coordinate, and how many it has.
+    stripped: Option<(AxisId, VarId, u64)>,
 }
 
 impl<'a> Lower<'a> {
@@ -219,7 +219,7 @@ impl<'a> Lower<'a> {
                         Size::Const(n) => int((*n as i64).min(block)),
                         _ => int(block),
                     };
-                    Range { origin: int(0), size: most.clone(), most, unit: block == 1 }
+                    Range { origin: int(0), size: most.clone(), most, unit: block == 1 || a.extent == Size::Const(1) }
                 }
             };
             debug_assert_eq!(id.index(), self.ranges.len());

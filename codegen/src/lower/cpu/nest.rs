@@ -208,7 +208,17 @@ impl<'l> Lower<'l> {
                 E::Int(n) => (*n as u64).div_ceil(l),
                 _ => 4,
             };
-            let vectors = if most >= 4 { 4 } else { most.next_power_of_two().min(2) };
+            // Sums across the lanes read a row's part at each of their steps: long parts, in as many accumulators as leave
+            // as many registers again.
+            let sums = ops.iter().filter(|op| matches!(op, Op::Reduce { .. })).count() as u64;
+            let long = if sums == 1 && !reduced.contains(&a) { self.isa.vector_registers / 2 } else { 4 };
+            let vectors = if most >= long {
+                long
+            } else if most >= 4 {
+                4
+            } else {
+                most.next_power_of_two().min(2)
+            };
             width = self.panel_limit(ops, a, vectors * l);
         }
         let outer = axes.iter().copied().filter(|a| Some(*a) != lane && !reduced.contains(a)).collect();
@@ -413,7 +423,14 @@ impl<'l> Lower<'l> {
         body: &mut LaneBody<'_, 'l>,
     ) -> Out<Vec<Stmt>> {
         let (w, l) = (width, self.isa.lanes());
-        let size = self.ranges[lane.index()].size.clone();
+        let mut size = self.ranges[lane.index()].size.clone();
+        if let Some((a, _, rows)) = self.stripped
+            && a == lane
+            && rows < l
+        {
+            // Lanes beyond a strip of fewer rows than lanes are the next strip's.
+            size = self.walked(lane).1;
+        }
         let whole = sub(size.clone(), size.clone().bin(BinaryOp::Mod, int(w as i64)));
         let name = self.k.axes[lane].name.clone();
         let mut out = Vec::new();
@@ -435,9 +452,11 @@ impl<'l> Lower<'l> {
             }
             Ok(())
         };
-        if self.stripped.is_some_and(|(a, _)| a == lane) {
+        if let Some((a, _, rows)) = self.stripped
+            && a == lane
+        {
             let (lo, hi) = self.walked(lane);
-            step(self, lo, hi, l, self.lane_tail(lane, l))?;
+            step(self, lo, hi, l, rows < l || self.lane_tail(lane, l))?;
             return Ok(out);
         }
         if whole != int(0) {

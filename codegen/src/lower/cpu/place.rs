@@ -100,6 +100,10 @@ impl Lower<'_> {
             }
             for (t, is_row) in [(*a, !shape.swapped), (*b, shape.swapped)] {
                 let layout = if is_row { self.row_layout(t, &shape) } else { self.lane_layout(t, &shape) };
+                // Held wider than an instruction reads it: a copy is rounded.
+                if layout.operand.is_some() && self.held(t) != self.k.tiles[t].dtype {
+                    continue;
+                }
                 // Neighbours that stand together are written together: by a load that nothing else reads, else by a
                 // copy, from where the tile lives.
                 if layout.together() > 1 {
@@ -161,8 +165,14 @@ impl Lower<'_> {
         let [x, y] = [*a, *b].map(|t| self.k.tiles[t].dtype);
         let summed = over.last().is_some_and(|k| rows.contains(k) && lanes.contains(k));
         let many = row.is_some_and(|r| !matches!(self.ranges[r.index()].most, E::Int(n) if n <= TILE_ROWS));
-        let atoms =
-            if x == y && summed && many && self.held(*out) == DType::F32 { self.isa.atoms() } else { Vec::new() };
+        // Rows of the result are contiguous along the lanes: as it stands, and not laid out for another contraction.
+        let mut plain = oo.last() == lane.as_ref() && self.held(*out) == DType::F32;
+        self.k.for_each_op(&mut |op, _| {
+            if let Op::Contract { a, b, .. } = op {
+                plain &= a != out && b != out;
+            }
+        });
+        let atoms = if x == y && summed && many && plain { self.isa.atoms() } else { Vec::new() };
         if let (Some(atom), Some(_)) = (atoms.into_iter().find(|i| i.operand == x && i.acc == DType::F32), lane) {
             // Two by two tiles accumulate, and two of each operand are held beside them.
             let [m, n, _] = atom.shape;

@@ -16,6 +16,13 @@ use super::gather::reads;
 use super::place::Place;
 use super::{Lower, Out};
 
+/// Groups of operations, by their numbers, that run over so many rows at a time.
+struct Strips {
+    axis: AxisId,
+    groups: Vec<usize>,
+    step: u64,
+}
+
 /// What the loops of a strip touch.
 #[derive(Default)]
 struct Touched {
@@ -61,9 +68,8 @@ impl<'l> Lower<'l> {
         Some((axis, !nest.outer.is_empty()))
     }
 
-    /// The groups at the beginning of `nodes` that run strip by strip, as numbers of operations, and the rows' axis; none
-    /// where that would gain nothing.
-    fn strip(&self, nodes: &[Node]) -> Option<(AxisId, Vec<usize>)> {
+    /// How the groups at the beginning of `nodes` run strip by strip; none where that would gain nothing.
+    fn strip(&self, nodes: &[Node]) -> Option<Strips> {
         let mut groups = Vec::new();
         let (mut rows, mut within) = (None, 0);
         let mut touched = Touched::default();
@@ -104,15 +110,30 @@ impl<'l> Lower<'l> {
             at += n;
         }
         let axis = rows?;
-        let few = matches!(self.ranges[axis.index()].most, E::Int(n) if n as u64 <= self.isa.lanes());
-        (within > 1 && !few).then_some((axis, groups))
+        // As many rows as lanes where these leave half of the nearest cache free, else row by row.
+        let lanes = self.isa.lanes();
+        let row = touched.written.iter().chain(&touched.read).map(|t| self.row_bytes(*t, axis)).max()?;
+        let step = if row.is_some_and(|b| b * lanes <= self.isa.l1_bytes / 2) { lanes } else { 1 };
+        let few = matches!(self.ranges[axis.index()].most, E::Int(n) if n as u64 <= step);
+        (within > 1 && !few).then_some(Strips { axis, groups, step })
+    }
+
+    /// Bytes of a tile at one coordinate of an axis; none where that is not known here, and is taken to be much.
+    fn row_bytes(&self, t: TileId, axis: AxisId) -> Option<u64> {
+        let others = self.k.tiles[t].axes.iter().filter(|a| **a != axis);
+        others
+            .map(|a| match self.ranges[a.index()].most {
+                E::Int(n) => Some(n as u64),
+                _ => None,
+            })
+            .try_fold(4u64, |bytes, n| Some(bytes.saturating_mul(n?)))
     }
 
     /// Loops of the groups at the beginning of `nodes` that run strip by strip, and how many operations these are.
     pub(super) fn strips(&mut self, nodes: &[Node]) -> Out<Option<(Vec<Stmt>, usize)>> {
-        let Some((axis, groups)) = self.strip(nodes) else { return Ok(None) };
+        let Some(Strips { axis, groups, step }) = self.strip(nodes) else { return Ok(None) };
         let var = self.var(&self.k.axes[axis].name.clone());
-        self.stripped = Some((axis, var));
+        self.stripped = Some((axis, var, step));
         let (mut body, mut at) = (Vec::new(), 0);
         for n in groups {
             let made = self.nest(&operations(&nodes[at..at + n]));
@@ -124,15 +145,15 @@ impl<'l> Lower<'l> {
             at += n;
         }
         self.stripped = None;
-        let (hi, step) = (self.ranges[axis.index()].size.clone(), self.isa.lanes() as i64);
-        Ok(Some((vec![Stmt::For { var, lo: int(0), hi, step, unroll: false, body }], at)))
+        let hi = self.ranges[axis.index()].size.clone();
+        Ok(Some((vec![Stmt::For { var, lo: int(0), hi, step: step as i64, unroll: false, body }], at)))
     }
 
     /// The first and the end of the coordinates of an axis that loops walk now.
     pub(super) fn walked(&self, axis: AxisId) -> (E, E) {
         let size = self.ranges[axis.index()].size.clone();
         match self.stripped {
-            Some((a, v)) if a == axis => (E::Var(v), min(add(E::Var(v), int(self.isa.lanes() as i64)), size)),
+            Some((a, v, step)) if a == axis => (E::Var(v), min(add(E::Var(v), int(step as i64)), size)),
             _ => (int(0), size),
         }
     }

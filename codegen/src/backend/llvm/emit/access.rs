@@ -201,6 +201,9 @@ impl<'a> Emit<'a> {
     }
 
     pub(super) fn store(&mut self, view: &View, src: FragId, bounds: &[Bound], join: Option<ReduceOp>) -> Out<()> {
+        if self.frags[src.index()].tiled {
+            return Err(self.unsupported("elements of tile registers"));
+        }
         if self.bufs[view.buf.index()].together > 1 {
             return match (bounds, join) {
                 ([], None) => self.store_pairs(view, src),

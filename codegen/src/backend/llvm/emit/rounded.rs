@@ -59,7 +59,9 @@ fn visit(k: &Kernel, body: &[Stmt], known: &mut [Known]) {
             }
             Stmt::Map { out, value } => {
                 let value = value_of(k, value, known);
-                set(known, *out, narrow(k.frags[*out].dtype).max_known(value));
+                // A fragment of a narrow type rounds what is written to it.
+                let own = narrow(k.frags[*out].dtype);
+                set(known, *out, if own == Known::Wide { value } else { own });
             }
             Stmt::Load { out, src, .. } => set(known, *out, narrow(k.bufs[src.buf].dtype)),
             Stmt::Gather { out, buf, .. } => set(known, *out, narrow(k.bufs[*buf].dtype)),
@@ -69,15 +71,23 @@ fn visit(k: &Kernel, body: &[Stmt], known: &mut [Known]) {
                 carry.iter().for_each(|f| set(known, *f, Known::Wide));
             }
             Stmt::Atom { acc, .. } => set(known, *acc, Known::Wide),
-            _ => {}
+            Stmt::Let { .. }
+            | Stmt::Store { .. }
+            | Stmt::Scatter { .. }
+            | Stmt::Copy { .. }
+            | Stmt::Arrive { .. }
+            | Stmt::Wait { .. }
+            | Stmt::NamedSync { .. }
+            | Stmt::NamedArrive { .. }
+            | Stmt::Fence(_)
+            | Stmt::Commit(_)
+            | Stmt::WaitGroup { .. }
+            | Stmt::Last { .. }
+            | Stmt::TaskSync
+            | Stmt::ClusterSync
+            | Stmt::GridSync
+            | Stmt::GridDependency(_) => {}
         }
-    }
-}
-
-impl Known {
-    /// What is known of a value written to a fragment of this type: the fragment's, where it is narrow.
-    fn max_known(self, value: Known) -> Known {
-        if let Known::Of(_) = self { self } else { value }
     }
 }
 

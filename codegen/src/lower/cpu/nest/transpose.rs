@@ -1,7 +1,8 @@
 //! Copies between layouts that are contiguous along different axes: squares of lanes × lanes elements are transposed
 //! in registers.
 //!
-//! Invariant: rows beyond an extent are not touched; lanes beyond it may lie in the target's padding.
+//! Invariant: rows beyond an extent are not touched, but where pairs of rows stand together, which are zeros up to the end of
+//! an atom's step; lanes beyond it may lie in the target's padding.
 
 use super::super::access::Point;
 use super::super::build::*;
@@ -61,6 +62,10 @@ impl<'l> Lower<'l> {
                 _ => return Ok(None),
             },
         };
+        // Pairs are of neighbours along the axis before the contiguous one.
+        if s.layout.together() > 1 && s.layout.order.iter().rev().nth(1) != Some(&unit) {
+            return Ok(None);
+        }
         let l = self.isa.lanes();
         let few = |a: AxisId| matches!(&self.ranges[a.index()].most, E::Int(n) if (*n as u64) < l / 2);
         if few(unit) || few(lane) {

@@ -20,7 +20,8 @@ pub fn header(products: &[Product]) -> String {
         "/* Written by einfall {}. Changes are lost.\n *\n * Arrays are dense and row-major; f16 and bf16 are uint16_t, \
          bool is uint8_t. A function returns 0, or -1 where\n * memory for temporaries is short. It runs on the calling \
          thread; kernels may be called for ranges of tasks from\n * many threads at once. The caller sees to it that the \
-         processor is of the function's level and that facts hold. */\n#pragma once\n#include <stdint.h>\n#include \
+         processor is of the function's level and that facts hold; for x86_64_v4_amx also that Linux keeps tiles for\n * the \
+         process: syscall(SYS_arch_prctl, 0x1023, 18), once. */\n#pragma once\n#include <stdint.h>\n#include \
          <stdlib.h>\n#include <string.h>\n\n#ifdef __cplusplus\nextern \"C\" {{\n#endif\n\n\
          static inline int64_t einfall_ceil_div(int64_t a, int64_t b) {{ return (a + b - 1) / b; }}\n\
          static inline int64_t einfall_min(int64_t a, int64_t b) {{ return a < b ? a : b; }}\n\

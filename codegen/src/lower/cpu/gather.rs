@@ -42,7 +42,7 @@ fn passes(k: &Kernel, earlier: &Node, later: &Node) -> bool {
     let (Node::Op(x @ (Op::Load { .. } | Op::Contract { .. })), Node::Op(y)) = (earlier, later) else { return false };
     let (rx, ry) = (reads(k, x), reads(k, y));
     let touches = |list: &[TileId], op: &Op| op.outs().iter().any(|t| list.contains(t));
-    !touches(&ry, x) && !touches(&rx, y) && !touches(&x.outs().to_vec(), y)
+    !touches(&ry, x) && !touches(&rx, y) && !touches(x.outs(), y)
 }
 
 /// Tiles that an operation reads.

@@ -58,7 +58,7 @@ fn visit(k: &Kernel, body: &[Stmt], known: &mut [Known]) {
                 visit(k, otherwise, known);
             }
             Stmt::Map { out, value } => {
-                let value = value_of(k, value, known);
+                let value = value_of(value, known);
                 // A fragment of a narrow type rounds what is written to it.
                 let own = narrow(k.frags[*out].dtype);
                 set(known, *out, if own == Known::Wide { value } else { own });
@@ -91,12 +91,25 @@ fn visit(k: &Kernel, body: &[Stmt], known: &mut [Known]) {
     }
 }
 
-fn value_of(k: &Kernel, e: &Expr, known: &[Known]) -> Known {
+fn value_of(e: &Expr, known: &[Known]) -> Known {
     match e {
         Expr::Cast(d, _) => narrow(*d),
         Expr::Frag { frag, .. } => known[frag.index()],
         Expr::Float(x) if *x == 0.0 => Known::Any,
-        Expr::Select(_, a, b) => value_of(k, a, known).and(value_of(k, b, known)),
-        _ => Known::Wide,
+        Expr::Select(_, a, b) => value_of(a, known).and(value_of(b, known)),
+        Expr::Int(_)
+        | Expr::Float(_)
+        | Expr::Var(_)
+        | Expr::Extent(_)
+        | Expr::Grid(_)
+        | Expr::Unit
+        | Expr::ClusterRank
+        | Expr::Scalar(_)
+        | Expr::Fetch { .. }
+        | Expr::Coord(_)
+        | Expr::Unary(..)
+        | Expr::Binary(..)
+        | Expr::Fma(..)
+        | Expr::Rand(_) => Known::Wide,
     }
 }

@@ -68,7 +68,7 @@ pub(super) struct Shape {
     pub(super) atom: Option<Atom>,
 }
 
-/// Rows of the left operand from which on an instruction for tiles is worth laying out the right one for.
+/// Rows of a block up to which laying out the other operand for tiles is not worth it.
 const TILE_ROWS: i64 = 8;
 
 /// Elements of a chunk of a summed axis whose extent is only known at launch: a static row stride.

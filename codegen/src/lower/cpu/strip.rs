@@ -118,7 +118,8 @@ impl<'l> Lower<'l> {
         (within > 1 && !few).then_some(Strips { axis, groups, step })
     }
 
-    /// Bytes of a tile at one coordinate of an axis; none where that is not known here, and is taken to be much.
+    /// Bytes of a tile at one coordinate of an axis; none where that is not known here: such tiles do not count where any
+    /// other does.
     fn row_bytes(&self, t: TileId, axis: AxisId) -> Option<u64> {
         let others = self.k.tiles[t].axes.iter().filter(|a| **a != axis);
         others

@@ -113,7 +113,7 @@ impl Engine {
     /// The LLVM IR of a cascade whose fixed extents are set.
     fn lowered(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Compiled, Error> {
         let plan = plan(cascade)?;
-        // For any size a rule; at given ones the cheapest by the cost model, which knows how few rows there are.
+        // For any size the rule; at given ones the rule cut to the rows there are, or what is priced plainly lower.
         let model = |sizes: Option<&[u64]>| match sizes {
             Some(sizes) => model_cpu::choose_at(&plan, &self.sheet, sizes),
             None => model_cpu::choose(&plan, &self.sheet),

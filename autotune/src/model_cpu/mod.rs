@@ -45,7 +45,7 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
 }
 
 /// As [`choose`] at known sizes (one value per rank): the rule's mapping with no more rows than there are, unless the cost
-/// model predicts that another takes so much less that its own error does not matter. Of kernels that multiply tiles, whose
+/// model predicts that another takes so much less that its own error does not matter. Of plans with a kernel of tiles alone, whose
 /// prices were not measured against mappings yet, another is taken only where the rule's would leave cores idle.
 pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let mut rule = choose(plan, sheet);

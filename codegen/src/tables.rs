@@ -150,6 +150,20 @@ pub const CPU: &[Pass] = &[
         why: "after the mapping is chosen for the plan's axes",
     },
     Pass {
+        name: "pack-operands",
+        level: Level::Tile,
+        step: |p, context| {
+            let isa = context.isa.ok_or_else(|| vec![missing("the instruction set of a CPU")])?;
+            let Some(mapping) = &context.mapping else { return Ok(p) };
+            let plan = lower::cpu::pack_operands(&plan(p), mapping, &isa).map_err(|e| {
+                let help = "leave the line `tile .. packed` out of the mapping";
+                vec![Diagnostic::error("E0905", Span::default(), e.to_string()).help(help)]
+            })?;
+            Ok(Program::Tile(plan))
+        },
+        why: "after blocks, of which panels must be whole parts; the plan gains kernels and arrays",
+    },
+    Pass {
         name: "lower-cpu",
         level: Level::Tile,
         step: |p, context| {

@@ -32,7 +32,7 @@ const TILED_ROWS: u64 = 256;
 const COLUMNS: u64 = 256;
 /// Share of the rule's predicted time below which another mapping is chosen for given sizes: what the model chooses first is
 /// within 8 % of the best at the median and two thirds above it at worst (docs/tuning-log.md).
-const PLAINLY: f64 = 0.8;
+const PLAINLY: f64 = 0.9;
 /// Elements of a block of a kernel without contractions, at least, so that a task is worth starting.
 const ELEMENTS: u64 = 4096;
 

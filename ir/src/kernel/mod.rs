@@ -107,6 +107,9 @@ pub enum BufSpace {
         param: usize,
         /// Whether the kernel writes it.
         written: bool,
+        /// As of [`BufSpace::Scratch`]. Where more than 1, the plan's array has one dimension more: its last three count
+        /// groups of neighbours, coordinates of the last dimension, and neighbours.
+        together: u64,
     },
     /// Shared memory of a task, `stages` copies of a static layout.
     Shared {

@@ -291,7 +291,10 @@ impl Parser<'_> {
                 let space = match word.as_str() {
                     "global" => {
                         self.sym("=")?;
-                        BufSpace::Global { param: self.count()? as usize, written: self.eat_word("written") }
+                        let param = self.count()? as usize;
+                        let written = self.eat_word("written");
+                        let together = if self.eat_word("together") { self.count()? } else { 1 };
+                        BufSpace::Global { param, written, together }
                     }
                     "scratch" => {
                         self.word("strides")?;

@@ -144,9 +144,10 @@ impl<'a> Printer<'a> {
             let dims = self.list(&b.dims);
             let head = format!("{}: {}[{dims}]", b.name, b.dtype);
             match &b.space {
-                BufSpace::Global { param, written } => {
+                BufSpace::Global { param, written, together } => {
                     let written = if *written { " written" } else { "" };
-                    self.line(format_args!("global {head} = {param}{written}"));
+                    let together = if *together == 1 { String::new() } else { format!(" together {together}") };
+                    self.line(format_args!("global {head} = {param}{written}{together}"));
                 }
                 BufSpace::Shared { layout, stages } => {
                     let extents: Option<Vec<u64>> = b.dims.iter().map(constant).collect();

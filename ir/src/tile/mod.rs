@@ -141,6 +141,8 @@ pub enum Space {
     Shared,
     /// Memory private to one task (CPU: a core's cache).
     Scratch,
+    /// An array of the workspace, filled once a launch before the kernel, laid out for the operation that reads it.
+    Packed,
 }
 
 /// A block of values over some axes. Scalars per block have none.

@@ -39,7 +39,8 @@ impl AxisKind {
 
 impl Space {
     /// Every space.
-    pub const ALL: [Space; 4] = [Space::Direct, Space::Registers, Space::Shared, Space::Scratch];
+    pub const ALL: [Space; 5] =
+        [Space::Direct, Space::Registers, Space::Shared, Space::Scratch, Space::Packed];
 
     /// Its keyword.
     pub fn name(self) -> &'static str {
@@ -48,6 +49,7 @@ impl Space {
             Space::Registers => "registers",
             Space::Shared => "shared",
             Space::Scratch => "scratch",
+            Space::Packed => "packed",
         }
     }
 }

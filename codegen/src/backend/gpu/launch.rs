@@ -92,7 +92,7 @@ fn condition(k: &Kernel, a: &Assumption) -> Result<Condition, &'static str> {
 fn arrays(k: &Kernel) -> (BTreeSet<BufferId>, BTreeSet<BufferId>) {
     let of = |w: bool| {
         k.bufs.iter().filter_map(move |(_, b)| match b.space {
-            BufSpace::Global { param, written } if written == w => Some(BufferId::new(param)),
+            BufSpace::Global { param, written, .. } if written == w => Some(BufferId::new(param)),
             BufSpace::Global { .. } | BufSpace::Shared { .. } | BufSpace::Scratch { .. } => None,
         })
     };

@@ -102,19 +102,24 @@ fn kernel(
                     together: 1,
                 });
             }
-            BufSpace::Global { param, .. } => {
+            BufSpace::Global { param, together, .. } => {
                 params.push((format!("%b{i}"), "ptr noalias", format!("slot{}", slots.len())));
                 slots.push(Slot::Base(BufferId::new(*param)));
                 let mut strides = Vec::new();
-                for d in 0..b.dims.len().saturating_sub(1) {
+                // A dimension whose neighbours stand together is one of groups in the array.
+                let grouped = if *together > 1 { 2 } else { 1 };
+                for d in 0..b.dims.len().saturating_sub(grouped) {
                     params.push((format!("%b{i}.{d}"), "i64", format!("slot{}", slots.len())));
                     slots.push(Slot::Stride(BufferId::new(*param), d));
                     strides.push(format!("%b{i}.{d}"));
                 }
-                if !b.dims.is_empty() {
+                if let (2.., Some(Expr::Int(row))) = (*together, b.dims.last()) {
+                    strides.extend([row.to_string(), together.to_string()]);
+                } else if !b.dims.is_empty() {
                     strides.push("1".to_string());
                 }
-                facts.push(BufFacts { ptr: format!("%b{i}"), strides, dims: vec![], dtype: b.dtype, together: 1 });
+                let together = *together;
+                facts.push(BufFacts { ptr: format!("%b{i}"), strides, dims: vec![], dtype: b.dtype, together });
             }
             BufSpace::Scratch { .. } => {
                 params.push((format!("%b{i}"), "ptr noalias align 64", format!("scratch{i}")));

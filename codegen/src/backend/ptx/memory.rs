@@ -104,7 +104,7 @@ impl Emit<'_> {
                 .k
                 .bufs
                 .iter()
-                .any(|(_, b)| matches!(b.space, BufSpace::Global { param: q, written: true } if q == param));
+                .any(|(_, b)| matches!(b.space, BufSpace::Global { param: q, written: true, .. } if q == param));
         if written { format!("ld.{space}") } else { format!("ld.{space}.nc") }
     }
 

@@ -302,7 +302,7 @@ impl<'l> Lower<'l> {
     /// The operand in the layout wanted: its own place, or a packed copy made now.
     fn operand(&mut self, t: TileId, layout: Layout, row: bool, stmts: &mut Vec<Stmt>) -> Out<Scratch> {
         if let Place::Scratch(s) = &self.places[t.index()]
-            && s.layout == layout
+            && self.laid_out(s, &layout)
         {
             return Ok(s.clone());
         }

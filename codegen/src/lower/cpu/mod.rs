@@ -12,6 +12,7 @@ mod contract;
 mod filter;
 mod gather;
 mod nest;
+mod packed;
 mod place;
 mod scan;
 mod strip;
@@ -28,6 +29,7 @@ use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, BufferKind, Node, Op, Plan, TileId};
 
 use self::build::*;
+pub use self::packed::pack_operands;
 use self::place::Place;
 use crate::backend::llvm::Isa;
 
@@ -119,8 +121,12 @@ struct Lower<'a> {
     stripped: Option<(AxisId, VarId, u64)>,
 }
 
+/// A kernel being lowered, its grid, and the statements that bind its blocks.
+type Opened<'a> = (Lower<'a>, Vec<E>, Vec<Stmt>);
+
 impl<'a> Lower<'a> {
-    fn kernel(plan: &'a Plan, k: &'a tile::Kernel, isa: &'a Isa) -> Out<kernel::Kernel> {
+    /// A kernel whose arrays, axes and readers are known.
+    fn open(plan: &'a Plan, k: &'a tile::Kernel, isa: &'a Isa) -> Out<Opened<'a>> {
         let mut l = Lower {
             plan,
             k,
@@ -140,8 +146,13 @@ impl<'a> Lower<'a> {
             stripped: None,
         };
         l.declare_arrays();
-        let (grid, mut body) = l.axes()?;
+        let (grid, body) = l.axes()?;
         l.find_readers();
+        Ok((l, grid, body))
+    }
+
+    fn kernel(plan: &'a Plan, k: &'a tile::Kernel, isa: &'a Isa) -> Out<kernel::Kernel> {
+        let (mut l, grid, mut body) = Lower::open(plan, k, isa)?;
         l.place_tiles()?;
         body.extend(l.nodes(&k.body)?);
         Ok(kernel::Kernel {
@@ -183,12 +194,16 @@ impl<'a> Lower<'a> {
         for (b, written) in used {
             let buffer = &self.plan.buffers[b];
             let written = written && buffer.kind != BufferKind::Input;
-            let id = self.bufs.push(Buf {
-                name: buffer.name.clone(),
-                dtype: buffer.dtype,
-                dims: buffer.dims.iter().map(size).collect(),
-                space: BufSpace::Global { param: b.index(), written },
-            });
+            let mut dims: Vec<E> = buffer.dims.iter().map(size).collect();
+            let together = packed::together(self.k, b);
+            if let (2.., [.., rows, columns, _]) = (together, dims.as_mut_slice()) {
+                *rows = mul(rows.clone(), int(together as i64));
+                let columns = columns.clone();
+                dims.truncate(dims.len() - 2);
+                dims.push(columns);
+            }
+            let space = BufSpace::Global { param: b.index(), written, together };
+            let id = self.bufs.push(Buf { name: buffer.name.clone(), dtype: buffer.dtype, dims, space });
             self.globals.insert(b, id);
         }
     }
@@ -346,12 +361,16 @@ impl<'a> Lower<'a> {
                         self.position += 1;
                         i += 1;
                     }
-                    Op::Load { out: t, .. } if matches!(self.places[t.index()], Place::Direct { .. }) => {
+                    Op::Load { out: t, .. } if matches!(self.places[t.index()], Place::Direct { .. }) || self.loaded(op) => {
                         self.position += 1;
                         i += 1;
                     }
                     Op::Load { out: t, buffer, at } if self.paired(*t) => {
                         out.extend(self.load_paired(*t, *buffer, at)?);
+                        self.position += 1;
+                        i += 1;
+                    }
+                    Op::Store { .. } if self.stored(op) => {
                         self.position += 1;
                         i += 1;
                     }

@@ -29,6 +29,8 @@ pub(super) enum Place {
 pub(super) struct Scratch {
     pub(super) buf: BufId,
     pub(super) layout: Layout,
+    /// Whether it is part of an array of the workspace, which has the elements of all tasks ([`super::packed`]).
+    pub(super) shared: bool,
 }
 
 /// Order of a tile's axes in memory.
@@ -119,7 +121,12 @@ impl Lower<'_> {
         }
         for t in self.k.tiles.ids() {
             let load = loads[t.index()].take().filter(|_| writers[t.index()] == 1);
-            let place = match (wanted[t.index()].take(), load) {
+            let wanted = wanted[t.index()].take();
+            if let Some(s) = self.packed(t, load.as_ref(), wanted.as_ref())? {
+                self.places.push(Place::Scratch(s));
+                continue;
+            }
+            let place = match (wanted, load) {
                 (None, Some((buffer, at))) => Place::Direct { buffer, at },
                 (Some(layout), _) => Place::Scratch(self.scratch(t, layout)),
                 (None, None) => {
@@ -279,13 +286,17 @@ impl Lower<'_> {
         let name = format!("{}_{}", tile.name, self.bufs.len());
         let together = layout.together();
         let buf = self.bufs.push(Buf { name, dtype, dims, space: BufSpace::Scratch { strides, together } });
-        Scratch { buf, layout }
+        Scratch { buf, layout, shared: false }
     }
 
     /// Coordinates in a scratch buffer of the point with local coordinates `local`, and the buffer dimension of each
     /// axis of the layout.
     pub(super) fn scratch_at(&self, s: &Scratch, local: impl Fn(AxisId) -> E) -> Vec<E> {
-        let mut at: Vec<E> = s.layout.order.iter().map(|a| local(*a)).collect();
+        let coordinate = |a: AxisId| match s.shared {
+            true => add(self.ranges[a.index()].origin.clone(), local(a)),
+            false => local(a),
+        };
+        let mut at: Vec<E> = s.layout.order.iter().map(|a| coordinate(*a)).collect();
         if let (Some(w), Some(last)) = (s.layout.panel, at.last_mut()) {
             let w = int(w as i64);
             let panel = last.clone().bin(BinaryOp::Div, w.clone());

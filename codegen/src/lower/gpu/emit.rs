@@ -117,7 +117,7 @@ impl<'f, 'a> Emit<'f, 'a> {
                 let (read, written) = used(f, id);
                 (read || written).then(|| {
                     let dims = b.dims.iter().map(|d| size(f, d)).collect();
-                    let space = BufSpace::Global { param: id.index(), written };
+                    let space = BufSpace::Global { param: id.index(), written, together: 1 };
                     k.bufs.push(Buf { name: b.name.clone(), dtype: b.dtype, dims, space })
                 })
             })

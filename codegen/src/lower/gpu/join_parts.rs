@@ -154,7 +154,7 @@ pub(super) fn run(
         return refuse("split", format!("{} has no counters", parts.name), "run split-streams first");
     };
     let extents = counters.dims.iter().map(|s| size_of(plan, s)).collect();
-    let space = BufSpace::Global { param: id.index(), written: true };
+    let space = BufSpace::Global { param: id.index(), written: true, together: 1 };
     let counter = joined.kernel.bufs.push(Buf { name, dtype: counters.dtype, dims: extents, space });
     let part_axis = format!("{}_{PART}", m.split.as_ref().map_or("", |s| s.axis.as_str()));
     let at = (0..dims.len()).filter(|d| dims[*d].1 != part_axis).map(Expr::Grid).collect();

@@ -32,7 +32,7 @@ pub(super) fn run(before: &mut [Kernel], own: &mut [Kernel]) -> Step<()> {
     let (mut touched, mut stored) = (BTreeSet::new(), BTreeSet::new());
     for k in before.iter() {
         for (_, b) in k.bufs.iter() {
-            if let BufSpace::Global { param, written } = b.space {
+            if let BufSpace::Global { param, written, .. } = b.space {
                 touched.insert(param);
                 stored.extend(written.then_some(param));
             }
@@ -43,7 +43,7 @@ pub(super) fn run(before: &mut [Kernel], own: &mut [Kernel]) -> Step<()> {
             .bufs
             .iter()
             .filter(|(_, b)| match b.space {
-                BufSpace::Global { param, written } => stored.contains(&param) || (written && touched.contains(&param)),
+                BufSpace::Global { param, written, .. } => stored.contains(&param) || (written && touched.contains(&param)),
                 BufSpace::Shared { .. } | BufSpace::Scratch { .. } => false,
             })
             .map(|(id, _)| id)

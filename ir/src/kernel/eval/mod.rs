@@ -283,7 +283,7 @@ fn globals(ctx: &Context<'_>, buffers: &mut [GlobalBuffer]) -> Result<Globals, K
     let mut written = vec![false; buffers.len()];
     let mut name_of = vec![None; buffers.len()];
     for (id, b) in ctx.kernel.bufs.iter() {
-        let BufSpace::Global { param, written: w } = b.space else { continue };
+        let BufSpace::Global { param, written: w, .. } = b.space else { continue };
         let Some(g) = buffers.get(param) else {
             return Err(KernelError::illegal(format!("`{}` is array {param}; {} are given", b.name, buffers.len())));
         };

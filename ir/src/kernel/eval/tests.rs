@@ -10,7 +10,7 @@ fn global(name: &str, dims: &[i64], param: usize, written: bool) -> Buf {
         name: name.to_string(),
         dtype: DType::F32,
         dims: dims.iter().map(|d| Expr::Int(*d)).collect(),
-        space: BufSpace::Global { param, written },
+        space: BufSpace::Global { param, written, together: 1 },
     }
 }
 

@@ -160,7 +160,15 @@ impl<'a> Verifier<'a> {
             self.name("buffer", &b.name, &mut seen);
             b.dims.iter().for_each(|e| self.over_extents(e, "an extent"));
             match &b.space {
-                BufSpace::Global { .. } => {}
+                BufSpace::Global { together, .. } => {
+                    let whole = |d: &Expr| matches!(d, Expr::Int(n) if *n > 0);
+                    if *together == 0 || (*together > 1 && (b.dims.len() < 2 || !b.dims.last().is_some_and(whole))) {
+                        self.wrong(format!(
+                            "`{}` holds {together} neighbours together, which takes two dimensions, the last a number",
+                            b.name
+                        ));
+                    }
+                }
                 BufSpace::Scratch { strides, together } => {
                     strides.iter().for_each(|e| self.over_extents(e, "a stride"));
                     if *together == 0 || (*together > 1 && (b.dims.len() < 2 || strides.last() != Some(&Expr::Int(1))))

@@ -381,12 +381,19 @@ impl<'a> Verifier<'a> {
         }
         let layout = match &b.space {
             BufSpace::Shared { layout, .. } => layout,
-            BufSpace::Scratch { strides, together } if atom.scope == crate::kernel::Scope::Thread => {
+            BufSpace::Scratch { together, .. } | BufSpace::Global { together, .. }
+                if atom.scope == crate::kernel::Scope::Thread =>
+            {
                 let last = b.dims.len().wrapping_sub(1);
+                // The last dimension of an array is contiguous.
+                let dense = match &b.space {
+                    BufSpace::Scratch { strides, .. } => strides.last() == Some(&Expr::Int(1)),
+                    BufSpace::Global { .. } | BufSpace::Shared { .. } => true,
+                };
                 let pair = u64::from(32 / atom.operand.bits());
                 // Rows of `a` along k; of `b` as many neighbours along k together as fill four bytes.
                 let (walk, want) = if mn == 0 {
-                    (v.walk[1] == Some((last, 1)) && strides.last() == Some(&Expr::Int(1)), 1)
+                    (v.walk[1] == Some((last, 1)) && dense, 1)
                 } else {
                     (v.walk == [Some((last.wrapping_sub(1), 1)), Some((last, 1))], pair)
                 };

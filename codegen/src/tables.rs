@@ -138,6 +138,19 @@ pub const CPU: &[Pass] = &[
               so that what is computed does not depend on them",
     },
     Pass {
+        name: "launch-steps",
+        level: Level::Tile,
+        step: |p, context| {
+            let Some(mapping) = &context.mapping else { return Ok(p) };
+            let plan = lower::cpu::launch_steps(&plan(p), mapping).map_err(|e| {
+                let help = "leave `launches` out of the mapping";
+                vec![Diagnostic::error("E0906", Span::default(), e.to_string()).help(help)]
+            })?;
+            Ok(Program::Tile(plan))
+        },
+        why: "before blocks, since inner axes become the launch's",
+    },
+    Pass {
         name: "apply-blocks",
         level: Level::Tile,
         step: |p, context| {
@@ -156,7 +169,7 @@ pub const CPU: &[Pass] = &[
             let isa = context.isa.ok_or_else(|| vec![missing("the instruction set of a CPU")])?;
             let Some(mapping) = &context.mapping else { return Ok(p) };
             let plan = lower::cpu::pack_operands(&plan(p), mapping, &isa).map_err(|e| {
-                let help = "leave the line `tile .. packed` out of the mapping";
+                let help = "leave the line `tile .. in packed` out of the mapping";
                 vec![Diagnostic::error("E0905", Span::default(), e.to_string()).help(help)]
             })?;
             Ok(Program::Tile(plan))

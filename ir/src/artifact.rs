@@ -17,7 +17,7 @@ pub use bytes::BytesError;
 pub use formula::{Fact, Formula, FormulaError, Leaf};
 
 /// Version of the calling conventions, of this contract and of its form in bytes; part of every cache key.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// A plan compiled for one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -183,6 +183,8 @@ pub struct Launch {
     pub slots: Vec<Slot>,
     /// Extent of each grid dimension, outermost first; tasks are numbered with the last fastest.
     pub grid: Vec<Size>,
+    /// Whether tasks with a coordinate along the first dimension start when all those with lower ones have ended.
+    pub ordered: bool,
     /// Private memory of one call.
     pub scratch_bytes: Size,
     /// Arrays it reads.

@@ -107,6 +107,7 @@ fn artifact(code: &str, symbol: &str, lanes: u64, x_dims: &[u64]) -> Artifact {
         symbol: symbol.into(),
         slots: vec![Slot::Base(x), Slot::Base(out), Slot::Extent(n), Slot::Extent(r)],
         grid: vec![Size::Rank(t)],
+        ordered: false,
         scratch_bytes: Size::Const(0),
         reads: vec![x],
         writes: vec![out],

@@ -211,21 +211,26 @@ impl Bound {
         if step.tasks == 0 {
             return Ok(());
         }
+        // Tasks are numbered with those of a round after one another.
         if !step.is_shared(threads) {
             return call(0, step.tasks);
         }
-        let ranges = step.tasks.min(threads as u64 * RANGES_PER_THREAD);
+        let tasks = step.tasks / step.rounds;
+        let ranges = tasks.min(threads as u64 * if step.rounds > 1 { 1 } else { RANGES_PER_THREAD });
         // Ranges differ by at most one task.
-        let bound = |i: usize| (i as u128 * u128::from(step.tasks) / u128::from(ranges)) as u64;
+        let bound = |i: usize| (i as u128 * u128::from(tasks) / u128::from(ranges)) as u64;
         let failed = OnceLock::new();
-        team.share(ranges as usize, &|i| {
-            if failed.get().is_none()
-                && let Err(e) = call(bound(i), bound(i + 1))
-            {
-                // One of several is as good as another.
-                let _ = failed.set(e);
-            }
-        });
+        for round in 0..step.rounds {
+            let first = round * tasks;
+            team.share(ranges as usize, &|i| {
+                if failed.get().is_none()
+                    && let Err(e) = call(first + bound(i), first + bound(i + 1))
+                {
+                    // One of several is as good as another.
+                    let _ = failed.set(e);
+                }
+            });
+        }
         failed.into_inner().map_or(Ok(()), Err)
     }
 }
@@ -246,6 +251,6 @@ fn read_scalar(dtype: DType, view: &View) -> Result<u64, Error> {
 impl Step {
     /// Whether its tasks go to several threads.
     fn is_shared(&self, threads: usize) -> bool {
-        threads > 1 && self.tasks > 1 && self.flops.saturating_add(self.bytes) >= INLINE_WORK
+        threads > 1 && self.tasks > self.rounds && self.flops.saturating_add(self.bytes) >= INLINE_WORK
     }
 }

@@ -261,6 +261,8 @@ pub struct KernelSpec<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) tasks: u64,
+    /// Rounds of as many tasks each, one after the other.
+    pub(crate) rounds: u64,
     pub(crate) scratch_bytes: u64,
     pub(crate) flops: u64,
     pub(crate) bytes: u64,
@@ -305,7 +307,12 @@ impl Sizes {
             let scratch_bytes = eval(&launch.scratch_bytes, &launch.symbol)?;
             // Operation counts only inform; one that overflows is as large as can be said.
             let count = |s: &Size| s.eval(&extents).unwrap_or(u64::MAX);
-            steps.push(Step { tasks, scratch_bytes, flops: count(&launch.flops), bytes: count(&launch.bytes) });
+            let rounds = match (launch.ordered, launch.grid.first()) {
+                (true, Some(first)) => eval(first, &launch.symbol)?,
+                _ => 1,
+            };
+            let (flops, bytes) = (count(&launch.flops), count(&launch.bytes));
+            steps.push(Step { tasks, rounds, scratch_bytes, flops, bytes });
         }
         let (offsets, workspace_bytes) = place(artifact, &bytes)?;
         Ok(Sizes { extents, shapes, steps, offsets, workspace_bytes })
@@ -409,6 +416,7 @@ mod tests {
                 symbol: "k".into(),
                 slots: vec![],
                 grid: vec![],
+                ordered: false,
                 scratch_bytes: zero(),
                 reads: ids(reads),
                 writes: ids(writes),

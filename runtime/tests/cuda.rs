@@ -65,6 +65,7 @@ fn artifact(text: &str) -> Artifact {
         symbol: "saxpy".into(),
         slots: vec![Slot::Base(y), Slot::Base(x), Slot::Base(y0), Slot::Scalar(a), Slot::Extent(n)],
         grid: vec![Size::CeilDiv(Box::new(Size::Rank(n)), Box::new(Size::Const(128)))],
+        ordered: false,
         scratch_bytes: Size::Const(0),
         reads: vec![x, y0, a],
         writes: vec![y],

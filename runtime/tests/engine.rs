@@ -123,6 +123,7 @@ fn artifact() -> Artifact {
         symbol: symbol.into(),
         slots,
         grid: vec![Size::CeilDiv(Box::new(Size::Rank(n)), Box::new(Size::Const(BLOCK)))],
+        ordered: false,
         scratch_bytes: Size::Const(BLOCK * 4),
         reads,
         writes,

@@ -7,10 +7,11 @@
 //! walked one by one, so that there are tasks for every core.
 //! Invariant: functions of the plan, the data sheet, the sizes and the seed alone.
 
+use einfall_ir::analysis::steps;
 use einfall_ir::dtype::DType;
-use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping};
+use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping, TileMapping};
 use einfall_ir::target::DataSheet;
-use einfall_ir::tile::{AxisId, AxisKind, Kernel, Op, Plan, TileId};
+use einfall_ir::tile::{AxisId, AxisKind, Kernel, Node, Op, Plan, Space as Memory, TileId};
 
 pub mod cost;
 pub mod space;
@@ -33,6 +34,12 @@ const COLUMNS: u64 = 256;
 /// Share of the rule's predicted time below which another mapping is chosen for given sizes: what the model chooses first is
 /// within 8 % of the best at the median and two thirds above it at worst (docs/tuning-log.md).
 const PLAINLY: f64 = 0.9;
+/// Multiply-adds of a step that are worth waking cores for: some 10 µs of one.
+const STEP: u64 = 1 << 20;
+/// Columns that a panel holds at most.
+const PANEL: u64 = 32;
+/// Rows up to which a product is a reduction (`codegen/src/lower/cpu/contract.rs`).
+const THIN: u64 = 2;
 /// Elements of a block of a kernel without contractions, at least, so that a task is worth starting.
 const ELEMENTS: u64 = 4096;
 
@@ -58,14 +65,64 @@ pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
             }
         }
     }
-    let Ok(usual) = price(plan, sheet, Some(sizes), &rule) else { return rule };
     let cores = sheet.level("registers").map_or(1, |l| l.instances);
     let by_tiles = multiplies_tiles(sheet) && plan.kernels.iter().any(|k| space::all_tiled(plan, k));
-    if by_tiles && usual.tasks >= cores as f64 {
-        return rule;
+    let mut chosen = match price(plan, sheet, Some(sizes), &rule) {
+        Ok(usual) if !by_tiles || usual.tasks < cores as f64 => {
+            let best = candidates(plan, sheet, Some(sizes), 1).swap_remove(0);
+            if best.1.seconds < PLAINLY * usual.seconds { best.0 } else { rule }
+        }
+        Ok(_) | Err(_) => rule,
+    };
+    for (k, m) in plan.kernels.iter().zip(&mut chosen.kernels) {
+        launched(k, cores, sizes, m);
     }
-    let best = candidates(plan, sheet, Some(sizes), 1).swap_remove(0);
-    if best.1.seconds < PLAINLY * usual.seconds { best.0 } else { rule }
+    chosen
+}
+
+/// The steps of a recurrence over a whole state as launches, where its tasks would leave cores idle and a step is work
+/// for several: columns of its products are cut, as many blocks as there are cores, and their operands packed once.
+fn launched(k: &Kernel, cores: u64, sizes: &[u64], m: &mut KernelMapping) -> Option<()> {
+    let extent = |a: &AxisId| k.axes[*a].extent.eval(sizes).ok();
+    let block = |a: &AxisId| m.axis(&k.axes[*a].name).map_or(1, |l| l.block).max(1);
+    let grid = k.axes.ids().filter(|a| k.axes[*a].kind == AxisKind::Grid);
+    let tasks = grid.map(|a| Some(extent(&a)?.div_ceil(block(&a)))).product::<Option<u64>>()?;
+    if tasks >= cores {
+        return None;
+    }
+    let stream = k.body.iter().find_map(|n| match n {
+        Node::Stream(s) if s.sequential => Some(s),
+        Node::Stream(_) | Node::Op(_) => None,
+    })?;
+    // Products with what does not change from step to step: its tile, the axis cut, the rows that share it, and their work.
+    let mut products: Vec<(TileId, AxisId, u64, u64)> = Vec::new();
+    for node in &stream.body {
+        let Node::Op(Op::Contract { out, a, b, over, .. }) = node else { continue };
+        let (o, x, y) = (&k.tiles[*out].axes, &k.tiles[*a].axes, &k.tiles[*b].axes);
+        let lane = *o.iter().rev().find(|i| x.contains(i) != y.contains(i))?;
+        let (columns, own, other) = if x.contains(&lane) { (*a, x, y) } else { (*b, y, x) };
+        let loaded = k.body.iter().any(|n| matches!(n, Node::Op(Op::Load { out, .. }) if *out == columns));
+        let rows = o.iter().filter(|i| other.contains(i) && !own.contains(i));
+        let rows =
+            rows.map(|i| if k.axes[*i].kind == AxisKind::Inner { extent(i) } else { Some(block(i)) }).max()??;
+        let work = o.iter().chain(over).map(extent).product::<Option<u64>>()?;
+        if loaded && k.tiles[columns].dtype.is_float() {
+            products.push((columns, lane, rows, work));
+        }
+    }
+    let lane = products.first()?.1;
+    let work: u64 = products.iter().map(|p| p.3).sum();
+    let whole = k.axes[lane].kind == AxisKind::Inner && products.iter().all(|p| p.1 == lane);
+    if !whole || work < STEP || steps::check(k, stream.axis, &[lane]).is_err() {
+        return None;
+    }
+    let share = (extent(&lane)? * tasks).div_ceil(cores).next_multiple_of(PANEL);
+    m.axes.push(AxisMapping::new(&k.axes[lane].name, share));
+    let name = &k.axes[stream.axis].name;
+    m.axes.iter_mut().filter(|l| l.axis == *name).for_each(|l| l.launches = true);
+    let packed = products.iter().filter(|p| p.2 > THIN).map(|p| TileMapping::new(&k.tiles[p.0].name, Memory::Packed));
+    m.tiles.extend(packed);
+    Some(())
 }
 
 /// The rule's mapping and the cheapest `k` by the cost model, with what they are predicted to take, cheapest first; each

@@ -8,8 +8,8 @@
 use std::ops::ControlFlow;
 
 use einfall_ir::arena::Id;
-use einfall_ir::mapping::{AxisMapping, KernelMapping, Work};
-use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Op, Plan};
+use einfall_ir::mapping::{AxisMapping, KernelMapping, TileMapping, Work};
+use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Op, Plan, Space as Memory};
 
 use super::cost::Pricer;
 use crate::csp::{Domain, Expr, Model, Solver, VarId};
@@ -153,23 +153,28 @@ impl<'a> Space<'a> {
         values
     }
 
-    /// A line of a mapping that means nothing on a processor, and what it is.
+    /// A line of a mapping that means nothing on a processor, and what it is. What is packed once and steps that are
+    /// launches are no part of the CSP, and priced as if they were not.
     pub fn foreign(&self, m: &KernelMapping) -> Option<(String, String)> {
-        let only = "a processor's kernel has blocks alone, of axes of the launch and of streams: leave this out";
+        let only = "a processor's kernel has blocks of axes of the launch and of streams, packed tiles and launched steps: leave \
+                    this out";
         let mut found: Option<String> = None;
         let mut see = |there: bool, what: String| {
             if there && found.is_none() {
                 found = Some(what);
             }
         };
+        // Inner axes have blocks where steps are launches of their own.
+        let launches = m.axes.iter().any(|a| a.launches);
         for a in &m.axes {
-            let plain = AxisMapping { block: a.block, ..AxisMapping::new(&a.axis, 1) };
+            let plain = AxisMapping { block: a.block, launches: a.launches, ..AxisMapping::new(&a.axis, 1) };
             see(*a != plain, format!("axis {}", a.axis));
             let inner = self.kernel.axes.iter().find(|(_, x)| x.name == a.axis && x.kind == AxisKind::Inner);
-            see(inner.is_some(), format!("block {}", a.axis));
+            see(inner.is_some() && !launches, format!("block {}", a.axis));
         }
         see(m.work != Work::default(), "work".into());
-        see(!m.tiles.is_empty(), "tiles".into());
+        let packed = |t: &TileMapping| *t == TileMapping::new(&t.tile, Memory::Packed);
+        see(!m.tiles.iter().all(packed), "tiles".into());
         see(!m.ops.is_empty(), "operations".into());
         see(!m.roles.is_empty(), "roles".into());
         see(m.split.is_some(), "split".into());

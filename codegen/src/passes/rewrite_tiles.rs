@@ -200,8 +200,7 @@ fn renumbered(k: &Kernel) -> Kernel {
     for (id, t) in k.tiles.iter().filter(|(id, _)| used[id.index()]) {
         to.insert(id, tiles.push(t.clone()));
     }
-    let mut new =
-        Kernel { name: k.name.clone(), axes: k.axes.clone(), tiles, exprs: Arena::new(), body: k.body.clone() };
+    let mut new = Kernel { tiles, exprs: Arena::new(), ..k.clone() };
     let mut body = std::mem::take(&mut new.body);
     let (mut known, mut done) = (HashMap::new(), HashMap::new());
     for_each_root(&mut body, &mut |e| copy(k, &mut new, e, &to, &mut known, &mut done));

@@ -155,7 +155,7 @@ type Kernel = unsafe extern "C" fn(*const u64, i64, i64, *mut u8);
 pub enum Split {
     /// One call.
     Whole,
-    /// One call per task, last task first, each with scratch full of NaN.
+    /// One call per task, last task first (of a round, where tasks are ordered), each with scratch full of NaN.
     Each,
 }
 
@@ -191,14 +191,19 @@ pub fn run(c: &Compiled, ranks: &[u64], inputs: &[Array], split: Split) -> Vec<A
                 Slot::Extent(r) => ranks[r.index()],
             })
             .collect();
-        let tasks: u64 = l.grid.iter().map(|g| g.eval(ranks).unwrap()).product();
+        let grid: Vec<u64> = l.grid.iter().map(|g| g.eval(ranks).unwrap()).collect();
+        let tasks: u64 = grid.iter().product();
+        let round = if l.ordered { grid[1..].iter().product() } else { tasks }.max(1);
         let bytes = l.scratch_bytes.eval(ranks).unwrap() as usize;
         // SAFETY: the symbol has the CPU convention's signature.
         let f: Kernel = unsafe { std::mem::transmute(c.code.symbol(&l.symbol).unwrap()) };
         let mut scratch = vec![f32::NAN; bytes / 4 + 64];
         let calls: Vec<(i64, i64)> = match split {
             Split::Whole => vec![(0, tasks as i64)],
-            Split::Each => (0..tasks as i64).rev().map(|t| (t, t + 1)).collect(),
+            Split::Each => {
+                let rounds = (0..tasks).step_by(round as usize);
+                rounds.flat_map(|r| (r..r + round).rev()).map(|t| (t as i64, t as i64 + 1)).collect()
+            }
         };
         for (first, end) in calls {
             scratch.fill(f32::NAN);

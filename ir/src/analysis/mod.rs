@@ -18,6 +18,7 @@ pub mod resources;
 #[cfg(test)]
 mod samples;
 pub mod separation;
+pub mod steps;
 pub mod sums;
 pub mod symbolic;
 pub mod traffic;

@@ -70,6 +70,9 @@ pub struct AxisMapping {
     /// Whether a stream over it goes from its last block to its first: blocks that need a mask at the end of a
     /// triangle then come first.
     pub descending: bool,
+    /// Whether each step of a sequential stream over it is a launch of its own, so that tasks which cut other axes read
+    /// what others stored in the step before ([`crate::analysis::steps`]).
+    pub launches: bool,
 }
 
 /// How tasks get their blocks.
@@ -182,7 +185,16 @@ pub struct Split {
 impl AxisMapping {
     /// The axis cut into blocks of `block`, nothing else.
     pub fn new(axis: impl Into<String>, block: u64) -> AxisMapping {
-        AxisMapping { axis: axis.into(), block, cluster: 1, units: 1, register: 0, whole: false, descending: false }
+        AxisMapping {
+            axis: axis.into(),
+            block,
+            cluster: 1,
+            units: 1,
+            register: 0,
+            whole: false,
+            descending: false,
+            launches: false,
+        }
     }
 }
 

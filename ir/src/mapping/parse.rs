@@ -3,7 +3,7 @@
 //! ```text
 //! mapping = "mapping" PLAN "on" TARGET "{" {kernel} "}"
 //! kernel  = "kernel" NAME "{" {line} "}"
-//! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"] ["descending"]
+//! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"] ["descending"] ["launches"]
 //!         | "work" ["order" AXIS {"," AXIS}] ["persistent"] ["group" INT] ["longest_first"]
 //!         | "split" AXIS "parts" INT ["resident" INT] "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
 //!         | "early"
@@ -127,6 +127,7 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
             register: number(c, "register", 0)?,
             whole: c.eat_word("whole"),
             descending: c.eat_word("descending"),
+            launches: c.eat_word("launches"),
         });
     } else if c.eat_word("work") {
         let mut order = Vec::new();

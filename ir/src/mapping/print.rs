@@ -53,7 +53,8 @@ fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
             }
         }
         f.write_str(if a.whole { " whole" } else { "" })?;
-        f.write_str(if a.descending { " descending\n" } else { "\n" })?;
+        f.write_str(if a.descending { " descending" } else { "" })?;
+        f.write_str(if a.launches { " launches\n" } else { "\n" })?;
     }
     let mut text = String::new();
     if !work.order.is_empty() {

@@ -85,6 +85,9 @@ impl Checker<'_> {
             if a.descending && kind != AxisKind::Stream {
                 self.bad(format!("{place} descends but is not a stream axis"), "leave out `descending`");
             }
+            if a.launches && kind != AxisKind::Stream {
+                self.bad(format!("{place} has steps to launch but is not a stream axis"), "leave out `launches`");
+            }
             if a.cluster > 1 && kind != AxisKind::Grid {
                 self.bad(format!("{place} has a cluster but is not a grid axis"), "put clusters on grid axes");
             }

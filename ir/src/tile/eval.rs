@@ -313,9 +313,21 @@ impl<'a> Task<'a> {
             kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid).map(|(id, _)| id.index()).collect();
         let counts: Vec<u64> = grid.iter().map(|&a| extents[a].div_ceil(blocks[a])).collect();
         let total: u64 = counts.iter().product();
-        for number in 0..total {
+        // Where blocks of an axis follow each other, tasks of different ones may touch an element.
+        let ordered = kernel.ordered.and_then(|a| grid.iter().position(|g| *g == a.index()));
+        let step = |number: u64| ordered.map(|d| crate::array::coordinates(&counts, number)[d]);
+        let mut numbers: Vec<u64> = (0..total).collect();
+        numbers.sort_by_key(|n| step(*n));
+        let mut before = None;
+        for number in numbers {
             if tasks.is_some_and(|(count, seed)| !drawn(number, total, count, seed)) {
                 continue;
+            }
+            if std::mem::replace(&mut before, Some(step(number))).is_some_and(|b| b != step(number)) {
+                for m in memory.iter_mut() {
+                    m.writer.fill(0);
+                    m.reader.fill(0);
+                }
             }
             let mut window: Vec<_> = kernel
                 .axes
@@ -899,6 +911,7 @@ fn blocks(kernel: &Kernel, extents: &[u64], blocks: &Blocks) -> Vec<u64> {
         .map(|((id, a), &n)| match a.kind {
             AxisKind::Inner => n.max(1),
             AxisKind::Stream if sequential[id.index()] => 1,
+            AxisKind::Grid if kernel.ordered == Some(id) => 1,
             AxisKind::Grid | AxisKind::Stream => match blocks {
                 Blocks::Declared => declared(a, n),
                 Blocks::Uniform(b) => (*b).max(1),

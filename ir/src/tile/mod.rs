@@ -91,6 +91,9 @@ pub struct Kernel {
     pub name: String,
     /// Its axes.
     pub axes: Arena<AxisId, Axis>,
+    /// The grid axis whose blocks follow each other: a task sees what those of blocks before stored, and blocks of it
+    /// are 1. None: all tasks are independent.
+    pub ordered: Option<AxisId>,
     /// Its tiles.
     pub tiles: Arena<TileId, Tile>,
     /// Its expressions; operands come before users.

@@ -270,7 +270,14 @@ impl Parser {
         if self.plan.kernels.iter().any(|k| k.name == name) {
             return Err(repeated("kernel", &name, span));
         }
-        let kernel = Kernel { name, axes: Arena::new(), tiles: Arena::new(), exprs: Arena::new(), body: Vec::new() };
+        let kernel = Kernel {
+            name,
+            axes: Arena::new(),
+            ordered: None,
+            tiles: Arena::new(),
+            exprs: Arena::new(),
+            body: Vec::new(),
+        };
         let mut s = Scope { kernel, known: HashMap::new() };
         self.c.sym("{")?;
         self.c.skip_lines();
@@ -286,7 +293,10 @@ impl Parser {
             self.c.word("in")?;
             let extent = self.size(0)?;
             let block = if self.c.eat_word("block") { Some(self.c.count("a block size")?) } else { None };
-            s.kernel.axes.push(Axis { name, extent, kind, block });
+            let axis = s.kernel.axes.push(Axis { name, extent, kind, block });
+            if self.c.eat_word("ordered") {
+                s.kernel.ordered = Some(axis);
+            }
             self.c.line_end()?;
         }
         while self.c.is_word("tile") && matches!(self.c.ahead(1), Tok::Ident(_)) {

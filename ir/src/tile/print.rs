@@ -39,8 +39,7 @@ impl AxisKind {
 
 impl Space {
     /// Every space.
-    pub const ALL: [Space; 5] =
-        [Space::Direct, Space::Registers, Space::Shared, Space::Scratch, Space::Packed];
+    pub const ALL: [Space; 5] = [Space::Direct, Space::Registers, Space::Shared, Space::Scratch, Space::Packed];
 
     /// Its keyword.
     pub fn name(self) -> &'static str {
@@ -167,13 +166,13 @@ impl Printer<'_> {
 
     fn kernel(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "    kernel {} {{", self.kernel.name)?;
-        for (_, a) in self.kernel.axes.iter() {
+        for (id, a) in self.kernel.axes.iter() {
             let Axis { name, extent, kind, block } = a;
             write!(f, "        {} {name} in {}", kind.name(), size_text(extent, &self.plan.ranks, 0))?;
-            match block {
-                Some(b) => writeln!(f, " block {b}")?,
-                None => writeln!(f)?,
+            if let Some(b) = block {
+                write!(f, " block {b}")?;
             }
+            f.write_str(if self.kernel.ordered == Some(id) { " ordered\n" } else { "\n" })?;
         }
         for (_, t) in self.kernel.tiles.iter() {
             write!(f, "        tile {}: {}", t.name, t.dtype)?;

@@ -256,7 +256,12 @@ impl<'a> Checker<'a> {
                     .push(Fault { place, message: format!("the {kind} name {name} is a word of the text form") });
             }
         }
-        for (_, a) in kernel.axes.iter() {
+        for (id, a) in kernel.axes.iter() {
+            if self.kernel.ordered == Some(id) && (a.kind != AxisKind::Grid || a.block.is_some_and(|b| b != 1)) {
+                let place = format!("kernel {}: axis {}", self.kernel.name, a.name);
+                let message = "its blocks follow each other, which takes a grid axis in blocks of 1".to_string();
+                self.faults.push(Fault { place, message });
+            }
             if a.block == Some(0) {
                 let place = format!("kernel {}, axis {}", kernel.name, a.name);
                 self.faults.push(Fault { place, message: "its block is 0".to_string() });
@@ -396,10 +401,11 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Whether coordinate `a` has one value at a point of `axes`: it is one of them, or a sequential stream fixes it.
+    /// Whether coordinate `a` has one value at a point of `axes`: it is one of them, or a sequential stream or the task
+    /// fixes it.
     fn point(&mut self, a: AxisId, axes: &[AxisId]) {
         self.usable(a);
-        if !axes.contains(&a) && !self.around.contains(&(a, true)) {
+        if !axes.contains(&a) && !self.around.contains(&(a, true)) && self.kernel.ordered != Some(a) {
             self.fault(format!("axis {} is not one of the points' axes", self.axis(a)));
         }
     }

@@ -299,6 +299,7 @@ mod tests {
             symbol: symbol.into(),
             slots: vec![],
             grid: vec![],
+            ordered: false,
             scratch_bytes: none.clone(),
             reads: vec![],
             writes: vec![],

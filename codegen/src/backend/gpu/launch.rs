@@ -53,6 +53,7 @@ pub(in crate::backend) fn launch(plan: &Plan, k: &Kernel, printed: Printed) -> R
         symbol: printed.symbol,
         slots: printed.slots,
         grid,
+        ordered: false,
         scratch_bytes: Size::Const(0),
         reads: reads.into_iter().collect(),
         writes: writes.into_iter().collect(),

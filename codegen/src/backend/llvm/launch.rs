@@ -225,6 +225,7 @@ fn kernel(
         symbol: name,
         slots,
         grid,
+        ordered: source.ordered.is_some(),
         scratch_bytes: at,
         reads: reads.into_iter().collect(),
         writes: writes.into_iter().collect(),

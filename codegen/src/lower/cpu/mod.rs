@@ -11,6 +11,7 @@ mod build;
 mod contract;
 mod filter;
 mod gather;
+mod launched;
 mod nest;
 mod packed;
 mod place;
@@ -29,6 +30,7 @@ use einfall_ir::mapping::Mapping;
 use einfall_ir::tile::{self, AxisId, AxisKind, BufferId, BufferKind, Node, Op, Plan, TileId};
 
 use self::build::*;
+pub use self::launched::launch_steps;
 pub use self::packed::pack_operands;
 use self::place::Place;
 use crate::backend::llvm::Isa;
@@ -210,8 +212,11 @@ impl<'a> Lower<'a> {
 
     /// Grid extents, and the statements that bind each grid axis's origin and size.
     fn axes(&mut self) -> Out<(Vec<E>, Vec<Stmt>)> {
-        let mut grid = Vec::new();
         let mut body = Vec::new();
+        // The axis whose blocks follow each other is the outermost dimension.
+        let mut dims: Vec<AxisId> = self.k.axes.ids().filter(|a| self.k.axes[*a].kind == AxisKind::Grid).collect();
+        dims.sort_by_key(|a| self.k.ordered != Some(*a));
+        let mut grid = vec![int(1); dims.len()];
         for (id, a) in self.k.axes.iter() {
             let extent = size(&a.extent);
             let range = match a.kind {
@@ -221,8 +226,8 @@ impl<'a> Lower<'a> {
                 }
                 AxisKind::Grid => {
                     let block = a.block.unwrap_or(1).max(1);
-                    let d = grid.len();
-                    grid.push(ceil_div(extent.clone(), block));
+                    let d = dims.iter().position(|x| *x == id).unwrap_or_default();
+                    grid[d] = ceil_div(extent.clone(), block);
                     let (r, stmts) = self.block_range(&a.name, extent, block, mul(E::Grid(d), int(block as i64)));
                     body.extend(stmts);
                     r
@@ -361,7 +366,9 @@ impl<'a> Lower<'a> {
                         self.position += 1;
                         i += 1;
                     }
-                    Op::Load { out: t, .. } if matches!(self.places[t.index()], Place::Direct { .. }) || self.loaded(op) => {
+                    Op::Load { out: t, .. }
+                        if matches!(self.places[t.index()], Place::Direct { .. }) || self.loaded(op) =>
+                    {
                         self.position += 1;
                         i += 1;
                     }

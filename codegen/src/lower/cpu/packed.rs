@@ -113,12 +113,15 @@ impl Lower<'_> {
         let dtype = Self::register_type(self.k.tiles[t].dtype);
         if let Some(p) = Panels::of(self.k, at) {
             let shared = self.shared(*from, &p);
-            if wanted.is_some_and(|w| self.laid_out(&shared, w)) && self.plan.buffers[*from].dtype == self.stored_type(t, wanted)
+            if wanted.is_some_and(|w| self.laid_out(&shared, w))
+                && self.plan.buffers[*from].dtype == self.stored_type(t, wanted)
             {
                 return Ok(Some(shared));
             }
             if p.together > 1 {
-                return Err(self.unsupported(format!("a tile {} of pairs that no contraction reads", self.k.tiles[t].name)));
+                return Err(
+                    self.unsupported(format!("a tile {} of pairs that no contraction reads", self.k.tiles[t].name))
+                );
             }
         }
         // The only reader stores it.
@@ -179,11 +182,8 @@ impl Lower<'_> {
         if !s.shared {
             return s.layout == *wanted;
         }
-        let p = Panels {
-            order: s.layout.order.clone(),
-            width: s.layout.panel.unwrap_or(1),
-            together: s.layout.together(),
-        };
+        let p =
+            Panels { order: s.layout.order.clone(), width: s.layout.panel.unwrap_or(1), together: s.layout.together() };
         self.wide(&p.order) == wanted.order
             && s.layout.panel == wanted.panel
             && p.together == wanted.together()
@@ -254,7 +254,9 @@ fn pack(plan: &mut Plan, k: &mut Kernel, t: TileId, isa: &Isa) -> Result<Kernel,
         order.extend(&layout.order);
         let panels = Panels { order, width: shape.nr, together: layout.together() };
         if !lower.aligned(&panels) {
-            return Err("its columns must be in blocks of whole panels, its summed axis in whole steps of an instruction");
+            return Err(
+                "its columns must be in blocks of whole panels, its summed axis in whole steps of an instruction",
+            );
         }
         (panels, lower.stored_type(t, Some(&layout)), lower.step())
     };
@@ -315,6 +317,7 @@ fn filling(k: &Kernel, t: TileId, (array, at): (BufferId, &[ExprId]), packed: Bu
     let mut own = Kernel {
         name: format!("{}_pack_{}", k.name, tile.name),
         axes: Arena::new(),
+        ordered: None,
         tiles: Arena::new(),
         exprs: k.exprs.clone(),
         body: Vec::new(),

@@ -62,7 +62,14 @@ impl<'a> Emitter<'a> {
         buffers: &'a HashMap<TensorId, BufferId>,
         class: impl Fn(IndexId) -> IndexId + 'a,
     ) -> Emitter<'a> {
-        let kernel = Kernel { name, axes: Arena::new(), tiles: Arena::new(), exprs: Arena::new(), body: Vec::new() };
+        let kernel = Kernel {
+            name,
+            axes: Arena::new(),
+            ordered: None,
+            tiles: Arena::new(),
+            exprs: Arena::new(),
+            body: Vec::new(),
+        };
         Emitter {
             c,
             buffers,

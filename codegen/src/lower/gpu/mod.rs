@@ -125,6 +125,10 @@ fn merged(
 /// # Errors
 /// As [`lower`].
 pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kernel::Module, Vec<Diagnostic>> {
+    if let Some(k) = plan.kernels.iter().find(|k| k.ordered.is_some()) {
+        let message = format!("blocks of {} follow each other, which tasks of a GPU's launch do not", k.name);
+        return refuse("order", message, "write a sequential stream instead").map_err(|d| vec![d]);
+    }
     let bare = |m: &KernelMapping| KernelMapping { kernel: m.kernel.clone(), ..KernelMapping::default() };
     let names = Mapping { kernels: mapping.kernels.iter().map(bare).collect(), ..mapping.clone() };
     einfall_ir::mapping::verify::verify(&names, plan)?;

@@ -43,7 +43,9 @@ pub(super) fn run(before: &mut [Kernel], own: &mut [Kernel]) -> Step<()> {
             .bufs
             .iter()
             .filter(|(_, b)| match b.space {
-                BufSpace::Global { param, written, .. } => stored.contains(&param) || (written && touched.contains(&param)),
+                BufSpace::Global { param, written, .. } => {
+                    stored.contains(&param) || (written && touched.contains(&param))
+                }
                 BufSpace::Shared { .. } | BufSpace::Scratch { .. } => false,
             })
             .map(|(id, _)| id)

@@ -30,6 +30,7 @@ fn sample() -> Artifact {
         symbol: "k".into(),
         slots: vec![Slot::Base(b(0)), Slot::Stride(b(1), 1), Slot::Scalar(scale), Slot::Extent(RankId::new(1))],
         grid: vec![size(m.clone(), Size::Const(128), Size::CeilDiv), size(n.clone(), m.clone(), Size::Div)],
+        ordered: false,
         scratch_bytes: size(m.clone(), n.clone(), Size::Min),
         reads: vec![b(0), b(1)],
         writes: vec![b(2)],

@@ -1,0 +1,115 @@
+//! Steps of recurrences as launches: cells over a whole state, cut into columns, against the evaluator; what is said of
+//! streams whose steps cannot be launched.
+
+mod common;
+
+use common::{Split, compile, isas, run};
+use einfall_codegen::lower::cpu::{apply, launch_steps, pack_operands};
+use einfall_codegen::passes::round_operands::round_operands;
+use einfall_codegen::tables;
+use einfall_ir::cascade::bind::{Given, bind};
+use einfall_ir::cascade::{Cascade, eval, parse};
+use einfall_ir::mapping::parse::parse as mapping;
+use einfall_ir::tile::{self, Plan};
+use einfall_ir::tolerance::{self, inputs};
+
+/// Two states, one read whole; a state stored after the last step; rows that are one, few and many.
+const CELL: &str =
+    "cascade cell[T, B, D](x: f32[T,B,D], R: f32[D,D], h0: f32[B,D]) -> (H: f32[T,B,D] = h[1..], s: f32[B,D] = c[T]) {
+    iter t in T {
+        h[0,b,d] = h0[b,d];  c[0,b,d] = 0.5
+        c[t+1,b,d] = 0.5 * c[t,b,d] + x[t,b,d]
+        h[t+1,b,d] = tanh(c[t+1,b,d] + (sum(p in D) R[d,p] * h[t,b,p]))
+    }
+}";
+
+fn only(text: &str) -> Cascade {
+    parse(text).unwrap_or_else(|e| panic!("{e:?}")).cascades.remove(0)
+}
+
+fn agree(c: &Cascade, lines: &str, kernel: &str, sizes: &[(&str, u64)]) {
+    let plan = tables::formed(c.clone()).unwrap();
+    let m = mapping(&format!("mapping {} on cpu {{\n kernel {kernel} {{\n{lines}\n }}\n}}\n", c.name)).unwrap();
+    let sizes = sizes.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+    let b = bind(c, &Given { sizes, ..Given::default() }).unwrap();
+    let given = inputs::random(c, &b, 3, inputs::Variant::Normal).unwrap();
+    let want = tolerance::expect(c, &b, &given, &eval::Options::default()).unwrap();
+    for isa in isas() {
+        let plan = round_operands(plan.clone(), &isa.atoms());
+        let plan = launch_steps(&plan, &m).unwrap_or_else(|e| panic!("{e}\n{plan}"));
+        tile::verify::verify(&plan).unwrap_or_else(|e| panic!("{e:?}\n{plan}"));
+        assert_eq!(tile::parse::parse(&plan.to_string()).unwrap().to_string(), plan.to_string());
+        let plan = pack_operands(&apply(&plan, &m), &m, &isa).unwrap_or_else(|e| panic!("{e}\n{plan}"));
+        let compiled = compile(&plan, &isa).unwrap_or_else(|e| panic!("{e}\n{plan}"));
+        assert_eq!(compiled.artifact.launches.iter().filter(|l| l.ordered).count(), 1);
+        let [whole, each] = [Split::Whole, Split::Each].map(|s| run(&compiled, &b.extents, &given, s));
+        assert_eq!(whole, each);
+        for (w, g) in want.iter().zip(&whole) {
+            w.compare(&w.elements(g)).unwrap_or_else(|e| panic!("{isa:?} {:?}: {e}\n{plan}", b.extents));
+        }
+    }
+}
+
+#[test]
+fn launched_steps_agree_with_the_evaluator() {
+    let cell = only(CELL);
+    for sizes in [[("T", 4), ("B", 5), ("D", 70)], [("T", 1), ("B", 40), ("D", 33)], [("T", 0), ("B", 3), ("D", 7)]] {
+        agree(
+            &cell,
+            "axis b block 16\n axis t block 1 launches\n axis d block 32\n tile R in packed",
+            "cell_0",
+            &sizes,
+        );
+        agree(&cell, "axis b block 1\n axis t block 1 launches\n axis d block 5", "cell_0", &sizes);
+    }
+    let text = einfall_kernels::SOURCES.iter().find(|s| s.0 == "lstm_layer").unwrap().1;
+    let lines = "axis b block 16\n axis t block 1 launches\n axis d block 32\n tile Rw in packed";
+    agree(&only(text), lines, "lstm_layer_1", &[("T", 3), ("B", 19), ("I", 9), ("D", 65)]);
+}
+
+/// The plan's evaluator runs rounds one after the other, and sees a state that is replaced while others read it.
+#[test]
+fn a_state_with_one_place_is_a_race() {
+    let cell = only(CELL);
+    let plan = tables::formed(cell.clone()).unwrap();
+    let m =
+        mapping("mapping cell on cpu {\n kernel cell_0 {\n axis t block 1 launches\n axis d block 2\n }\n}\n").unwrap();
+    let launched = apply(&launch_steps(&plan, &m).unwrap(), &m);
+    let sizes = [("T", 3), ("B", 2), ("D", 4)].map(|(n, v)| (n.to_owned(), v)).to_vec();
+    let b = bind(&cell, &Given { sizes, ..Given::default() }).unwrap();
+    let given = inputs::random(&cell, &b, 3, inputs::Variant::Normal).unwrap();
+    let outs = |p: &Plan| tile::eval::run(p, &b.extents, &given, &tile::eval::Options::default());
+    assert_eq!(outs(&launched).unwrap(), outs(&plan).unwrap());
+    let text = launched.to_string();
+    for (from, to) in [("store cell_0_h[(t + 1) % 2", "store cell_0_h[t % 2"), (" ordered\n", "\n")] {
+        assert!(text.contains(from), "{text}");
+        let wrong = tile::parse::parse(&text.replace(from, to)).unwrap();
+        let faults = tile::verify::verify(&wrong).is_err();
+        assert!(faults || outs(&wrong).is_err(), "{from} → {to} goes unseen");
+    }
+}
+
+#[test]
+fn what_cannot_be_launched_says_why() {
+    let cell = only(CELL);
+    let elsewhere = CELL.replace("R[d,p] * h[t,b,p]", "R[d,p] * c[t+1,b,p]");
+    let joined = CELL.replace("(sum(p in D) R[d,p] * h[t,b,p])", "h[t,b,d] / (1.0 + max(p in D) h[t,b,p])");
+    let narrow = CELL.replace("h[t+1,b,d] = tanh", "h[t+1,b,d]: bf16 = tanh");
+    for (c, lines, why) in [
+        (cell.clone(), "axis t block 1 launches\n axis q block 2", ""),
+        (cell.clone(), "axis b block 1 launches", "no outermost stream is over b"),
+        (only(&elsewhere), "axis t block 1 launches\n axis d block 2", "of the same step is read elsewhere"),
+        (only(&joined), "axis t block 1 launches\n axis d block 2", ""),
+        (only(&narrow), "axis t block 1 launches\n axis d block 2", ""),
+    ] {
+        let m = mapping(&format!("mapping cell on cpu {{\n kernel cell_0 {{\n{lines}\n }}\n}}\n")).unwrap();
+        let plan = tables::formed(c).unwrap();
+        match launch_steps(&plan, &m) {
+            Err(e) => assert!(!why.is_empty() && e.what.contains(why), "{}\n{plan}", e.what),
+            Ok(p) => {
+                assert!(why.is_empty(), "{why} is not said\n{p}");
+                tile::verify::verify(&p).unwrap_or_else(|e| panic!("{e:?}\n{p}"));
+            }
+        }
+    }
+}

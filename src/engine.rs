@@ -53,7 +53,8 @@ impl Engine {
             }
         }
         let table = joined(&options.tables, Kind::Cpu, &cpu.name)?;
-        let sheet = cpu.data_sheet();
+        // Mappings are for the threads that there are to run tasks.
+        let sheet = Cpu { threads: runtime.threads().min(cpu.threads), ..cpu }.data_sheet();
         // Entries hold machine code: what LLVM it is of, and for which processor, counts as well.
         let code = format!("{:?} {:?}", runtime.llvm().version(), runtime.target());
         let device = format!("{sheet:?} {isa:?}");
@@ -114,10 +115,7 @@ impl Engine {
     fn lowered(&self, cascade: &Cascade, options: &CompileOptions) -> Result<Compiled, Error> {
         let plan = plan(cascade)?;
         // For any size the rule; at given ones the rule cut to the rows there are, or what is priced plainly lower.
-        let model = |sizes: Option<&[u64]>| match sizes {
-            Some(sizes) => model_cpu::choose_at(&plan, &self.sheet, sizes),
-            None => model_cpu::choose(&plan, &self.sheet),
-        };
+        let model = |sizes: Option<&[u64]>| model_cpu::choose_for(&plan, &self.sheet, sizes);
         let mapping = options.choose(&plan, &self.table, model);
         let context = Context { mapping: Some(mapping.clone()), ..self.context(None) };
         let (mapped, module) = lower(tables::CPU, &plan, &context)?;

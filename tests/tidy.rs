@@ -12,6 +12,8 @@ const MAX_LINES: usize = 1000;
 /// Modules of lowering passes; all others are the file of `codegen/src/passes` that bears their name.
 const LOWERING: &[(&str, &str)] = &[
     ("form-kernels", "codegen/src/lower/form/mod.rs"),
+    ("launch-steps", "codegen/src/lower/cpu/launched.rs"),
+    ("pack-operands", "codegen/src/lower/cpu/packed.rs"),
     ("apply-blocks", "codegen/src/lower/cpu/mod.rs"),
     ("lower-cpu", "codegen/src/lower/cpu/mod.rs"),
     ("split-streams", "codegen/src/lower/gpu/split_streams.rs"),

@@ -154,6 +154,7 @@ fn for_level(cascade: &Cascade, level: Level, settings: &Settings, llvm: &Llvm) 
     let plan = plan(cascade)?;
     let table = joined(&settings.tables, Kind::Cpu)?;
     let sheet = DataSheet::named(level.name()).filter(|_| isa.amx).unwrap_or_else(DataSheet::cpu);
+    // How many cores there will be is not known, so known sizes choose nothing.
     let mapping = settings.options.choose(&plan, &table, |_| model_cpu::choose(&plan, &sheet));
     let context = Context { mapping: Some(mapping), isa: Some(isa), ..Context::default() };
     let (mapped, mut module) = lower(tables::CPU, &plan, &context)?;

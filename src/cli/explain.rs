@@ -80,7 +80,7 @@ fn map(c: &Cascade, target: &DataSheet, given: &BTreeMap<String, u64>) -> Option
     let extents: Option<Vec<u64>> = plan.ranks.iter().map(|(_, r)| extent(r)).collect();
     let mapping = match target.gpu {
         Some(_) => model_gpu::choose(&plan, target, extents.as_deref()),
-        None => model_cpu::choose(&plan, target),
+        None => model_cpu::choose_for(&plan, target, extents.as_deref()),
     };
     let predicted = match target.gpu {
         Some(_) => predictions(&plan, target, extents.as_deref()),

@@ -208,7 +208,10 @@ fn records(
             einfall::fits(&m, &plan).map_err(|why| Failure::Wrong(format!("{}: {why}", path.display())))?;
             Some(m)
         }
-        (None, Lowering::Cpu) => Some(einfall_autotune::model_cpu::choose(&plan, &cpu.data_sheet())),
+        (None, Lowering::Cpu) => {
+            let sizes = plan_sizes(&plan, given)?;
+            Some(einfall_autotune::model_cpu::choose_for(&plan, &cpu.data_sheet(), sizes.as_deref()))
+        }
         (None, Lowering::Gpu(sheet)) => {
             let sizes = plan_sizes(&plan, given)?;
             Some(einfall_autotune::model_gpu::choose(&plan, sheet, sizes.as_deref()))

@@ -57,15 +57,12 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
 pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let mut rule = choose(plan, sheet);
     for (k, m) in plan.kernels.iter().zip(&mut rule.kernels) {
-        for row in space::roles(k).0 {
-            let axis = &k.axes[row];
-            let line = m.axes.iter_mut().find(|l| l.axis == axis.name);
-            if let (Some(line), Ok(extent)) = (line, axis.extent.eval(sizes)) {
-                line.block = line.block.min(extent.max(1));
-            }
-        }
+        rows_there_are(k, sizes, m);
     }
     let cores = sheet.level("registers").map_or(1, |l| l.instances);
+    // By the rule's blocks, which leave the rows of a product together.
+    let steps: Vec<Option<KernelMapping>> =
+        plan.kernels.iter().zip(&rule.kernels).map(|(k, m)| launched(k, cores, sizes, m)).collect();
     let by_tiles = multiplies_tiles(sheet) && plan.kernels.iter().any(|k| space::all_tiled(plan, k));
     let mut chosen = match price(plan, sheet, Some(sizes), &rule) {
         Ok(usual) if !by_tiles || usual.tasks < cores as f64 => {
@@ -74,15 +71,44 @@ pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
         }
         Ok(_) | Err(_) => rule,
     };
-    for (k, m) in plan.kernels.iter().zip(&mut chosen.kernels) {
-        launched(k, cores, sizes, m);
+    for (m, own) in chosen.kernels.iter_mut().zip(steps) {
+        *m = own.unwrap_or_else(|| m.clone());
     }
     chosen
 }
 
+/// As [`choose_at`] where every size is known, else as [`choose`].
+pub fn choose_for(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapping {
+    sizes.map_or_else(|| choose(plan, sheet), |sizes| choose_at(plan, sheet, sizes))
+}
+
+/// Rows of contractions cut to those that there are; where these are few, axes around that share the other operand are
+/// rows too, so that it is laid out for as many.
+fn rows_there_are(k: &Kernel, sizes: &[u64], m: &mut KernelMapping) {
+    k.for_each_op(&mut |op, _| {
+        let Op::Contract { out, a, b, .. } = op else { return };
+        let (out, a, b) = (&k.tiles[*out].axes, &k.tiles[*a].axes, &k.tiles[*b].axes);
+        let mut rows = out.iter().rev().filter(|x| a.contains(x) && !b.contains(x));
+        let Some(last) = rows.next() else { return };
+        let line = |m: &KernelMapping, x: &AxisId| m.axes.iter().position(|l| l.axis == k.axes[*x].name);
+        let Some(i) = line(m, last) else { return };
+        let Ok(extent) = k.axes[*last].extent.eval(sizes) else { return };
+        let most = m.axes[i].block;
+        m.axes[i].block = most.min(extent.max(1));
+        let mut held = m.axes[i].block;
+        for x in rows.filter(|x| k.axes[**x].kind == AxisKind::Grid) {
+            let (Some(i), Ok(extent)) = (line(m, x), k.axes[*x].extent.eval(sizes)) else { continue };
+            if m.axes[i].block == 1 {
+                m.axes[i].block = (most / held).clamp(1, extent.max(1));
+            }
+            held *= m.axes[i].block;
+        }
+    });
+}
+
 /// The steps of a recurrence over a whole state as launches, where its tasks would leave cores idle and a step is work
 /// for several: columns of its products are cut, as many blocks as there are cores, and their operands packed once.
-fn launched(k: &Kernel, cores: u64, sizes: &[u64], m: &mut KernelMapping) -> Option<()> {
+fn launched(k: &Kernel, cores: u64, sizes: &[u64], m: &KernelMapping) -> Option<KernelMapping> {
     let extent = |a: &AxisId| k.axes[*a].extent.eval(sizes).ok();
     let block = |a: &AxisId| m.axis(&k.axes[*a].name).map_or(1, |l| l.block).max(1);
     let grid = k.axes.ids().filter(|a| k.axes[*a].kind == AxisKind::Grid);
@@ -117,12 +143,13 @@ fn launched(k: &Kernel, cores: u64, sizes: &[u64], m: &mut KernelMapping) -> Opt
         return None;
     }
     let share = (extent(&lane)? * tasks).div_ceil(cores).next_multiple_of(PANEL);
+    let mut m = m.clone();
     m.axes.push(AxisMapping::new(&k.axes[lane].name, share));
     let name = &k.axes[stream.axis].name;
     m.axes.iter_mut().filter(|l| l.axis == *name).for_each(|l| l.launches = true);
     let packed = products.iter().filter(|p| p.2 > THIN).map(|p| TileMapping::new(&k.tiles[p.0].name, Memory::Packed));
     m.tiles.extend(packed);
-    Some(())
+    Some(m)
 }
 
 /// The rule's mapping and the cheapest `k` by the cost model, with what they are predicted to take, cheapest first; each

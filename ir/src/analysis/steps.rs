@@ -45,6 +45,11 @@ pub fn check(k: &Kernel, axis: AxisId, cut: &[AxisId]) -> Result<Steps, String> 
     if let Some(t) = states.iter().find(|t| !matches!(k.tiles[**t].dtype, DType::F32 | DType::F64 | DType::I64)) {
         return Err(format!("{} is carried in a narrow type", k.tiles[*t].name));
     }
+    for t in &states {
+        if let Some(a) = cut.iter().find(|a| !k.tiles[*t].axes.contains(a)) {
+            return Err(format!("{} is carried and the same along {}", k.tiles[*t].name, name(*a)));
+        }
+    }
     let checked = Checked { k, cut, states: &states };
     checked.arrays()?;
     checked.before(&k.body[..place])?;

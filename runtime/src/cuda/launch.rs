@@ -481,6 +481,7 @@ mod tests {
             symbol: "f".into(),
             slots: vec![Slot::Base(y), Slot::Stride(y, 0), Slot::Scalar(a), Slot::Extent(m), Slot::Stride(x, 0)],
             grid: vec![tiles, Size::Const(2)],
+            ordered: false,
             scratch_bytes: Size::Const(0),
             reads: vec![x, a],
             writes: vec![y],

@@ -47,7 +47,8 @@ const ELEMENTS: u64 = 4096;
 pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
     let l2 = sheet.levels.iter().find(|l| l.name == "l2").map_or(1 << 20, |l| l.bytes);
     let tiles = multiplies_tiles(sheet);
-    let kernels = plan.kernels.iter().map(|k| kernel(k, l2, &|out, a, b| tiles && tiled(plan, k, out, a, b))).collect();
+    let kernels =
+        plan.kernels.iter().map(|k| kernel(plan, k, l2, &|out, a, b| tiles && tiled(plan, k, out, a, b))).collect();
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 
@@ -57,7 +58,7 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
 pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let mut rule = choose(plan, sheet);
     for (k, m) in plan.kernels.iter().zip(&mut rule.kernels) {
-        for row in space::roles(k).0 {
+        for row in space::roles(plan, k).0 {
             let axis = &k.axes[row];
             let line = m.axes.iter_mut().find(|l| l.axis == axis.name);
             if let (Some(line), Ok(extent)) = (line, axis.extent.eval(sizes)) {
@@ -269,7 +270,7 @@ fn tiled(plan: &Plan, k: &Kernel, out: TileId, a: TileId, b: TileId) -> bool {
     k.tiles[out].dtype == DType::F32 && (rounded || x == DType::BF16 && y == DType::BF16)
 }
 
-fn kernel(k: &Kernel, l2: u64, tiled: &dyn Fn(TileId, TileId, TileId) -> bool) -> KernelMapping {
+fn kernel(plan: &Plan, k: &Kernel, l2: u64, tiled: &dyn Fn(TileId, TileId, TileId) -> bool) -> KernelMapping {
     let mut blocks: Vec<(AxisId, u64)> = Vec::new();
     let mut set = |axis: AxisId, block: u64| {
         if !blocks.iter().any(|(a, _)| *a == axis) {
@@ -281,12 +282,11 @@ fn kernel(k: &Kernel, l2: u64, tiled: &dyn Fn(TileId, TileId, TileId) -> bool) -
         let Op::Contract { out, a, b, over, .. } = op else { return };
         contracts = true;
         let by_tiles = tiled(*out, *a, *b);
-        let (out, a, b) = (&k.tiles[*out].axes, &k.tiles[*a].axes, &k.tiles[*b].axes);
-        // Rows: the last axis only the left operand has; columns: the last only the right one has.
-        if let Some(&row) = out.iter().rev().find(|x| a.contains(x) && !b.contains(x)) {
+        let (row, column) = space::rows_and_columns(plan, k, op);
+        if let Some(row) = row {
             set(row, if by_tiles { TILED_ROWS } else { ROWS });
         }
-        if let Some(&column) = out.iter().rev().find(|x| b.contains(x) && !a.contains(x)) {
+        if let Some(column) = column {
             set(column, COLUMNS);
         }
         for axis in over.iter().filter(|x| streams.contains(x)) {

@@ -174,7 +174,8 @@ impl<'l> Lower<'l> {
         let name = format!("spare_{}", self.bufs.len());
         let strides = vec![int(shape.nr as i64), int(1)];
         let dims = vec![int(shape.mr as i64), int(shape.nr as i64)];
-        let spare = self.bufs.push(Buf { name, dtype: DType::F32, dims, space: BufSpace::Scratch { strides, together: 1 } });
+        let spare =
+            self.bufs.push(Buf { name, dtype: DType::F32, dims, space: BufSpace::Scratch { strides, together: 1 } });
         let row = self.var("row");
         let line = self.frag("line", DType::F32, shape.nr);
         let whole = View { buf: spare, stage: None, at: vec![int(0), int(0)], walk: vec![Some((0, 1)), Some((1, 1))] };

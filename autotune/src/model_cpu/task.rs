@@ -206,6 +206,9 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
     /// Whether a contraction has almost no rows and is a reduction.
     fn thin(&self, s: &Step) -> bool {
         let Kind::Contract { out, a, b } = s.kind else { return false };
+        if s.runs.as_ref().is_some_and(|r| self.block[r.axis.index()] <= THIN_ROWS * self.runs_of(r)) {
+            return true;
+        }
         let few = |t: TileId, other: TileId| {
             let single = |x: &AxisId| s.runs.as_ref().is_some_and(|r| r.operand == other && r.axis == *x);
             let has = |x: &AxisId| self.tile(other).contains(x) && !single(x);

@@ -45,7 +45,20 @@ pub(super) struct Product {
 }
 
 /// Contractions whose columns are shared by at most this many rows are reductions.
-const THIN_ROWS: u64 = 2;
+pub(super) const THIN_ROWS: u64 = 2;
+
+/// The product of a contraction's operands among the expressions that [`thin`] adds.
+pub(super) fn factors(k: &tile::Kernel, a: TileId, b: TileId) -> Option<ExprId> {
+    let tile = |e: ExprId| match k.exprs[e] {
+        tile::Expr::Tile(t) => Some(t),
+        _ => None,
+    };
+    let found = k.exprs.iter().find(|(_, e)| match e {
+        tile::Expr::Binary(BinaryOp::Mul, x, y) => tile(*x) == Some(a) && tile(*y) == Some(b),
+        _ => false,
+    });
+    found.map(|f| f.0)
+}
 
 /// Rewrites contractions with no axis of their own per operand, or almost no rows, to reductions of products.
 pub(super) fn thin(plan: &tile::Plan, k: &tile::Kernel) -> tile::Kernel {
@@ -78,12 +91,17 @@ pub(super) fn thin(plan: &tile::Plan, k: &tile::Kernel) -> tile::Kernel {
                         let (t, out) = (&k.tiles[t].axes, &k.tiles[*out].axes);
                         t.iter().filter(|x| !has(o, x) && out.contains(x)).all(few)
                     };
-                    if !own(*a, *b) && !own(*b, *a) {
+                    let reduces = own(*a, *b) || own(*b, *a);
+                    if !reduces && runs.is_none() {
                         continue;
                     }
                     let (a, b, out, over, carry) = (*a, *b, *out, over.clone(), *carry);
                     let (x, y) = (k.exprs.push(tile::Expr::Tile(a)), k.exprs.push(tile::Expr::Tile(b)));
                     let value = k.exprs.push(tile::Expr::Binary(BinaryOp::Mul, x, y));
+                    // Of short runs the products are reduced, too.
+                    if !reduces {
+                        continue;
+                    }
                     *op = Op::Reduce { out: vec![out], op: ReduceOp::Sum, value, over, carry };
                 }
             }
@@ -117,7 +135,7 @@ impl<'l> Lower<'l> {
         let product = |shape: Shape, rb: Scratch| Product { out: *out, carry: *carry, shape, lane, ra, rb, acc };
         if let Some(runs) = shape.runs.clone() {
             let rb = self.copy_of(cols, lane_layout, false);
-            stmts.extend(self.product_of_runs(&product(shape, rb), &runs)?);
+            stmts.extend(self.product_of_runs(op, &product(shape, rb), &runs)?);
             return Ok(stmts);
         }
         let rb = self.operand(cols, lane_layout, false, &mut stmts)?;

@@ -13,12 +13,12 @@ use einfall_ir::analysis::runs::{self, Runs};
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Buf, BufSpace, Expr as E, FragId, Stmt, VarId, View};
-use einfall_ir::ops::BinaryOp;
+use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{AxisId, ExprId, Op, TileId};
 
 use super::access::Point;
 use super::build::*;
-use super::contract::Product;
+use super::contract::{Product, THIN_ROWS, factors};
 use super::place::{Place, Shape};
 use super::{Lower, Out};
 
@@ -31,6 +31,8 @@ pub(super) struct Fixed {
     keys: Vec<(ExprId, E)>,
     /// Whether keys are known to lie within the dimensions that they are positions along.
     pub(super) inside: bool,
+    /// An axis of which loops walk a run alone, its first and its end.
+    pub(super) walked: Option<(AxisId, E, E)>,
 }
 
 impl Fixed {
@@ -56,7 +58,7 @@ impl<'l> Lower<'l> {
     }
 
     /// Finds the runs of a block's rows, and multiplies each.
-    pub(super) fn product_of_runs(&mut self, p: &Product, runs: &Runs) -> Out<Vec<Stmt>> {
+    pub(super) fn product_of_runs(&mut self, op: &Op, p: &Product, runs: &Runs) -> Out<Vec<Stmt>> {
         let around = self.wide(&runs.around);
         let rows = self.ranges[runs.axis.index()].size.clone();
         let name = self.k.axes[runs.axis].name.clone();
@@ -86,19 +88,30 @@ impl<'l> Lower<'l> {
                 found.push(var);
             }
             let mut then = vec![Stmt::Let { var: end, value: E::Var(row) }];
-            s.run.at = local.clone();
-            s.run.at.insert(runs.axis, E::Var(first));
-            s.run.keys = runs.keys.iter().copied().zip(held.iter().map(|v| E::Var(*v))).collect();
+            let keys: Vec<(ExprId, E)> = runs.keys.iter().copied().zip(held.iter().map(|v| E::Var(*v))).collect();
+            let mut at = local.clone();
+            at.insert(runs.axis, E::Var(first));
+            s.run = Fixed { at, keys: keys.clone(), ..Fixed::default() };
             let packed = s.pack_run(p, runs.operand);
             s.run = Fixed::default();
-            then.extend(packed?);
+            let mut multiply = packed?;
             let run = RunRows { first, whole: s.var("whole"), rest: s.var("rest") };
             let mr = int(p.shape.mr as i64);
             let count = sub(E::Var(end), E::Var(first));
             let whole = sub(E::Var(end), count.bin(BinaryOp::Mod, mr));
-            then.push(Stmt::Let { var: run.whole, value: whole });
-            then.push(Stmt::Let { var: run.rest, value: sub(E::Var(end), E::Var(run.whole)) });
-            then.extend(s.product(p, &mut local.clone(), Some(&run))?);
+            multiply.push(Stmt::Let { var: run.whole, value: whole });
+            multiply.push(Stmt::Let { var: run.rest, value: sub(E::Var(end), E::Var(run.whole)) });
+            multiply.extend(s.product(p, &mut local.clone(), Some(&run))?);
+            s.run = Fixed { keys, walked: Some((runs.axis, E::Var(first), E::Var(end))), ..Fixed::default() };
+            let reduced = if around.is_empty() { s.reduce_run(op) } else { Ok(None) };
+            s.run = Fixed::default();
+            then.extend(match reduced? {
+                Some(reduce) => {
+                    let cond = sub(E::Var(end), E::Var(first)).bin(BinaryOp::Le, int(THIN_ROWS as i64));
+                    vec![Stmt::If { cond, then: reduce, otherwise: multiply }]
+                }
+                None => multiply,
+            });
             then.push(Stmt::Let { var: first, value: E::Var(row) });
             for (before, now) in held.iter().zip(&found) {
                 then.push(Stmt::Let { var: *before, value: E::Var(*now) });
@@ -108,6 +121,18 @@ impl<'l> Lower<'l> {
             out.push(Stmt::For { var: row, lo: int(1), hi, step: 1, unroll: false, body });
             Ok(out)
         })
+    }
+
+    /// The products of a short run, reduced where its operand lies.
+    fn reduce_run(&mut self, op: &Op) -> Out<Option<Vec<Stmt>>> {
+        let Op::Contract { out, a, b, over, carry } = op else { return Ok(None) };
+        let Some(value) = factors(self.k, *a, *b) else { return Ok(None) };
+        let reduce = Op::Reduce { out: vec![*out], op: ReduceOp::Sum, value, over: over.clone(), carry: *carry };
+        let rows = self.run.walked.as_ref().map(|w| w.0);
+        if self.shape(&[&reduce]).lane == rows {
+            return Ok(None);
+        }
+        Ok(Some(self.nest(&[&reduce])?))
     }
 
     /// Packs the operand of a run. Where its positions are keys and others that are surely inside the array, one test of

@@ -157,6 +157,11 @@ impl<'l> Lower<'l> {
 
     /// The first and the end of the coordinates of an axis that loops walk now.
     pub(super) fn walked(&self, axis: AxisId) -> (E, E) {
+        if let Some((a, first, end)) = &self.run.walked
+            && *a == axis
+        {
+            return (first.clone(), end.clone());
+        }
         let size = self.ranges[axis.index()].size.clone();
         match self.stripped {
             Some((a, v, step)) if a == axis => (E::Var(v), min(add(E::Var(v), int(step as i64)), size)),

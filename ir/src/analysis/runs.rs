@@ -33,6 +33,12 @@ impl Runs {
 /// with a row axis by data alone, and has columns of its own.
 pub fn runs(plan: &Plan, k: &Kernel, op: &Op) -> Option<Runs> {
     let Op::Contract { out, a, b, over, .. } = op else { return None };
+    // What another contraction reads is laid out for that one.
+    let mut read = false;
+    k.for_each_op(&mut |op, _| read |= matches!(op, Op::Contract { a, b, .. } if a == out || b == out));
+    if read {
+        return None;
+    }
     let axes = |t: TileId| &k.tiles[t].axes;
     for (operand, other, first) in [(*b, *a, false), (*a, *b, true)] {
         // Axes of both operands and the result; of the operand's others, the columns and what is summed.
@@ -103,25 +109,45 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Whether the one operation that writes a tile moves along the axis by data alone.
+    /// Whether the one operation that writes a tile moves along the axis by data alone, and may be done later as well.
     fn written(&mut self, tile: TileId) -> bool {
-        let (mut writers, mut roots) = (0, None);
         let (k, small) = (self.k, self.small(tile));
-        k.for_each_op(&mut |op, _| {
-            writers += op.outs().iter().filter(|t| **t == tile).count();
-            match op {
-                Op::Load { out, buffer, at } if *out == tile && !self.stores(*buffer) => roots = Some(at.clone()),
-                Op::Map { out, value } if *out == tile && small => roots = Some(vec![*value]),
-                Op::Scan { carry: Some(c), .. } if *c == tile => writers += 1,
-                Op::Load { .. }
-                | Op::Store { .. }
-                | Op::Map { .. }
-                | Op::Reduce { .. }
-                | Op::Contract { .. }
-                | Op::Scan { .. } => {}
-            }
+        let mut roots = None;
+        k.for_each_op(&mut |op, _| match op {
+            Op::Load { out, buffer, at } if *out == tile && !self.stores(*buffer) => roots = Some(at.clone()),
+            Op::Map { out, value } if *out == tile && small => roots = Some(vec![*value]),
+            Op::Load { .. }
+            | Op::Store { .. }
+            | Op::Map { .. }
+            | Op::Reduce { .. }
+            | Op::Contract { .. }
+            | Op::Scan { .. } => {}
         });
-        writers == 1 && roots.is_some_and(|r| r.iter().all(|e| self.moves(*e)))
+        let Some(roots) = roots.filter(|_| self.once(tile)) else { return false };
+        let mut same = true;
+        for root in &roots {
+            k.walk(*root, &mut |_, e| {
+                if let Expr::Tile(t) | Expr::TileAt { tile: t, .. } = e {
+                    same &= self.once(*t);
+                }
+            });
+        }
+        same && roots.iter().all(|e| self.moves(*e))
+    }
+
+    /// Whether one operation alone writes a tile, and nothing is carried in it.
+    fn once(&self, tile: TileId) -> bool {
+        let (mut writers, mut carried) = (0, false);
+        self.k.for_each_op(&mut |op, _| {
+            let own = op.outs().contains(&tile);
+            writers += usize::from(own);
+            carried |= match op {
+                Op::Reduce { carry, .. } | Op::Contract { carry, .. } => own && *carry,
+                Op::Scan { carry, .. } => *carry == Some(tile),
+                Op::Load { .. } | Op::Store { .. } | Op::Map { .. } => false,
+            };
+        });
+        writers == 1 && !carried
     }
 
     /// Whether a tile, if it is computed, need not be held for every row: it is the operand itself, or small.

@@ -146,6 +146,42 @@ fn costs_grow_with_work() {
     assert_eq!(at(&[13, 512, 512]).floor.to_bits(), at(&[14, 512, 512]).floor.to_bits());
 }
 
+/// Rows that share an operand by runs have blocks: tiles of one row's operand do not count for every row, and blocks are
+/// the cheaper the fewer the values of the rows' index are.
+#[test]
+fn rows_that_share_operands_have_blocks() {
+    let sheet = DataSheet::cpu();
+    for name in ["moe_up", "moe_down", "moe_mlp"] {
+        let plan = plan(name);
+        let rule = choose(&plan, &sheet);
+        let mut contractions = 0;
+        for (k, m) in plan.kernels.iter().zip(&rule.kernels) {
+            k.for_each_op(&mut |op, _| {
+                let Some(runs) = einfall_ir::analysis::runs::runs(&plan, k, op) else { return };
+                contractions += 1;
+                let block = m.axis(&k.axes[runs.axis].name).unwrap().block;
+                assert!(block > 16, "{name}: {block} rows");
+            });
+        }
+        assert_eq!(contractions, if name == "moe_mlp" { 3 } else { 1 }, "{plan}");
+    }
+    // T, N, X, D, F.
+    let plan = plan("moe_up");
+    let at = |rows: u64, experts: u64| {
+        let mut m = choose(&plan, &sheet);
+        for a in m.kernels[1].axes.iter_mut().filter(|a| a.axis == "n") {
+            a.block = rows;
+        }
+        price(&plan, &sheet, Some(&[4096, 4096, experts, 1024, 1024]), &m).unwrap_or_else(|e| panic!("{e}")).seconds
+    };
+    assert!(at(126, 8) < 0.5 * at(1, 8), "{} {}", at(126, 8), at(1, 8));
+    assert!(at(126, 8) < at(126, 256), "{} {}", at(126, 8), at(126, 256));
+    let large = "axis n block 256\naxis f block 1024\naxis d block 1024";
+    let large = mapping(&plan, large).to_string().replace("moe_up_0", "moe_up_1");
+    let large = einfall_ir::mapping::parse::parse(&large).unwrap();
+    assert_eq!(why_not(&plan, &sheet, Some(&[4096, 4096, 8, 1024, 1024]), &large), None);
+}
+
 /// Code for an extent that is fixed is made for no more than that, whatever the block.
 #[test]
 fn fixed_extents_bound_what_code_is_made_for() {

@@ -47,7 +47,8 @@ const ELEMENTS: u64 = 4096;
 pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
     let l2 = sheet.levels.iter().find(|l| l.name == "l2").map_or(1 << 20, |l| l.bytes);
     let tiles = multiplies_tiles(sheet);
-    let kernels = plan.kernels.iter().map(|k| kernel(k, l2, &|out, a, b| tiles && tiled(plan, k, out, a, b))).collect();
+    let kernels =
+        plan.kernels.iter().map(|k| kernel(plan, k, l2, &|out, a, b| tiles && tiled(plan, k, out, a, b))).collect();
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 
@@ -57,7 +58,7 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
 pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let mut rule = choose(plan, sheet);
     for (k, m) in plan.kernels.iter().zip(&mut rule.kernels) {
-        rows_there_are(k, sizes, m);
+        rows_there_are(plan, k, sizes, m);
     }
     let cores = sheet.level("registers").map_or(1, |l| l.instances);
     // By the rule's blocks, which leave the rows of a product together.
@@ -84,19 +85,20 @@ pub fn choose_for(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Mapp
 
 /// Rows of contractions cut to those that there are; where these are few, axes around that share the other operand are
 /// rows too, so that it is laid out for as many.
-fn rows_there_are(k: &Kernel, sizes: &[u64], m: &mut KernelMapping) {
+fn rows_there_are(plan: &Plan, k: &Kernel, sizes: &[u64], m: &mut KernelMapping) {
     k.for_each_op(&mut |op, _| {
         let Op::Contract { out, a, b, .. } = op else { return };
         let (out, a, b) = (&k.tiles[*out].axes, &k.tiles[*a].axes, &k.tiles[*b].axes);
-        let mut rows = out.iter().rev().filter(|x| a.contains(x) && !b.contains(x));
-        let Some(last) = rows.next() else { return };
+        let Some(last) = space::rows_and_columns(plan, k, op).0 else { return };
         let line = |m: &KernelMapping, x: &AxisId| m.axes.iter().position(|l| l.axis == k.axes[*x].name);
-        let Some(i) = line(m, last) else { return };
-        let Ok(extent) = k.axes[*last].extent.eval(sizes) else { return };
+        let Some(i) = line(m, &last) else { return };
+        let Ok(extent) = k.axes[last].extent.eval(sizes) else { return };
         let most = m.axes[i].block;
         m.axes[i].block = most.min(extent.max(1));
         let mut held = m.axes[i].block;
-        for x in rows.filter(|x| k.axes[**x].kind == AxisKind::Grid) {
+        // Rows that share an operand by runs are alone.
+        let around = out.iter().rev().filter(|x| a.contains(x) && !b.contains(x)).skip_while(|x| **x != last).skip(1);
+        for x in around.filter(|x| k.axes[**x].kind == AxisKind::Grid) {
             let (Some(i), Ok(extent)) = (line(m, x), k.axes[*x].extent.eval(sizes)) else { continue };
             if m.axes[i].block == 1 {
                 m.axes[i].block = (most / held).clamp(1, extent.max(1));
@@ -296,7 +298,7 @@ fn tiled(plan: &Plan, k: &Kernel, out: TileId, a: TileId, b: TileId) -> bool {
     k.tiles[out].dtype == DType::F32 && (rounded || x == DType::BF16 && y == DType::BF16)
 }
 
-fn kernel(k: &Kernel, l2: u64, tiled: &dyn Fn(TileId, TileId, TileId) -> bool) -> KernelMapping {
+fn kernel(plan: &Plan, k: &Kernel, l2: u64, tiled: &dyn Fn(TileId, TileId, TileId) -> bool) -> KernelMapping {
     let mut blocks: Vec<(AxisId, u64)> = Vec::new();
     let mut set = |axis: AxisId, block: u64| {
         if !blocks.iter().any(|(a, _)| *a == axis) {
@@ -308,12 +310,11 @@ fn kernel(k: &Kernel, l2: u64, tiled: &dyn Fn(TileId, TileId, TileId) -> bool) -
         let Op::Contract { out, a, b, over, .. } = op else { return };
         contracts = true;
         let by_tiles = tiled(*out, *a, *b);
-        let (out, a, b) = (&k.tiles[*out].axes, &k.tiles[*a].axes, &k.tiles[*b].axes);
-        // Rows: the last axis only the left operand has; columns: the last only the right one has.
-        if let Some(&row) = out.iter().rev().find(|x| a.contains(x) && !b.contains(x)) {
+        let (row, column) = space::rows_and_columns(plan, k, op);
+        if let Some(row) = row {
             set(row, if by_tiles { TILED_ROWS } else { ROWS });
         }
-        if let Some(&column) = out.iter().rev().find(|x| b.contains(x) && !a.contains(x)) {
+        if let Some(column) = column {
             set(column, COLUMNS);
         }
         for axis in over.iter().filter(|x| streams.contains(x)) {

@@ -7,9 +7,10 @@
 
 use std::ops::ControlFlow;
 
+use einfall_ir::analysis::runs::{runs, single_axes};
 use einfall_ir::arena::Id;
 use einfall_ir::mapping::{AxisMapping, KernelMapping, TileMapping, Work};
-use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Op, Plan, Space as Memory};
+use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Op, Plan, Space as Memory, TileId};
 
 use super::cost::Pricer;
 use crate::csp::{Domain, Expr, Model, Solver, VarId};
@@ -76,7 +77,7 @@ impl<'a> Space<'a> {
         let extents = kernel.axes.iter().map(|(_, a)| a.extent.eval(&known).unwrap_or(NOMINAL).max(1)).collect();
         let (model, block) = (Model::new(), Vec::new());
         let mut space = Space { plan, kernel, ranks: known, extents, block, model };
-        let (rows, columns, long) = roles(kernel);
+        let (rows, columns, long) = roles(plan, kernel);
         let tiles = tiles && all_tiled(plan, kernel);
         for (id, a) in kernel.axes.iter() {
             let own = rule.axis(&a.name).map_or(1, |m| m.block as i64);
@@ -109,8 +110,9 @@ impl<'a> Space<'a> {
 
     fn memory(&mut self) {
         let mut all = Vec::new();
-        for (_, t) in self.kernel.tiles.iter() {
-            let size: Vec<Expr> = t.axes.iter().map(|a| self.block(*a)).collect();
+        for (id, t) in self.kernel.tiles.iter() {
+            let single = single_axes(self.plan, self.kernel, id);
+            let size: Vec<Expr> = t.axes.iter().filter(|a| !single.contains(a)).map(|a| self.block(*a)).collect();
             let size = Expr::Product(size);
             self.model.constrain(format!("elements of {}", t.name), size.clone().at_most(TILE));
             all.push(size * 4);
@@ -256,14 +258,29 @@ pub(super) fn all_tiled(plan: &Plan, kernel: &Kernel) -> bool {
     any && all
 }
 
+/// The axes that a contraction's result has of one operand alone, as its rows and its columns: the last of the left one
+/// and of the right one; or rows that share an operand by runs, and that operand's columns.
+pub(super) fn rows_and_columns(plan: &Plan, kernel: &Kernel, op: &Op) -> (Option<AxisId>, Option<AxisId>) {
+    let Op::Contract { out, a, b, .. } = op else { return (None, None) };
+    let axes = |t: &TileId| &kernel.tiles[*t].axes;
+    let last = |t: &TileId, other: &TileId| {
+        axes(out).iter().rev().copied().find(|x| axes(t).contains(x) && !axes(other).contains(x))
+    };
+    match runs(plan, kernel, op) {
+        Some(r) if r.first => (Some(r.axis), last(a, b)),
+        Some(r) => (Some(r.axis), last(b, a)),
+        None => (last(a, b), last(b, a)),
+    }
+}
+
 /// Axes that contractions see as rows and as columns, and the contiguous ones of what is stored.
-pub(super) fn roles(kernel: &Kernel) -> (Vec<AxisId>, Vec<AxisId>, Vec<AxisId>) {
+pub(super) fn roles(plan: &Plan, kernel: &Kernel) -> (Vec<AxisId>, Vec<AxisId>, Vec<AxisId>) {
     let (mut rows, mut columns, mut long) = (Vec::new(), Vec::new(), Vec::new());
     kernel.for_each_op(&mut |op, _| match op {
-        Op::Contract { out, a, b, .. } => {
-            let axes = |t: &einfall_ir::tile::TileId| &kernel.tiles[*t].axes;
-            rows.extend(axes(out).iter().rev().find(|x| axes(a).contains(x) && !axes(b).contains(x)));
-            columns.extend(axes(out).iter().rev().find(|x| axes(b).contains(x) && !axes(a).contains(x)));
+        Op::Contract { .. } => {
+            let (row, column) = rows_and_columns(plan, kernel, op);
+            rows.extend(row);
+            columns.extend(column);
         }
         Op::Store { axes, .. } => long.extend(axes.last()),
         Op::Load { .. } | Op::Map { .. } | Op::Reduce { .. } | Op::Scan { .. } => {}

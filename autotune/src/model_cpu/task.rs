@@ -4,11 +4,12 @@
 //! which operations share a nest of loops, along which axis lanes run, what is read in place. Instructions are counted in
 //! slots, the time of one vector multiply-add at the peak.
 
+use einfall_ir::analysis::runs::Runs;
 use einfall_ir::arena::Id;
-use einfall_ir::tile::{AxisId, AxisKind, TileId};
+use einfall_ir::tile::{AxisId, AxisKind, Tile, TileId};
 
 use super::cost::Pricer;
-use super::work::{Access, Kind, Source, Step};
+use super::work::{Access, Kind, Source, Step, Work};
 
 /// Slots until a multiply-add's result may be added to (4 cycles of two).
 const LATENCY: f64 = 8.0;
@@ -31,6 +32,9 @@ const STRAYED: f64 = 2.0;
 const LOOP: f64 = 8.0;
 /// Slots to begin a register tile: addresses, and the end of the loop before it.
 const REGISTER_TILE: f64 = 40.0;
+/// The share of a register tile that the rest of a run's rows takes, and values of keys whose number is not known.
+const REST: f64 = 0.3;
+const VALUES: f64 = 16.0;
 /// Slots to begin an operation, a step of a stream, a task.
 const OPERATION: f64 = 10.0;
 const STREAM_STEP: f64 = 15.0;
@@ -78,6 +82,8 @@ struct Shape {
     vectors: f64,
     /// Slots of a product of tiles, where these are.
     product: Option<f64>,
+    /// Rows that share the columns by runs, and how many runs a block has.
+    runs: Option<(AxisId, f64)>,
 }
 
 impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
@@ -97,6 +103,9 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
             let Some(shape) = c.shape(s).filter(|_| !c.thin(s)) else { continue };
             let inner = c.inner(s, shape.rows);
             for (t, contiguous) in [(shape.rows, inner), (shape.columns, Some(shape.lane))] {
+                if shape.runs.is_some() && t == shape.columns {
+                    continue;
+                }
                 if !std::mem::replace(&mut wanted[t.index()], true) {
                     c.layout[t.index()] = contiguous.or(c.layout[t.index()]);
                     c.direct[t.index()] = false;
@@ -104,7 +113,9 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
             }
         }
         let held = k.tiles.iter().filter(|(id, _)| !c.direct[id.index()]);
-        c.footprint = held.map(|(_, t)| 4.0 * c.points(&t.axes)).sum();
+        let single = |id: TileId, a: &AxisId| pricer.work.single[id.index()].contains(a);
+        let axes = |(id, t): (TileId, &Tile)| t.axes.iter().copied().filter(|a| !single(id, a)).collect::<Vec<_>>();
+        c.footprint = held.map(|t| 4.0 * c.points(&axes(t))).sum();
         c
     }
 
@@ -138,16 +149,24 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let Kind::Contract { out, a, b } = s.kind else { return None };
         let has = |t: TileId, x: &AxisId| self.tile(t).contains(x);
         let wide = || self.tile(out).iter().rev().copied().filter(|x| self.wide(*x));
-        let lane = wide().find(|x| has(a, x) != has(b, x))?;
+        let runs = s.runs.as_ref().filter(|r| self.wide(r.axis));
+        let lane = match runs {
+            Some(r) => wide().find(|x| has(r.operand, x) && !(has(a, x) && has(b, x)))?,
+            None => wide().find(|x| has(a, x) != has(b, x))?,
+        };
         let (rows, columns) = if has(a, &lane) { (b, a) } else { (a, b) };
-        let row = wide().find(|x| has(rows, x) && !has(columns, x));
+        let row = match runs {
+            Some(r) => Some(r.axis),
+            None => wide().find(|x| has(rows, x) && !has(columns, x)),
+        };
+        let runs = runs.map(|r| (r.axis, self.runs_of(r)));
         let m = &self.pricer.machine;
         let plan = self.pricer.space.plan;
         let many = row.is_some_and(|r| self.most[r.index()] > TILE_ROWS);
         let product = m.product.filter(|_| many && super::tiled(plan, self.pricer.space.kernel, out, a, b));
         if product.is_some() {
             let height = if row.is_some_and(|r| self.most[r.index()] <= TILE) { TILE } else { 2.0 * TILE };
-            return Some(Shape { rows, columns, lane, row, height, vectors: 2.0, product });
+            return Some(Shape { rows, columns, lane, row, height, vectors: 2.0, product, runs });
         }
         let vectors = if self.most[lane.index()] <= m.lanes { 1.0 } else { 2.0 };
         let most = (2.0 * m.rows / vectors).floor();
@@ -155,14 +174,45 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
             let n = self.most[r.index()];
             (n / (n / most).ceil()).ceil()
         });
-        Some(Shape { rows, columns, lane, row, height, vectors, product: None })
+        Some(Shape { rows, columns, lane, row, height, vectors, product: None, runs })
+    }
+
+    /// Runs in a block of rows, as if the rows were in order and the values of their keys equally frequent.
+    fn runs_of(&self, r: &Runs) -> f64 {
+        let (block, extent) = (self.block[r.axis.index()], self.pricer.space.extents[r.axis.index()] as f64);
+        let values = Work::values(self.pricer.space, r).unwrap_or(VALUES).min(extent);
+        (1.0 + block * (values - 1.0).max(0.0) / extent).min(block)
+    }
+
+    /// Whether an elementwise operation's result is computed where it is packed, once a run.
+    fn made_by_runs(&self, s: &Step) -> bool {
+        match &s.write {
+            Source::Tile(t, _) if s.kind == Kind::Elementwise => {
+                self.shared(*t).is_some_and(|(axis, _)| self.wide(axis))
+            }
+            Source::Tile(..) | Source::Array(_) => false,
+        }
+    }
+
+    /// Coordinates that an operand of a contraction has at a time, once for every run where rows share it by runs.
+    fn packed(&self, t: TileId, shape: &Shape) -> f64 {
+        let whole = self.points(self.tile(t));
+        match shape.runs.filter(|_| t == shape.columns) {
+            Some((axis, runs)) => whole / self.block[axis.index()] * runs,
+            None => whole,
+        }
     }
 
     /// Whether a contraction has almost no rows and is a reduction.
     fn thin(&self, s: &Step) -> bool {
         let Kind::Contract { out, a, b } = s.kind else { return false };
+        if s.runs.as_ref().is_some_and(|r| self.block[r.axis.index()] <= THIN_ROWS * self.runs_of(r)) {
+            return true;
+        }
         let few = |t: TileId, other: TileId| {
-            let mut own = self.tile(t).iter().filter(|x| !self.tile(other).contains(x) && self.tile(out).contains(x));
+            let single = |x: &AxisId| s.runs.as_ref().is_some_and(|r| r.operand == other && r.axis == *x);
+            let has = |x: &AxisId| self.tile(other).contains(x) && !single(x);
+            let mut own = self.tile(t).iter().filter(|x| !has(x) && self.tile(out).contains(x));
             own.all(|x| self.most[x.index()] <= THIN_ROWS)
         };
         few(a, b) || few(b, a)
@@ -184,7 +234,7 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                     task.walking += STREAM_STEP * around;
                 }
             }
-            if matches!(s.kind, Kind::Load(t) if self.direct[t.index()]) {
+            if matches!(s.kind, Kind::Load(t) if self.direct[t.index()]) || self.made_by_runs(s) {
                 at += 1;
                 continue;
             }
@@ -231,6 +281,7 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
             let reduces = s.kind == Kind::Reduce;
             let apart = s.streams != steps[0].streams
                 || !matches!(s.kind, Kind::Reduce | Kind::Elementwise)
+                || self.made_by_runs(s)
                 || self.ranged(s) != first
                 || reduces && reduced.is_some_and(|r| r != over(s))
                 || s.reads.iter().any(|r| match r {
@@ -310,7 +361,11 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let m = &self.pricer.machine;
         let steps = self.points(&s.over);
         let columns = self.padded(shape.lane, shape.vectors * m.lanes) / (shape.vectors * m.lanes);
-        let rows = shape.row.map_or(1.0, |r| self.padded(r, shape.height) / shape.height);
+        let rows = match shape.runs {
+            // Of a run's rest, half of what a register tile of the next size by halves has is there.
+            Some((axis, runs)) => self.block[axis.index()] / shape.height + REST * runs,
+            None => shape.row.map_or(1.0, |r| self.padded(r, shape.height) / shape.height),
+        };
         let own: Vec<AxisId> = s.axes.iter().copied().filter(|a| *a != shape.lane && Some(*a) != shape.row).collect();
         let tiles = columns * rows * self.points(&own) * trips;
         if let Some(product) = shape.product {
@@ -327,15 +382,22 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         task.products += tiles * (step * steps + ends);
         task.least += tiles * adds * steps;
         // Panels are written and read once where the cache is that holds all of them.
-        let panels = 8.0 * self.points(self.tile(shape.columns));
+        let panels = 8.0 * self.packed(shape.columns, shape);
         let far = m.holds(panels / 2.0);
         task.memory += if far == 0 { 0.0 } else { panels * trips * m.byte[far] };
         // What is not laid out for it is packed now.
         for (t, contiguous) in [(shape.rows, self.inner(s, shape.rows)), (shape.columns, Some(shape.lane))] {
             let wanted = contiguous.or(self.layout[t.index()]);
-            if self.layout[t.index()] != wanted {
-                let vectors = self.points(self.tile(t)) / m.lanes * trips;
-                task.packing += vectors * (TRANSPOSE + LOAD);
+            let (once, axes) = (self.packed(t, shape), self.tile(t));
+            if shape.runs.is_some() && t == shape.columns && self.direct[t.index()] {
+                let loaded = self.pricer.work.steps.iter().find(|x| x.kind == Kind::Load(t));
+                let from = Source::Tile(t, axes.iter().map(|a| Some(*a)).collect());
+                let turned = loaded.is_some() && self.walks(&from, shape.lane) != Walk::Along;
+                let narrow = if self.narrow(&from) { CONVERT } else { 0.0 };
+                let per = if turned { TRANSPOSE } else { LOAD + STORE };
+                task.packing += once / m.lanes * (per + narrow) * trips;
+            } else if self.layout[t.index()] != wanted {
+                task.packing += once / m.lanes * (TRANSPOSE + LOAD) * trips;
             }
         }
     }
@@ -354,8 +416,7 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let ends = products * TILE * (LOAD + STORE) + REGISTER_TILE;
         task.products += tiles * (step * steps + ends);
         task.least += tiles * products * product * steps;
-        let points = |t: TileId| self.points(self.tile(t)) / m.lanes * trips;
-        task.packing += points(shape.columns) * (TRANSPOSE + STORE);
+        task.packing += self.packed(shape.columns, shape) / m.lanes * trips * (TRANSPOSE + STORE);
     }
 
     /// Loops around lanes: a run of elementwise operations, reductions and stores, the first of which is number `first`.
@@ -492,6 +553,13 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         }
     }
 
+    /// The axis of which a tile has one coordinate at a time, and how many a block of rows asks for.
+    fn shared(&self, t: TileId) -> Option<(AxisId, f64)> {
+        let of = |s: &Step| s.runs.as_ref().filter(|r| r.operand == t).map(|r| (r.axis, self.runs_of(r)));
+        let work = &self.pricer.work;
+        work.steps.iter().find_map(of).filter(|(axis, _)| work.single[t.index()].contains(axis))
+    }
+
     /// Seconds of moving arrays to a core: from where they are at first and from where they stay after that.
     fn memory(&self) -> f64 {
         let (m, space) = (&self.pricer.machine, self.pricer.space);
@@ -505,7 +573,15 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         for s in &self.pricer.work.steps {
             for source in s.reads.iter().chain([&s.write]) {
                 let Source::Array(a) = source else { continue };
-                let reach = |x: &AxisId| if kind(x) == AxisKind::Grid { self.block[x.index()] } else { extent(x) };
+                let runs = match s.kind {
+                    Kind::Load(t) => self.shared(t),
+                    Kind::Contract { .. } | Kind::Reduce | Kind::Scan | Kind::Elementwise => None,
+                };
+                let reach = |x: &AxisId| match runs {
+                    Some((axis, runs)) if axis == *x => runs,
+                    _ if kind(x) == AxisKind::Grid => self.block[x.index()],
+                    _ => extent(x),
+                };
                 let inside = s.streams.iter().filter(|x| a.axes.contains(x));
                 let kept: f64 = inside.map(|x| self.trips[x.index()] / count(x)).product();
                 // Short runs of neighbours cost a line more.

@@ -3,6 +3,7 @@
 //!
 //! Invariant: a function of the plan's kernel and its extents alone.
 
+use einfall_ir::analysis::runs::{Runs, runs, single_axes};
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
 use einfall_ir::ops::{BinaryOp, ReduceOp, UnaryOp};
@@ -63,6 +64,8 @@ pub(super) struct Step {
     pub join: f64,
     pub reads: Vec<Source>,
     pub write: Source,
+    /// Rows that share a contraction's operand by runs.
+    pub runs: Option<Runs>,
 }
 
 /// A stream's filter.
@@ -82,6 +85,8 @@ pub(super) struct Work {
     pub filters: Vec<Filter>,
     /// Tiles that one load fills and nothing else writes: their array may be read in place.
     pub loaded: Vec<Option<Access>>,
+    /// Axes of which each tile has one coordinate at a time.
+    pub single: Vec<Vec<AxisId>>,
 }
 
 impl Work {
@@ -102,6 +107,7 @@ impl Work {
                 join: 0.0,
                 reads: Vec::new(),
                 write: op.outs().first().map_or(Source::Tile(TileId::new(0), Vec::new()), |t| own(*t)),
+                runs: runs(space.plan, k, op),
             };
             match op {
                 Op::Contract { out, a, b, over, .. } => {
@@ -146,7 +152,8 @@ impl Work {
         }
         let mut filters = Vec::new();
         find_filters(k, &k.body, &mut filters);
-        Work { steps, filters, loaded }
+        let single = k.tiles.ids().map(|t| single_axes(space.plan, k, t)).collect();
+        Work { steps, filters, loaded, single }
     }
 }
 
@@ -167,6 +174,25 @@ fn find_filters(k: &Kernel, nodes: &[Node], out: &mut Vec<Filter>) {
             out.push(Filter { axis: s.axis, condition, axes });
         }
         find_filters(k, &s.body, out);
+    }
+}
+
+impl Work {
+    /// How many values the keys of runs may take: the extents that they are positions along, where all are.
+    pub fn values(space: &Space<'_>, runs: &Runs) -> Option<f64> {
+        let k = space.kernel;
+        let mut found: Option<f64> = None;
+        k.for_each_op(&mut |op, _| {
+            let Op::Load { out, buffer, at } = op else { return };
+            if *out == runs.operand {
+                let extent = |e: &ExprId| {
+                    let d = at.iter().position(|a| a == e)?;
+                    size(space, &space.plan.buffers[*buffer].dims[d])
+                };
+                found = runs.keys.iter().map(extent).product();
+            }
+        });
+        found
     }
 }
 

@@ -10,6 +10,7 @@ use einfall_codegen::tables::FORMS;
 use einfall_ir::array::Array;
 use einfall_ir::artifact::{Artifact, Code, Slot};
 use einfall_ir::dtype::DType;
+use einfall_ir::kernel::Module;
 use einfall_ir::tile::{BufferKind, Plan};
 use einfall_ir::tolerance::poison;
 use einfall_llvm::{Code as Linked, Host, Llvm, LoadOptions, Passes};
@@ -47,7 +48,11 @@ pub struct Compiled {
 
 pub fn compile(plan: &Plan, isa: &Isa) -> Result<Compiled, NotLowered> {
     let plan = &round_operands(plan.clone(), &isa.atoms());
-    let module = cpu::lower(plan, isa)?;
+    compile_lowered(plan, cpu::lower(plan, isa)?, isa)
+}
+
+/// As [`compile`], from what a plan was lowered to.
+pub fn compile_lowered(plan: &Plan, module: Module, isa: &Isa) -> Result<Compiled, NotLowered> {
     let faults = (FORMS.verify)(&Program::Kernel(module.clone()));
     assert!(faults.is_empty(), "{faults:#?}\n{plan}");
     let mut artifact = llvm::print(plan, &module, isa, "cpu")?;

@@ -15,6 +15,7 @@ pub mod order_free;
 pub mod passes;
 pub mod precise;
 pub mod resources;
+pub mod runs;
 #[cfg(test)]
 mod samples;
 pub mod separation;

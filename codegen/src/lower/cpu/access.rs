@@ -65,6 +65,9 @@ impl Lower<'_> {
 
     /// Elementwise value of `e` at `p`; operands are loaded by statements pushed to `sink`.
     pub(super) fn expr(&mut self, e: ExprId, p: &Point, sink: &mut Sink) -> Out<E> {
+        if let Some(v) = self.run.value(e) {
+            return Ok(v);
+        }
         let b = |x: E| Box::new(x);
         let node = self.k.exprs[e].clone();
         Ok(match node {
@@ -155,6 +158,15 @@ impl Lower<'_> {
                     }
                 }
                 self.read_value(buffer, &at, &q, sink)
+            }
+            Place::Computed(value) => {
+                if !plain {
+                    return Err(self.unsupported("a computed operand under other names of its axes"));
+                }
+                let v = self.expr(value, p, sink)?;
+                let dtype = self.k.tiles[t].dtype;
+                let exact = matches!(dtype, DType::F32 | DType::F64 | DType::I64 | DType::Bool);
+                Ok(if exact || self.representable(&v, dtype) { v } else { E::Cast(dtype, Box::new(v)) })
             }
             Place::Scratch(s) => {
                 let mut local = BTreeMap::new();
@@ -324,6 +336,9 @@ impl Lower<'_> {
 
     /// Whether `0 ≤ e < dim` follows from the extents of the axes in it.
     pub(super) fn inside(&self, e: ExprId, dim: &Size) -> bool {
+        if self.run.inside && self.run.value(e).is_some() {
+            return true;
+        }
         let Some(top) = self.upper(e) else { return false };
         match (&top, dim) {
             (Size::Const(a), Size::Const(b)) => a <= b,

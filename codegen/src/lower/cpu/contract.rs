@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 
+use einfall_ir::analysis::runs::runs;
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::atoms::Atom;
-use einfall_ir::kernel::{Expr as E, Frag, FragId, Operand, Stmt, View};
+use einfall_ir::kernel::{Bound, Expr as E, Frag, FragId, Operand, Stmt, View};
 use einfall_ir::layout::Distribution;
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 use einfall_ir::tile::{self, AxisId, BufferId, ExprId, Node, Op, TileId};
@@ -19,6 +20,7 @@ use super::access::{Point, Sink};
 use super::build::*;
 use super::nest::TransposeSource;
 use super::place::{Layout, Place, Scratch, Shape};
+use super::runs::RunRows;
 use super::{Lower, Out};
 
 /// One step of the summed axes, given local coordinates and the chunk and offset of the innermost.
@@ -27,16 +29,45 @@ type StepBody<'b, 'l> = dyn FnMut(&mut Lower<'l>, &BTreeMap<AxisId, E>, Option<(
 /// An element of a tile at a point.
 type Value<'b, 'l> = dyn FnMut(&mut Lower<'l>, &Point, &mut Sink) -> Out<E> + 'b;
 
+/// A contraction whose operands are laid out for it.
+pub(super) struct Product {
+    pub(super) out: TileId,
+    /// Whether it adds to the value before.
+    carry: bool,
+    pub(super) shape: Shape,
+    /// The axis of the columns.
+    lane: AxisId,
+    /// Rows and columns.
+    ra: Scratch,
+    pub(super) rb: Scratch,
+    /// The result.
+    acc: Scratch,
+}
+
 /// Contractions whose columns are shared by at most this many rows are reductions.
-const THIN_ROWS: u64 = 2;
+pub(super) const THIN_ROWS: u64 = 2;
+
+/// The product of a contraction's operands among the expressions that [`thin`] adds.
+pub(super) fn factors(k: &tile::Kernel, a: TileId, b: TileId) -> Option<ExprId> {
+    let tile = |e: ExprId| match k.exprs[e] {
+        tile::Expr::Tile(t) => Some(t),
+        _ => None,
+    };
+    let found = k.exprs.iter().find(|(_, e)| match e {
+        tile::Expr::Binary(BinaryOp::Mul, x, y) => tile(*x) == Some(a) && tile(*y) == Some(b),
+        _ => false,
+    });
+    found.map(|f| f.0)
+}
 
 /// Rewrites contractions with no axis of their own per operand, or almost no rows, to reductions of products.
-pub(super) fn thin(k: &tile::Kernel) -> tile::Kernel {
-    fn go(k: &mut tile::Kernel, nodes: &mut [Node]) {
+pub(super) fn thin(plan: &tile::Plan, k: &tile::Kernel) -> tile::Kernel {
+    fn go(plan: &tile::Plan, whole: &tile::Kernel, k: &mut tile::Kernel, nodes: &mut [Node]) {
         for n in nodes {
             match n {
-                Node::Stream(s) => go(k, &mut s.body),
+                Node::Stream(s) => go(plan, whole, k, &mut s.body),
                 Node::Op(op) => {
+                    let runs = runs(plan, whole, op);
                     let Op::Contract { out, a, b, over, carry } = op else { continue };
                     let few = |x: &AxisId| {
                         let axis = &k.axes[*x];
@@ -52,24 +83,34 @@ pub(super) fn thin(k: &tile::Kernel) -> tile::Kernel {
                         };
                         block.is_some_and(|b| b <= THIN_ROWS)
                     };
-                    let own = |t: TileId, o: TileId| {
-                        let (t, o, out) = (&k.tiles[t].axes, &k.tiles[o].axes, &k.tiles[*out].axes);
-                        t.iter().filter(|x| !o.contains(x) && out.contains(x)).all(few)
+                    let has = |t: TileId, x: &AxisId| {
+                        let single = runs.as_ref().is_some_and(|r| r.operand == t && r.axis == *x);
+                        k.tiles[t].axes.contains(x) && !single
                     };
-                    if !own(*a, *b) && !own(*b, *a) {
+                    let own = |t: TileId, o: TileId| {
+                        let (t, out) = (&k.tiles[t].axes, &k.tiles[*out].axes);
+                        t.iter().filter(|x| !has(o, x) && out.contains(x)).all(few)
+                    };
+                    let reduces = own(*a, *b) || own(*b, *a);
+                    if !reduces && runs.is_none() {
                         continue;
                     }
                     let (a, b, out, over, carry) = (*a, *b, *out, over.clone(), *carry);
                     let (x, y) = (k.exprs.push(tile::Expr::Tile(a)), k.exprs.push(tile::Expr::Tile(b)));
                     let value = k.exprs.push(tile::Expr::Binary(BinaryOp::Mul, x, y));
+                    // Of short runs the products are reduced, too.
+                    if !reduces {
+                        continue;
+                    }
                     *op = Op::Reduce { out: vec![out], op: ReduceOp::Sum, value, over, carry };
                 }
             }
         }
     }
+    let whole = k;
     let mut k = k.clone();
     let mut body = std::mem::take(&mut k.body);
-    go(&mut k, &mut body);
+    go(plan, whole, &mut k, &mut body);
     k.body = body;
     k
 }
@@ -85,98 +126,134 @@ impl<'l> Lower<'l> {
         let row_layout = self.row_layout(rows, &shape);
         let lane_layout = self.lane_layout(cols, &shape);
         let ra = self.operand(rows, row_layout, true, &mut stmts)?;
-        let rb = self.operand(cols, lane_layout, false, &mut stmts)?;
         if let Some(atom) = &shape.atom {
             stmts.extend(self.clear_tail(&ra, &shape, atom)?);
         }
-        let Place::Scratch(acc_place) = self.places[out.index()].clone() else {
+        let Place::Scratch(acc) = self.places[out.index()].clone() else {
             return Err(self.unsupported("a contraction into an array"));
         };
-        let others: Vec<AxisId> =
-            self.wide(&self.k.tiles[*out].axes).into_iter().filter(|x| *x != lane && Some(*x) != shape.row).collect();
-        let dtype = Self::register_type(self.k.tiles[*out].dtype);
-        let out_dtype = self.held(*out);
-        let (mr, nr, l) = (shape.mr, shape.nr, self.isa.lanes());
-        let full = Distribution::vectors(&[mr, nr], Some(1), l);
-        let acc = self.tile_frag("acc", dtype, full.clone());
-        let mut local = BTreeMap::new();
-        let carry = *carry;
-        let body = self.loops(&others, &mut local, &mut |s, local| {
+        let product = |shape: Shape, rb: Scratch| Product { out: *out, carry: *carry, shape, lane, ra, rb, acc };
+        if let Some(runs) = shape.runs.clone() {
+            let rb = self.copy_of(cols, lane_layout, false);
+            stmts.extend(self.product_of_runs(op, &product(shape, rb), &runs)?);
+            return Ok(stmts);
+        }
+        let rb = self.operand(cols, lane_layout, false, &mut stmts)?;
+        stmts.extend(self.product(&product(shape, rb), &mut BTreeMap::new(), None)?);
+        Ok(stmts)
+    }
+
+    /// Register tiles over the columns and all rows of a block, or those of a run.
+    pub(super) fn product(
+        &mut self,
+        p: &Product,
+        local: &mut BTreeMap<AxisId, E>,
+        run: Option<&RunRows>,
+    ) -> Out<Vec<Stmt>> {
+        let (lane, row) = (p.lane, p.shape.row);
+        let others: Vec<AxisId> = self
+            .wide(&self.k.tiles[p.out].axes)
+            .into_iter()
+            .filter(|x| *x != lane && Some(*x) != row && !local.contains_key(x))
+            .collect();
+        self.loops(&others, local, &mut |s, local| {
             let j = s.var(&s.k.axes[lane].name.clone());
             local.insert(lane, E::Var(j));
-            let i = shape.row.map(|r| {
-                let v = s.var(&s.k.axes[r].name.clone());
-                local.insert(r, E::Var(v));
-                v
-            });
-            let place = |s: &Self, at: &Scratch, local: &BTreeMap<AxisId, E>, split: Option<(E, E)>| -> Vec<E> {
-                let mut v = s.scratch_at(at, |a| local.get(&a).cloned().unwrap_or(int(0)));
-                if let (Some(_), Some((panel, inner))) = (at.layout.panel, split) {
-                    let last = v.len() - 1;
-                    v[0] = panel;
-                    v[last] = inner;
+            let body = match (row, run) {
+                (Some(r), Some(run)) => s.run_tiles(p, r, run, local)?,
+                (Some(r), None) => {
+                    let i = s.var(&s.k.axes[r].name.clone());
+                    local.insert(r, E::Var(i));
+                    let body = s.register_tile(p, p.shape.mr, local, None);
+                    local.remove(&r);
+                    let hi = s.ranges[r.index()].size.clone();
+                    vec![Stmt::For { var: i, lo: int(0), hi, step: p.shape.mr as i64, unroll: false, body }]
                 }
-                v
+                (None, _) => s.register_tile(p, p.shape.mr, local, None),
             };
-            let walk = |at: &Scratch, a: Option<AxisId>| a.and_then(|a| Self::scratch_dim(at, a)).map(|d| (d, 1));
-            let acc_view = View {
-                buf: acc_place.buf,
-                stage: None,
-                at: place(s, &acc_place, local, None),
-                walk: vec![walk(&acc_place, shape.row), walk(&acc_place, Some(lane))],
-            };
-            let mut inner = Vec::new();
-            if carry {
-                inner.push(Stmt::Load { out: acc, src: acc_view.clone(), bounds: Vec::new() });
-            } else {
-                inner.push(Stmt::Map { out: acc, value: if dtype == DType::I64 { int(0) } else { E::Float(0.0) } });
-            }
-            inner.extend(s.summed(&shape, &ra, local, &mut |s, local, split| {
-                if let Some(atom) = &shape.atom {
-                    let (a, b) = (place(s, &ra, local, split), place(s, &rb, local, None));
-                    return Self::tiles(&shape, atom, acc, (&ra, a), (&rb, b));
-                }
-                let fa = s.tile_frag("rows", dtype, full.project(&[0]));
-                let fb = s.tile_frag("cols", dtype, full.project(&[1]));
-                let view = |s: &Self, p: &Scratch, a: Option<AxisId>, split: Option<(E, E)>| View {
-                    buf: p.buf,
-                    stage: None,
-                    at: place(s, p, local, split),
-                    walk: vec![walk(p, a)],
-                };
-                let frag = |f: FragId, dims: Vec<usize>| Box::new(E::Frag { frag: f, dims });
-                let (x, y, z) = (frag(fa, vec![0]), frag(fb, vec![1]), frag(acc, vec![0, 1]));
-                let value = if dtype == DType::I64 {
-                    E::Binary(BinaryOp::Add, z, Box::new(E::Binary(BinaryOp::Mul, x, y)))
-                } else {
-                    E::Fma(x, y, z)
-                };
-                vec![
-                    Stmt::Load { out: fb, src: view(s, &rb, Some(lane), None), bounds: Vec::new() },
-                    Stmt::Load { out: fa, src: view(s, &ra, shape.row, split), bounds: Vec::new() },
-                    Stmt::Map { out: acc, value },
-                ]
-            }));
-            let src = if matches!(out_dtype, DType::F32 | DType::F64 | DType::I64) {
-                acc
-            } else {
-                let r = s.tile_frag("rounded", dtype, full.clone());
-                let v = E::Frag { frag: acc, dims: vec![0, 1] };
-                inner.push(Stmt::Map { out: r, value: E::Cast(out_dtype, Box::new(v)) });
-                r
-            };
-            inner.push(Stmt::Store { dst: acc_view, src, bounds: Vec::new(), join: None });
-            if let (Some(r), Some(i)) = (shape.row, i) {
-                let hi = s.ranges[r.index()].size.clone();
-                inner = vec![Stmt::For { var: i, lo: int(0), hi, step: mr as i64, unroll: false, body: inner }];
-                local.remove(&r);
-            }
             local.remove(&lane);
             let hi = s.ranges[lane.index()].size.clone();
-            Ok(vec![Stmt::For { var: j, lo: int(0), hi, step: nr as i64, unroll: false, body: inner }])
-        })?;
-        stmts.extend(body);
-        Ok(stmts)
+            Ok(vec![Stmt::For { var: j, lo: int(0), hi, step: p.shape.nr as i64, unroll: false, body }])
+        })
+    }
+
+    /// One register tile of `mr` rows over all summed axes; of its rows, the first `limit` are stored.
+    pub(super) fn register_tile(
+        &mut self,
+        p: &Product,
+        mr: u64,
+        local: &BTreeMap<AxisId, E>,
+        limit: Option<E>,
+    ) -> Vec<Stmt> {
+        let (shape, lane, ra, rb) = (Shape { mr, ..p.shape.clone() }, p.lane, &p.ra, &p.rb);
+        let dtype = Self::register_type(self.k.tiles[p.out].dtype);
+        let out_dtype = self.held(p.out);
+        let full = Distribution::vectors(&[mr, shape.nr], Some(1), self.isa.lanes());
+        let acc = self.tile_frag("acc", dtype, full.clone());
+        let place = |s: &Self, at: &Scratch, local: &BTreeMap<AxisId, E>, split: Option<(E, E)>| -> Vec<E> {
+            let mut v = s.scratch_at(at, |a| local.get(&a).cloned().unwrap_or(int(0)));
+            if let (Some(_), Some((panel, inner))) = (at.layout.panel, split) {
+                let last = v.len() - 1;
+                v[0] = panel;
+                v[last] = inner;
+            }
+            v
+        };
+        let walk = |at: &Scratch, a: Option<AxisId>| a.and_then(|a| Self::scratch_dim(at, a)).map(|d| (d, 1));
+        let acc_view = View {
+            buf: p.acc.buf,
+            stage: None,
+            at: place(self, &p.acc, local, None),
+            walk: vec![walk(&p.acc, shape.row), walk(&p.acc, Some(lane))],
+        };
+        let mut inner = Vec::new();
+        if p.carry {
+            inner.push(Stmt::Load { out: acc, src: acc_view.clone(), bounds: Vec::new() });
+        } else {
+            inner.push(Stmt::Map { out: acc, value: if dtype == DType::I64 { int(0) } else { E::Float(0.0) } });
+        }
+        inner.extend(self.summed(&shape, ra, local, &mut |s, local, split| {
+            if let Some(atom) = &shape.atom {
+                let (a, b) = (place(s, ra, local, split), place(s, rb, local, None));
+                return Self::tiles(&shape, atom, acc, (ra, a), (rb, b));
+            }
+            let fa = s.tile_frag("rows", dtype, full.project(&[0]));
+            let fb = s.tile_frag("cols", dtype, full.project(&[1]));
+            let view = |s: &Self, p: &Scratch, a: Option<AxisId>, split: Option<(E, E)>| View {
+                buf: p.buf,
+                stage: None,
+                at: place(s, p, local, split),
+                walk: vec![walk(p, a)],
+            };
+            let frag = |f: FragId, dims: Vec<usize>| Box::new(E::Frag { frag: f, dims });
+            let (x, y, z) = (frag(fa, vec![0]), frag(fb, vec![1]), frag(acc, vec![0, 1]));
+            let value = if dtype == DType::I64 {
+                E::Binary(BinaryOp::Add, z, Box::new(E::Binary(BinaryOp::Mul, x, y)))
+            } else {
+                E::Fma(x, y, z)
+            };
+            vec![
+                Stmt::Load { out: fb, src: view(s, rb, Some(lane), None), bounds: Vec::new() },
+                Stmt::Load { out: fa, src: view(s, ra, shape.row, split), bounds: Vec::new() },
+                Stmt::Map { out: acc, value },
+            ]
+        }));
+        let src = if matches!(out_dtype, DType::F32 | DType::F64 | DType::I64) {
+            acc
+        } else {
+            let r = self.tile_frag("rounded", dtype, full.clone());
+            let v = E::Frag { frag: acc, dims: vec![0, 1] };
+            inner.push(Stmt::Map { out: r, value: E::Cast(out_dtype, Box::new(v)) });
+            r
+        };
+        match limit {
+            Some(limit) if shape.atom.is_some() => inner.extend(self.store_rows(&acc_view, src, &shape, limit)),
+            limit => {
+                let bounds = limit.map(|limit| Bound { dim: 0, limit }).into_iter().collect();
+                inner.push(Stmt::Store { dst: acc_view, src, bounds, join: None });
+            }
+        }
+        inner
     }
 
     /// The atoms of one step: all pairs of a tile of rows and a tile of columns.
@@ -239,7 +316,7 @@ impl<'l> Lower<'l> {
         Ok(vec![Stmt::If { cond: size.bin(BinaryOp::Mod, int(step as i64)), then, otherwise: Vec::new() }])
     }
 
-    fn tile_frag(&mut self, name: &str, dtype: DType, dist: Distribution) -> FragId {
+    pub(super) fn tile_frag(&mut self, name: &str, dtype: DType, dist: Distribution) -> FragId {
         let name = format!("{name}_{}", self.frags.len());
         self.frags.push(Frag { name, dtype, dist })
     }
@@ -306,30 +383,38 @@ impl<'l> Lower<'l> {
         {
             return Ok(s.clone());
         }
+        let s = self.copy_of(t, layout, row);
+        stmts.extend(self.pack(t, &s)?);
+        Ok(s)
+    }
+
+    /// Scratch for a packed copy of an operand of the operation at the current position.
+    fn copy_of(&mut self, t: TileId, layout: Layout, row: bool) -> Scratch {
         let key = (self.position, row);
-        let s = match self.packs.get(&key) {
+        match self.packs.get(&key) {
             Some(s) => s.clone(),
             None => {
                 let s = self.scratch(t, layout);
                 self.packs.insert(key, s.clone());
                 s
             }
-        };
-        stmts.extend(self.pack(t, &s)?);
-        Ok(s)
+        }
     }
 
-    /// Copies a tile into scratch of another layout.
-    fn pack(&mut self, t: TileId, to: &Scratch) -> Out<Vec<Stmt>> {
+    /// Copies a tile into scratch of another layout; one coordinate of the axes that a run fixes.
+    pub(super) fn pack(&mut self, t: TileId, to: &Scratch) -> Out<Vec<Stmt>> {
         let direct;
         let from = match &self.places[t.index()] {
             Place::Direct { buffer, at } => {
                 direct = (*buffer, at.clone());
-                TransposeSource::Array { buffer: direct.0, at: &direct.1 }
+                Some(TransposeSource::Array { buffer: direct.0, at: &direct.1 })
             }
-            Place::Scratch(s) => TransposeSource::Scratch(s.clone()),
+            Place::Scratch(s) => Some(TransposeSource::Scratch(s.clone())),
+            Place::Computed(_) => None,
         };
-        if let Some(stmts) = self.transpose_into(to, &from)? {
+        if let Some(from) = from
+            && let Some(stmts) = self.transpose_into(to, &from)?
+        {
             return Ok(stmts);
         }
         if to.layout.together() > 1 {
@@ -342,7 +427,7 @@ impl<'l> Lower<'l> {
         let outer: Vec<AxisId> = to.layout.order.iter().copied().filter(|a| *a != lane).collect();
         let dtype = Self::register_type(self.bufs[to.buf].dtype);
         let names = self.own_places(t);
-        let mut local = BTreeMap::new();
+        let mut local = self.run.at.clone();
         let width = self.isa.lanes();
         self.loops(&outer, &mut local, &mut |s, local| {
             s.along_axis(lane, width, local, &mut |s, p: &Point, _| {
@@ -379,7 +464,7 @@ impl<'l> Lower<'l> {
         let two = |e: &E| e.clone().bin(BinaryOp::Mod, int(2));
         let even = sub(rows.clone(), two(&rows));
         let padded = self.isa.atoms().first().map_or(rows.clone(), |a| round_up(rows.clone(), a.shape[2]));
-        let mut local = BTreeMap::new();
+        let mut local = self.run.at.clone();
         self.loops(outer, &mut local, &mut |s, local| {
             let mut out = Vec::new();
             // Pairs of rows, a last row alone, pairs of none.

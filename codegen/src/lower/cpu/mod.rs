@@ -15,6 +15,7 @@ mod launched;
 mod nest;
 mod packed;
 mod place;
+mod runs;
 mod scan;
 mod strip;
 
@@ -76,7 +77,7 @@ pub fn lower(plan: &Plan, isa: &Isa) -> Result<kernel::Module, NotLowered> {
     let kernels = plan
         .kernels
         .iter()
-        .map(|k| Lower::kernel(plan, &gather::gather(&contract::thin(k)), isa))
+        .map(|k| Lower::kernel(plan, &gather::gather(&contract::thin(plan, k)), isa))
         .collect::<Result<_, _>>()?;
     Ok(kernel::Module { name: plan.name.clone(), ranks: plan.ranks.clone(), kernels })
 }
@@ -121,6 +122,8 @@ struct Lower<'a> {
     packs: BTreeMap<(usize, bool), place::Scratch>,
     /// The axis that is walked in strips now, a strip's first coordinate, and how many it has.
     stripped: Option<(AxisId, VarId, u64)>,
+    /// What is fixed while the operand of a run is packed.
+    run: runs::Fixed,
 }
 
 /// A kernel being lowered, its grid, and the statements that bind its blocks.
@@ -146,6 +149,7 @@ impl<'a> Lower<'a> {
             front: None,
             packs: BTreeMap::new(),
             stripped: None,
+            run: runs::Fixed::default(),
         };
         l.declare_arrays();
         let (grid, body) = l.axes()?;
@@ -366,9 +370,7 @@ impl<'a> Lower<'a> {
                         self.position += 1;
                         i += 1;
                     }
-                    Op::Load { out: t, .. }
-                        if matches!(self.places[t.index()], Place::Direct { .. }) || self.loaded(op) =>
-                    {
+                    Op::Load { out: t, .. } | Op::Map { out: t, .. } if self.made_where_read(*t) || self.loaded(op) => {
                         self.position += 1;
                         i += 1;
                     }
@@ -396,6 +398,11 @@ impl<'a> Lower<'a> {
             }
         }
         Ok(out)
+    }
+
+    /// Whether a tile has no place of its own.
+    fn made_where_read(&self, t: TileId) -> bool {
+        matches!(self.places[t.index()], Place::Direct { .. } | Place::Computed(_))
     }
 
     /// Whether a tile lives where neighbours stand together.

@@ -81,8 +81,8 @@ impl<'l> Lower<'l> {
             {
                 break;
             }
-            if let Op::Load { out, .. } = op
-                && matches!(self.places[out.index()], Place::Direct { .. })
+            if let Op::Load { out, .. } | Op::Map { out, .. } = op
+                && self.made_where_read(*out)
             {
                 break;
             }
@@ -296,6 +296,7 @@ impl<'l> Lower<'l> {
         let Some(i) = names.iter().position(|n| *n == At::Axis(lane)) else { return 0 };
         match &self.places[t.index()] {
             Place::Direct { buffer, at } => self.read_score(*buffer, at, self.k.tiles[t].axes[i]),
+            Place::Computed(_) => 0,
             Place::Scratch(s) => {
                 let own = self.k.tiles[t].axes[i];
                 if !s.layout.order.contains(&own) {
@@ -552,7 +553,7 @@ impl<'l> Lower<'l> {
     }
 
     /// Whether a value is an element of an array of this type, as loaded.
-    fn representable(&self, v: &E, dtype: DType) -> bool {
+    pub(super) fn representable(&self, v: &E, dtype: DType) -> bool {
         let E::Frag { frag, .. } = v else { return false };
         let name = &self.frags[*frag].name;
         self.loaded_types.get(name).is_some_and(|d| *d == dtype)

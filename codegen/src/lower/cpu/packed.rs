@@ -212,7 +212,8 @@ impl Lower<'_> {
                 readers += 1;
                 let shape = self.contract_shape(op);
                 let columns = if shape.swapped { *a } else { *b };
-                found = (columns == t && a != b && shape.lane.is_some()).then_some(shape);
+                let whole = shape.lane.is_some() && shape.runs.is_none();
+                found = (columns == t && a != b && whole).then_some(shape);
             }
         });
         found.filter(|_| readers == 1 && self.readers[t.index()].len() == 1)
@@ -245,7 +246,7 @@ pub fn pack_operands(plan: &Plan, mapping: &Mapping, isa: &Isa) -> Result<Plan, 
 /// The kernel that fills an array of panels for a tile, which is read there from now on.
 fn pack(plan: &mut Plan, k: &mut Kernel, t: TileId, isa: &Isa) -> Result<Kernel, &'static str> {
     let (panels, dtype, step) = {
-        let thin = contract::thin(k);
+        let thin = contract::thin(plan, k);
         let (lower, ..) = Lower::open(plan, &thin, isa).map_err(|_| "its kernel is not lowered")?;
         let shape = lower.columns_of(t).ok_or("one contraction must read it, along its columns, and nothing else")?;
         let layout = lower.lane_layout(t, &shape);

@@ -5,6 +5,7 @@
 //! Invariant: the contiguous axis of a scratch tile is allocated in whole vectors, rows of contractions in whole
 //! register tiles, so that scratch accesses along the lanes need no masks.
 
+use einfall_ir::analysis::runs::Runs;
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::atoms::Atom;
@@ -20,6 +21,8 @@ use super::{Lower, Out};
 pub(super) enum Place {
     /// The tile is the array's elements at these positions, read where used.
     Direct { buffer: BufferId, at: Vec<tile::ExprId> },
+    /// The value is computed where it is read: once a run, into what is packed for it.
+    Computed(tile::ExprId),
     /// Private memory.
     Scratch(Scratch),
 }
@@ -68,6 +71,8 @@ pub(super) struct Shape {
     pub(super) nr: u64,
     /// The instruction that multiplies tiles; none: multiply-adds of vectors.
     pub(super) atom: Option<Atom>,
+    /// Rows that share the lane operand, which has one coordinate of theirs at a time; none: all do.
+    pub(super) runs: Option<Runs>,
 }
 
 /// Rows of a block up to which laying out the other operand for tiles is not worth it.
@@ -83,6 +88,9 @@ impl Lower<'_> {
         let mut loads: Vec<Option<(BufferId, Vec<tile::ExprId>)>> = vec![None; self.k.tiles.len()];
         let mut writers = vec![0; self.k.tiles.len()];
         let mut contracts = Vec::new();
+        // Values of elementwise operations, and readers that have one coordinate of some axes at a time.
+        let mut computed: Vec<Option<tile::ExprId>> = vec![None; self.k.tiles.len()];
+        let mut by_runs = vec![0; self.k.tiles.len()];
         // Reads of each tile by contractions that want neighbours together.
         let mut paired: Vec<Vec<Layout>> = vec![Vec::new(); self.k.tiles.len()];
         self.k.for_each_op(&mut |op, _| {
@@ -91,7 +99,8 @@ impl Lower<'_> {
                 Op::Load { out, buffer, at } => loads[out.index()] = Some((*buffer, at.clone())),
                 Op::Contract { .. } => contracts.push(op.clone()),
                 Op::Scan { carry: Some(c), .. } => writers[c.index()] += 1,
-                Op::Store { .. } | Op::Map { .. } | Op::Reduce { .. } | Op::Scan { .. } => {}
+                Op::Map { out, value } => computed[out.index()] = Some(*value),
+                Op::Store { .. } | Op::Reduce { .. } | Op::Scan { .. } => {}
             }
         });
         for op in &contracts {
@@ -101,6 +110,11 @@ impl Lower<'_> {
                 continue;
             }
             for (t, is_row) in [(*a, !shape.swapped), (*b, shape.swapped)] {
+                if shape.runs.is_some() && !is_row {
+                    // Packed once a run.
+                    by_runs[t.index()] += 1;
+                    continue;
+                }
                 let layout = if is_row { self.row_layout(t, &shape) } else { self.lane_layout(t, &shape) };
                 // Held wider than an instruction reads it: a copy is rounded.
                 if layout.operand.is_some() && self.held(t) != self.k.tiles[t].dtype {
@@ -120,6 +134,13 @@ impl Lower<'_> {
             }
         }
         for t in self.k.tiles.ids() {
+            if let (Some(value), true) = (computed[t.index()], by_runs[t.index()] == self.readers[t.index()].len())
+                && by_runs[t.index()] > 0
+                && writers[t.index()] == 1
+            {
+                self.places.push(Place::Computed(value));
+                continue;
+            }
             let load = loads[t.index()].take().filter(|_| writers[t.index()] == 1);
             let wanted = wanted[t.index()].take();
             if let Some(s) = self.packed(t, load.as_ref(), wanted.as_ref())? {
@@ -142,15 +163,34 @@ impl Lower<'_> {
     /// The roles of a contraction's axes.
     pub(super) fn contract_shape(&self, op: &Op) -> Shape {
         let Op::Contract { out, a, b, over, .. } = op else {
-            return Shape { swapped: false, lane: None, row: None, over: Vec::new(), mr: 1, nr: 1, atom: None };
+            return Shape {
+                swapped: false,
+                lane: None,
+                row: None,
+                over: Vec::new(),
+                mr: 1,
+                nr: 1,
+                atom: None,
+                runs: None,
+            };
         };
         let axes = |t: TileId| self.wide(&self.k.tiles[t].axes);
         let (ao, bo, oo) = (axes(*a), axes(*b), axes(*out));
+        // Where an operand has one coordinate of the rows at a time, its columns are the lanes.
+        let runs = self.runs(op);
+        let shared = |x: &AxisId| ao.contains(x) && bo.contains(x);
+        let own = |x: &AxisId| match &runs {
+            Some(r) => !shared(x) && if r.first { ao.contains(x) } else { bo.contains(x) },
+            None => ao.contains(x) != bo.contains(x),
+        };
         // Lanes along the last axis of the result that only one operand has.
-        let lane = oo.iter().rev().copied().find(|x| ao.contains(x) != bo.contains(x));
+        let lane = oo.iter().rev().copied().find(own);
         let swapped = lane.is_some_and(|l| ao.contains(&l));
         let (rows, lanes) = if swapped { (&bo, &ao) } else { (&ao, &bo) };
-        let row = oo.iter().rev().copied().find(|x| rows.contains(x) && !lanes.contains(x));
+        let row = match &runs {
+            Some(r) => Some(r.axis),
+            None => oo.iter().rev().copied().find(|x| rows.contains(x) && !lanes.contains(x)),
+        };
         let l = self.isa.lanes();
         let literal = |x: Option<AxisId>| match x.map(|x| &self.ranges[x.index()].most) {
             Some(E::Int(n)) => Some(*n as u64),
@@ -184,14 +224,17 @@ impl Lower<'_> {
             // Two by two tiles accumulate, and two of each operand are held beside them.
             let [m, n, _] = atom.shape;
             let (mr, nr) = (if literal(row).is_some_and(|r| r <= m) { m } else { 2 * m }, 2 * n);
-            return Shape { swapped, lane, row, over, mr, nr, atom: Some(atom) };
+            return Shape { swapped, lane, row, over, mr, nr, atom: Some(atom), runs };
         }
-        Shape { swapped, lane, row, over, mr, nr, atom: None }
+        Shape { swapped, lane, row, over, mr, nr, atom: None, runs }
     }
 
     /// Panels of NR columns.
     pub(super) fn lane_layout(&self, t: TileId, s: &Shape) -> Layout {
         let mut order = self.wide(&self.k.tiles[t].axes);
+        if let Some(runs) = &s.runs {
+            order.retain(|x| !runs.single(*x));
+        }
         if let Some(l) = s.lane {
             order.retain(|x| *x != l);
             // Summed axes innermost, in the order they are walked.
@@ -238,7 +281,9 @@ impl Lower<'_> {
                 n = max(n, round_up(most.clone(), s.nr));
             }
             if s.row == Some(a) {
-                n = max(n, round_up(most.clone(), s.mr));
+                // A run's last register tile begins anywhere.
+                let beyond = if s.runs.is_some() { s.mr } else { 0 };
+                n = max(n, add(round_up(most.clone(), s.mr), int(beyond as i64)));
             }
             if let Some(atom) = s.atom.filter(|_| s.over.last() == Some(&a)) {
                 n = max(n, round_up(most.clone(), atom.shape[2]));

@@ -60,7 +60,12 @@ impl<'l> Lower<'l> {
     /// The axis whose rows the loops of a group of operations walk first, if strips of them can be walked apart; and
     /// whether there are loops within a row.
     fn rows_of(&self, ops: &[&Op]) -> Option<(AxisId, bool)> {
-        if !ops.iter().all(|op| matches!(op, Op::Map { .. } | Op::Reduce { .. } | Op::Store { .. })) {
+        let walked = |op: &&Op| match op {
+            Op::Map { out, .. } => !self.made_where_read(*out),
+            Op::Reduce { .. } | Op::Store { .. } => true,
+            Op::Load { .. } | Op::Contract { .. } | Op::Scan { .. } => false,
+        };
+        if !ops.iter().all(walked) {
             return None;
         }
         let nest = self.shape(ops);
@@ -152,6 +157,11 @@ impl<'l> Lower<'l> {
 
     /// The first and the end of the coordinates of an axis that loops walk now.
     pub(super) fn walked(&self, axis: AxisId) -> (E, E) {
+        if let Some((a, first, end)) = &self.run.walked
+            && *a == axis
+        {
+            return (first.clone(), end.clone());
+        }
         let size = self.ranges[axis.index()].size.clone();
         match self.stripped {
             Some((a, v, step)) if a == axis => (E::Var(v), min(add(E::Var(v), int(step as i64)), size)),

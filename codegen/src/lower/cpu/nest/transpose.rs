@@ -15,7 +15,6 @@ use einfall_ir::kernel::{Bound, Expr as E, Frag, FragId, Stmt, View};
 use einfall_ir::layout::Distribution;
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{AxisId, BufferId, ExprId, Op};
-use std::collections::BTreeMap;
 
 /// What a transposing copy reads.
 #[derive(Clone)]
@@ -72,7 +71,7 @@ impl<'l> Lower<'l> {
             return Ok(None);
         }
         let outer: Vec<AxisId> = s.layout.order.iter().copied().filter(|a| *a != unit && *a != lane).collect();
-        let mut local = BTreeMap::new();
+        let mut local = self.run.at.clone();
         let (s, from) = (s.clone(), from.clone());
         let stmts = self.loops(&outer, &mut local, &mut |me, local| {
             let (u, v) = (me.var(&me.k.axes[unit].name.clone()), me.var(&me.k.axes[lane].name.clone()));

@@ -8,6 +8,7 @@
 use std::ops::ControlFlow;
 
 use einfall_ir::analysis::runs::{runs, single_axes};
+use einfall_ir::analysis::steps;
 use einfall_ir::arena::Id;
 use einfall_ir::mapping::{AxisMapping, KernelMapping, TileMapping, Work};
 use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Op, Plan, Space as Memory, TileId};
@@ -173,6 +174,14 @@ impl<'a> Space<'a> {
             see(*a != plain, format!("axis {}", a.axis));
             let inner = self.kernel.axes.iter().find(|(_, x)| x.name == a.axis && x.kind == AxisKind::Inner);
             see(inner.is_some() && !launches, format!("block {}", a.axis));
+        }
+        let named = |name: &String| self.kernel.axes.iter().find(|(_, a)| a.name == *name).map(|(id, _)| id);
+        if let Some(axis) = m.axes.iter().filter(|a| a.launches).find_map(|a| named(&a.axis)) {
+            let inner = |a: &AxisId| self.kernel.axes[*a].kind == AxisKind::Inner;
+            let cut: Vec<AxisId> = m.axes.iter().filter_map(|a| named(&a.axis)).filter(inner).collect();
+            if let Err(why) = steps::check(self.kernel, axis, &cut) {
+                return Some((format!("launches of {}", self.kernel.axes[axis].name), why));
+            }
         }
         see(m.work != Work::default(), "work".into());
         let packed = |t: &TileMapping| *t == TileMapping::new(&t.tile, Memory::Packed);

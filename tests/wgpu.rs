@@ -81,6 +81,74 @@ fn scalars_that_break_a_fact_are_refused_before_a_launch() {
     assert!(bound.run_values(&[("x", &x)]).is_ok());
 }
 
+/// A future's value; the thread sleeps until it is woken.
+fn block_on<T>(future: impl Future<Output = T> + Send) -> T {
+    struct Thread(std::thread::Thread);
+    impl std::task::Wake for Thread {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = std::sync::Arc::new(Thread(std::thread::current())).into();
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+            std::task::Poll::Ready(value) => return value,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// What a browser does: nothing blocks, and whoever runs the futures is woken when there is something to do.
+#[test]
+fn launches_without_blocking_agree_with_those_that_block() {
+    if lavapipe().is_none() {
+        return;
+    }
+    let options = einfall_runtime::wgpu::EngineOptions { name: Some("lavapipe".to_owned()) };
+    let engine = block_on(einfall_runtime::wgpu::Engine::new_async(&options)).expect("an engine");
+    assert!(block_on(einfall_runtime::wgpu::adapters_async()).contains(engine.adapter()));
+    let text = "cascade c[M, N](x: f32[M, N], inout a: f32[M], s: f32 = 2.0) -> (y: f32[M]) {
+        t[m] = sum(n) x[m,n] * x[m,n]
+        y[m] = s * t[m] + a[m]
+        a[m] = t[m]
+    }";
+    let c = parse(text).expect("parses").cascades.remove(0);
+    let blocking = Engine::new(Some("lavapipe")).expect("an engine").compile(&c).expect("compiles");
+    let bound = blocking.bind(&[("M", 33), ("N", 70)]).expect("binds");
+    let x = Array::from_fn(DType::F32, &[33, 70], |i| (i % 17) as f64 - 8.0);
+    let a = Array::from_fn(DType::F32, &[33], |i| i as f64);
+    let expected = bound.run_values(&[("x", &x), ("a", &a)]).expect("runs");
+    let hosts = [("x", &x), ("a", &a)].map(|(n, v)| (n, einfall_runtime::HostArray::from_values(v).expect("an array")));
+    let inputs: Vec<_> = hosts.iter().map(|(n, h)| (*n, h)).collect();
+    let found = block_on(bound.runtime().run_to_arrays_async(&inputs, &[("s", 2.0)])).expect("runs");
+    assert_eq!(found, expected);
+    assert!(found.iter().any(|(_, y)| y.to_values().expect("values").data.iter().any(|v| *v > 0.0)));
+
+    // Piece by piece.
+    let run = bound.runtime();
+    let [dx, da, dy] = ["x", "a", "y"].map(|n| block_on(run.array_async(n)).expect("an array"));
+    dx.copy_from(&hosts[0].1).expect("copies");
+    da.copy_from(&hosts[1].1).expect("copies");
+    let arguments = einfall_runtime::wgpu::Arguments::new().input("x", &dx).output("a", &da).output("y", &dy);
+    let prepared = block_on(run.prepare_async(&arguments.scalar("s", 2.0))).expect("prepares");
+    prepared.launch().expect("launches");
+    block_on(prepared.synchronize_async()).expect("ends");
+    for (name, array) in [("a", &da), ("y", &dy)] {
+        let host = block_on(array.to_host_async(name)).expect("read back");
+        let (_, expected) = expected.iter().find(|(n, _)| n == name).expect("an output");
+        assert_eq!(&host, expected, "{name}");
+    }
+    // One array twice is seen, whatever numbers arrays have.
+    let twice = einfall_runtime::wgpu::Arguments::new().input("x", &dx).output("a", &da).output("y", &da);
+    let said = block_on(run.prepare_async(&twice.scalar("s", 2.0))).expect_err("an overlap").to_string();
+    assert!(said.contains("`a`") && said.contains("`y`"), "{said}");
+
+    engine.lose();
+    let said = block_on(engine.array_async(DType::F32, &[4])).expect_err("lost");
+    assert!(matches!(said, WgpuError::Lost { .. }), "{said}");
+}
+
 #[test]
 fn adapters_are_picked_by_name_and_a_lost_device_is_an_error() {
     let error = Engine::new(Some("no such adapter")).expect_err("refused").to_string();

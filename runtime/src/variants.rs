@@ -23,27 +23,38 @@ pub(crate) fn holds(
     }
 }
 
-/// Why no variant fits, by what the last of them takes for granted, and what to do.
-fn reason(program: &Program, condition: &Condition) -> String {
-    let remedy = match condition {
-        Condition::AtMost(..) | Condition::Multiple(..) => {
-            "compile it with these sizes in the options, or by a mapping made for them"
-        }
-        Condition::Aligned(..) => "give the array so",
-    };
-    let wants = program.artifact.words(condition);
-    format!("none of its variants fits the sizes and arrays given: the last wants that {wants}; {remedy}")
+/// A kernel of which no variant fits.
+#[derive(Debug)]
+pub(crate) struct Unfit {
+    /// The kernel.
+    pub kernel: String,
+    /// Why, by what the last variant takes for granted, and what to do.
+    pub reason: String,
+    /// Whether it is the sizes that do not fit: code compiled with them has a variant that does.
+    #[cfg_attr(not(feature = "shaders"), allow(dead_code))]
+    pub sizes: bool,
+}
+
+impl Unfit {
+    fn new(program: &Program, kernel: String, condition: &Condition) -> Unfit {
+        let (sizes, remedy) = match condition {
+            Condition::AtMost(..) | Condition::Multiple(..) => {
+                (true, "compile it with these sizes in the options, or by a mapping made for them")
+            }
+            Condition::Aligned(..) => (false, "give the array so"),
+        };
+        let wants = program.artifact.words(condition);
+        let reason =
+            format!("none of its variants fits the sizes and arrays given: the last wants that {wants}; {remedy}");
+        Unfit { kernel, reason, sizes }
+    }
 }
 
 /// The launches to make, in order: of the variants of a kernel, the first whose assumptions all hold.
 ///
 /// # Errors
-/// The kernel of which no variant fits, and why in words.
-pub(crate) fn choose(
-    program: &Program,
-    sizes: &Sizes,
-    places: &[Option<Place>],
-) -> Result<Vec<usize>, (String, String)> {
+/// The kernel of which no variant fits, and why.
+pub(crate) fn choose(program: &Program, sizes: &Sizes, places: &[Option<Place>]) -> Result<Vec<usize>, Unfit> {
     let aligned = |condition: &Condition| {
         let Condition::Aligned(b, bytes) = condition else { return true };
         let (bits, shape) = (u64::from(program.artifact.buffers[*b].dtype.bits()), &sizes.shapes[b.index()]);
@@ -67,12 +78,17 @@ pub(crate) fn choose(
             let assumes = launches[i].gpu.as_ref().map_or(&[][..], |g| &g.assumes);
             assumes.iter().find(|c| !holds(c, program, sizes, aligned))
         };
-        match (index..end).find(|i| broken(*i).is_none()) {
-            Some(i) => chosen.push(i),
-            None => {
-                let name = kernel(index).unwrap_or(&launches[index].symbol).clone();
-                return Err((name, broken(end - 1).map_or_else(String::new, |c| reason(program, c))));
+        let mut last = None;
+        for i in index..end {
+            last = broken(i);
+            if last.is_none() {
+                chosen.push(i);
+                break;
             }
+        }
+        if let Some(condition) = last {
+            let name = kernel(index).unwrap_or(&launches[index].symbol).clone();
+            return Err(Unfit::new(program, name, condition));
         }
         index = end;
     }

@@ -59,16 +59,25 @@ pub fn selftest(args: &SelftestArgs, name: Option<&str>) -> Result<(), Failure> 
     suite(args, compile, |c, kernel, sizes, inputs| {
         let names = c.params.iter().map(|p| c.tensors[*p].name.as_str());
         let given: Vec<_> = names.zip(inputs).collect();
-        match kernel.bind(sizes)?.run_values(&given) {
-            // Code for any size has blocks that some sizes exceed; code for these has not.
-            Err(einfall::Error::Runtime(einfall_runtime::Error::Wgpu(WgpuError::Launch { .. }))) => {
-                let known = sizes.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
-                let options = CompileOptions { sizes: known, ..CompileOptions::default() };
-                engine.compile_with(c, &options)?.bind(sizes)?.run_values(&given)
-            }
-            done => done,
-        }
+        let first = kernel.bind(sizes).and_then(|bound| bound.run_values(&given));
+        for_sizes(first, |e| {
+            println!("again {} with code for {sizes:?}: {e}", c.name);
+            let known = sizes.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+            let options = CompileOptions { sizes: known, ..CompileOptions::default() };
+            engine.compile_with(c, &options)?.bind(sizes)?.run_values(&given)
+        })
     })
+}
+
+/// What code for any size gave; where that has blocks that the sizes exceed, what `again` gives by code for these.
+fn for_sizes<T>(
+    first: Result<T, einfall::Error>,
+    again: impl FnOnce(&WgpuError) -> Result<T, einfall::Error>,
+) -> Result<T, einfall::Error> {
+    match first {
+        Err(einfall::Error::Runtime(einfall_runtime::Error::Wgpu(e @ WgpuError::Sizes { .. }))) => again(&e),
+        done => done,
+    }
 }
 
 /// One way to run a case, ready to be timed.
@@ -286,7 +295,20 @@ fn row(engine: &Engine, (family, case): (&str, &str), r: &Ready, seconds: f64) -
 
 #[cfg(test)]
 mod tests {
-    use super::{MEDIANS, settled};
+    use super::{MEDIANS, WgpuError, for_sizes, settled};
+
+    #[test]
+    fn code_for_the_sizes_is_made_where_sizes_were_refused_alone() {
+        let (kernel, reason) = (|| "k".to_owned(), || "why".to_owned());
+        let refused = |e: WgpuError| Err::<u32, _>(einfall::Error::Runtime(einfall_runtime::Error::Wgpu(e)));
+        let sizes = || refused(WgpuError::Sizes { kernel: kernel(), reason: reason() });
+        assert_eq!(for_sizes(sizes(), |_| Ok(7)).expect("the second"), 7);
+        assert!(for_sizes(sizes(), |_| sizes()).expect_err("both").to_string().contains("why"));
+        let never = |_: &WgpuError| -> Result<u32, einfall::Error> { panic!("nothing that sizes change") };
+        let arrays = refused(WgpuError::Launch { kernel: kernel(), reason: reason() });
+        assert!(for_sizes(arrays, never).expect_err("an array").to_string().contains("why"));
+        assert_eq!(for_sizes(Ok(1), never).expect("the first"), 1);
+    }
 
     #[test]
     fn a_time_is_one_that_comes_twice() {

@@ -39,20 +39,50 @@ impl Array {
         Array::new(client.empty(bytes as usize), dtype, shape, &strides(shape))
     }
 
-    /// Its elements, row-major, little-endian, once everything before is done.
+    /// A buffer of its own that holds the same array, padding and all, with unspecified content.
+    pub(crate) fn stand_in(&self, client: &Client) -> Array {
+        let bytes = self.handle.size_in_used().next_multiple_of(4).max(4);
+        Array { handle: client.empty(bytes as usize), ..self.clone() }
+    }
+
+    /// Its elements, row-major, little-endian, without what lies between its rows, once everything before is done.
     ///
     /// # Errors
-    /// [`Error::Tensor`] where it is not dense, [`Error::Cubecl`] where a launch before it or the copy failed.
+    /// [`Error::Strides`] where a stride leads before the buffer, beyond its end or into the middle of a byte,
+    /// [`Error::Cubecl`] where a launch before it or the copy failed.
     pub fn to_bytes(&self, client: &Client) -> Result<Vec<u8>, Error> {
-        if self.strides != strides(&self.shape) {
-            return Err(Error::Tensor(format!(
-                "of shape {:?} has strides {:?}: it is not dense",
-                self.shape, self.strides
-            )));
-        }
         let bytes = client.read_one(self.handle.clone()).map_err(|e| Error::Cubecl(e.to_string()))?;
+        let bits = u64::from(self.dtype.bits());
         let elems: u64 = self.shape.iter().product();
-        Ok(bytes[..(elems * u64::from(self.dtype.bits())).div_ceil(8) as usize].to_vec())
+        if self.strides == strides(&self.shape) {
+            let all = bytes.get(..(elems * bits).div_ceil(8) as usize);
+            return all.map(<[u8]>::to_vec).ok_or_else(|| self.strides_error());
+        }
+        let size = bits as usize / 8;
+        if !bits.is_multiple_of(8) {
+            return Err(self.strides_error());
+        }
+        let mut all = Vec::with_capacity(elems as usize * size);
+        for elem in 0..elems {
+            let (mut rest, mut at) = (elem, 0i64);
+            for (n, stride) in self.shape.iter().zip(&self.strides).rev() {
+                at = at.saturating_add(stride.saturating_mul((rest % n) as i64));
+                rest /= n;
+            }
+            let start = usize::try_from(at).ok().and_then(|at| at.checked_mul(size));
+            let found = start.and_then(|start| bytes.get(start..start.checked_add(size)?));
+            all.extend_from_slice(found.ok_or_else(|| self.strides_error())?);
+        }
+        Ok(all)
+    }
+
+    fn strides_error(&self) -> Error {
+        Error::Strides { dtype: self.dtype, shape: self.shape.clone(), strides: self.strides.clone() }
+    }
+
+    /// Its buffer, for kernels of one's own. Who keeps a copy shares the array: it is not updated in place meanwhile.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// Element type.

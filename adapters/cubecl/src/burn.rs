@@ -5,6 +5,8 @@ use burn::tensor::{DType as BurnType, Float, Int, Shape, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::Device;
+use cubecl::zspace::Strides;
+use cubecl::zspace::metadata::Metadata;
 use einfall::ir::dtype::DType;
 
 use crate::{Array, Error};
@@ -53,7 +55,7 @@ impl Array {
     }
 
     fn primitive<const D: usize>(self, device: &Device) -> Result<CubeTensor, Error> {
-        let Array { handle, dtype, shape, .. } = self;
+        let Array { handle, dtype, shape, strides } = self;
         if shape.len() != D {
             return Err(Error::Tensor(format!("of shape {shape:?} has {} dimensions, not {D}", shape.len())));
         }
@@ -64,8 +66,13 @@ impl Array {
         if client.service_id() != handle.service {
             return Err(Error::Elsewhere { array: "the tensor".to_owned() });
         }
+        let Ok(strides) = strides.iter().map(|n| usize::try_from(*n)).collect::<Result<Vec<_>, _>>() else {
+            return Err(Error::Strides { dtype, shape, strides });
+        };
         let shape = Shape::from(shape.iter().map(|n| *n as usize).collect::<Vec<_>>());
-        Ok(CubeTensor::new_contiguous(client, device.clone(), shape, handle, *element))
+        // An array updated in place may have padded rows.
+        let metadata = Metadata::new(shape, Strides::new(&strides));
+        Ok(CubeTensor::new(client, handle, metadata, device.clone(), *element))
     }
 
     /// A result as a tensor on the device whose client launched.

@@ -42,6 +42,16 @@ pub enum Error {
     /// No mapping to take.
     #[error("there is no program to take")]
     Nothing,
+    /// Strides by which an array cannot be read.
+    #[error("an array of {dtype}{shape:?} has strides {strides:?}, by which its buffer cannot be read")]
+    Strides {
+        /// Element type.
+        dtype: einfall::ir::dtype::DType,
+        /// Extents.
+        shape: Vec<u64>,
+        /// Strides, in elements.
+        strides: Vec<i64>,
+    },
     /// A tensor that is no array of this run time.
     #[error("the tensor {0}")]
     Tensor(String),

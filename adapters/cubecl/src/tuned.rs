@@ -121,8 +121,7 @@ fn measured(program: &Program, call: &Call) -> Call {
     let updated: Vec<&str> = bound.arrays().filter(|s| s.kind == BufferKind::InOut).map(|s| s.name).collect();
     for (name, array) in &mut call.arrays {
         if updated.contains(&name.as_str()) {
-            *array =
-                Array { strides: array.strides.clone(), ..Array::empty(program.client(), array.dtype, &array.shape) };
+            *array = array.stand_in(program.client());
         }
     }
     call

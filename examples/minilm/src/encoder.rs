@@ -71,14 +71,27 @@ impl Encoder {
     /// # Errors
     /// [`Error::Einfall`], and [`Error::Kernels`] where a layer is too many kernels.
     pub fn new(engine: &Engine, config: &Config) -> Result<Encoder, Error> {
+        Encoder::compile(engine, config, &[])
+    }
+
+    /// As [`Encoder::new`], to be fast at batches of so many sentences and tokens; others are encoded all the same.
+    ///
+    /// # Errors
+    /// As [`Encoder::new`].
+    pub fn fast_at(engine: &Engine, config: &Config, tokens: &Tokens) -> Result<Encoder, Error> {
+        Encoder::compile(engine, config, &[("B", tokens.lengths.len() as u64), ("T", tokens.longest as u64)])
+    }
+
+    fn compile(engine: &Engine, config: &Config, sizes: &[(&str, u64)]) -> Result<Encoder, Error> {
         let start = Instant::now();
         let module = cascade::parse(TEXT)
             .map_err(|d| Error::Text(d.iter().map(ToString::to_string).collect::<Vec<String>>().join("; ")))?;
         let compile = |name: &str, statics: &[(&str, u64)]| -> Result<Kernel, Error> {
             let cascade = module.cascades.iter().find(|c| c.name == name);
             let cascade = cascade.ok_or_else(|| Error::Text(format!("there is no cascade `{name}`")))?;
-            let statics = statics.iter().map(|(rank, n)| ((*rank).to_owned(), *n)).collect();
-            Ok(engine.compile_with(cascade, &CompileOptions { statics, ..CompileOptions::default() })?)
+            let owned = |list: &[(&str, u64)]| list.iter().map(|(rank, n)| ((*rank).to_owned(), *n)).collect();
+            let options = CompileOptions { statics: owned(statics), sizes: owned(sizes), ..CompileOptions::default() };
+            Ok(engine.compile_with(cascade, &options)?)
         };
         let d = ("D", config.hidden_size);
         let heads = [("H", config.num_attention_heads), ("E", config.head_size()), ("F", config.intermediate_size)];

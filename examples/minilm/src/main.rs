@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use einfall::{Engine, Options};
-use minilm::encoder::{Encoder, Stats};
+use minilm::encoder::{BATCH, Encoder, Stats};
 use minilm::model::Model;
 use minilm::report;
 
@@ -69,7 +69,8 @@ fn run(args: &Args) -> Result<String, String> {
     }
     let model = Model::load(&args.model).map_err(text)?;
     let engine = Options::from_env().and_then(|o| Engine::new(&o)).map_err(|e| e.to_string())?;
-    let encoder = Encoder::new(&engine, &model.config).map_err(text)?;
+    let first = model.tokenize(&sentences[..sentences.len().min(BATCH)]).map_err(text)?;
+    let encoder = Encoder::fast_at(&engine, &model.config, &first).map_err(text)?;
 
     for _ in 0..args.warmup {
         encoder.encode_all(&model, &sentences, &mut Stats::default()).map_err(text)?;

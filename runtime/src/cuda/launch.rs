@@ -219,7 +219,8 @@ fn check_sizes(program: &Program, sizes: &Sizes) -> Result<(), CudaError> {
 
 /// The launches to make, in order: of the variants of a kernel, the first whose assumptions all hold.
 fn choose(program: &Program, sizes: &Sizes, places: &[Option<Place>]) -> Result<Vec<usize>, CudaError> {
-    variants::choose(program, sizes, places).map_err(|(kernel, reason)| CudaError::Launch { kernel, reason })
+    variants::choose(program, sizes, places)
+        .map_err(|unfit| CudaError::Launch { kernel: unfit.kernel, reason: unfit.reason })
 }
 
 /// Refuses a kernel whose tasks wait for each other and are more than the device holds.
@@ -606,6 +607,12 @@ mod tests {
             error.contains("`x` starts at a multiple of 4 bytes") && error.contains("give the array so"),
             "{error}"
         );
+        let by_sizes = |m: u64, base: usize| {
+            let x = Place { base, strides: vec![8, 1], scalar: 0 };
+            let sizes = last.bind(&[("M", m), ("N", 8)]).unwrap();
+            variants::choose(&last, &sizes, &[Some(x), None, None]).unwrap_err().sizes
+        };
+        assert!(by_sizes(65, 0x1000) && !by_sizes(64, 0x1001));
     }
 
     #[test]

@@ -101,6 +101,14 @@ pub enum WgpuError {
         /// Why.
         reason: String,
     },
+    /// None of a kernel's variants is for these sizes; code that is compiled with them has one.
+    #[error("kernel `{kernel}` cannot be launched: {reason}")]
+    Sizes {
+        /// The kernel.
+        kernel: String,
+        /// What it takes for granted of sizes.
+        reason: String,
+    },
     /// A kernel wrote outside an array.
     #[error("bytes around `{array}` changed: a kernel wrote outside it; this is a fault of the compiler")]
     Guard {

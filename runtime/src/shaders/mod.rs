@@ -16,7 +16,7 @@ use crate::array::{View, ViewMut};
 use crate::error::Error;
 use crate::executable::{self, Loaded};
 use crate::program::{self, Program, Sizes};
-use crate::variants;
+use crate::variants::{self, Unfit};
 use einfall_ir::arena::Id;
 use einfall_ir::array::strides;
 use einfall_ir::artifact::{Artifact, Bindings, Code, Launch, Slot, WgslModule};
@@ -186,8 +186,10 @@ impl Modules {
         places: &[Option<Place>],
     ) -> Result<Vec<Dispatch<'a>>, Error> {
         let artifact = &program.artifact;
-        let chosen = variants::choose(program, sizes, places)
-            .map_err(|(kernel, reason)| WgpuError::Launch { kernel, reason })?;
+        let chosen = variants::choose(program, sizes, places).map_err(|unfit| match unfit {
+            Unfit { kernel, reason, sizes: true } => WgpuError::Sizes { kernel, reason },
+            Unfit { kernel, reason, sizes: false } => WgpuError::Launch { kernel, reason },
+        })?;
         let mut kernels = Vec::new();
         for index in chosen {
             let (launch, tasks) = (&artifact.launches[index], sizes.steps[index].tasks);

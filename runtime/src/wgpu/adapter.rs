@@ -1,10 +1,8 @@
 //! Adapters: what there is, and one by its name.
 //!
-//! Invariant: nothing is chosen by its place in a list.
+//! Invariant: nothing is chosen by its place in a list. A browser lists one adapter, of its own choice.
 
 use crate::shaders::{Adapter, WgpuError};
-use std::future::Future;
-use std::task::{Context, Poll, Waker};
 
 impl Adapter {
     pub(super) fn of(adapter: &wgpu::Adapter) -> Adapter {
@@ -29,33 +27,28 @@ impl Adapter {
     }
 }
 
-/// A future of the native implementation, which is done when it is polled.
-pub(super) fn done<T>(future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            return value;
-        }
-        std::thread::yield_now();
-    }
-}
-
 /// Everything that is there.
-fn all() -> Vec<wgpu::Adapter> {
+async fn all() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::PRIMARY;
     descriptor.flags = wgpu::InstanceFlags::empty();
-    done(wgpu::Instance::new(descriptor).enumerate_adapters(wgpu::Backends::PRIMARY))
+    wgpu::Instance::new(descriptor).enumerate_adapters(wgpu::Backends::PRIMARY).await
 }
 
 /// Every adapter of this machine.
+#[cfg(not(target_family = "wasm"))]
 pub fn adapters() -> Vec<Adapter> {
-    all().iter().map(Adapter::of).collect()
+    super::answer::done(adapters_async())
+}
+
+/// Every adapter of this machine.
+pub async fn adapters_async() -> Vec<Adapter> {
+    all().await.iter().map(Adapter::of).collect()
 }
 
 /// The adapter that `name` means; none: the only one, or the only one that is no processor.
-pub(super) fn named(name: Option<&str>) -> Result<wgpu::Adapter, WgpuError> {
-    let every = all();
+pub(super) async fn named(name: Option<&str>) -> Result<wgpu::Adapter, WgpuError> {
+    let every = all().await;
     let names = |list: &[wgpu::Adapter]| list.iter().map(|a| a.get_info().name).collect::<Vec<_>>();
     let found = names(&every);
     let wanted = |a: &wgpu::Adapter| name.is_none_or(|n| Adapter::of(a).is_named(n));

@@ -3,7 +3,10 @@
 //! Invariant: every limit that a kernel could exceed is checked before the implementation sees it; the first error that
 //! the device reports on its own, its loss included, is kept and refuses everything after it.
 
-use super::adapter::{done, named};
+use super::adapter::named;
+#[cfg(not(target_family = "wasm"))]
+use super::answer::done;
+use super::answer::{Answer, Wait};
 use super::array::DeviceArray;
 use crate::error::Error;
 use crate::executable;
@@ -34,7 +37,7 @@ pub(super) struct Shared {
     pub(super) queue: wgpu::Queue,
     /// What the device reported on its own.
     fault: Arc<OnceLock<String>>,
-    /// Held while an error scope is open: scopes are of a thread, errors of the device.
+    /// Held while an error scope is open: scopes are of a thread, errors of the device. Never held over an `await`.
     scope: Mutex<()>,
 }
 
@@ -49,29 +52,51 @@ impl Shared {
         }
     }
 
-    /// A call whose errors are its own.
-    pub(super) fn scoped<T>(&self, call: impl FnOnce(&wgpu::Device) -> T) -> Result<T, wgpu::Error> {
-        let _one = self.scope.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Lets the device answer what it is done with.
+    pub(super) fn poll(&self, how: wgpu::PollType) -> Result<(), WgpuError> {
+        let polled = self.device.poll(how);
+        self.alive()?;
+        polled.map(|_| ()).map_err(|e| self.lost(e.to_string()))
+    }
+
+    fn lost(&self, reason: String) -> WgpuError {
+        WgpuError::Lost { adapter: self.adapter.name.clone(), reason }
+    }
+
+    /// A call whose errors are its own; it is made at once, its errors may come later.
+    fn scoped<T, F>(&self, call: F) -> impl Future<Output = Result<T, wgpu::Error>> + use<T, F>
+    where
+        F: FnOnce(&wgpu::Device) -> T,
+    {
+        let one = self.scope.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let value = call(&self.device);
-        let first = done(validation.pop());
-        match first.or(done(memory.pop())) {
-            None => Ok(value),
-            Some(error) => Err(error),
+        let (validation, memory) = (validation.pop(), memory.pop());
+        drop(one);
+        async move {
+            let (first, second) = (validation.await, memory.await);
+            match first.or(second) {
+                None => Ok(value),
+                Some(error) => Err(error),
+            }
         }
     }
 
     /// A call whose errors refuse the device: nothing that was checked should meet one.
-    pub(super) fn checked<T>(&self, call: impl FnOnce(&wgpu::Device) -> T) -> Result<T, WgpuError> {
-        let value = self.scoped(call);
+    pub(super) async fn checked<T>(&self, call: impl FnOnce(&wgpu::Device) -> T) -> Result<T, WgpuError> {
+        let value = self.scoped(call).await;
         self.alive()?;
         value.map_err(|e| WgpuError::NoDevice { adapter: self.adapter.name.clone(), reason: e.to_string() })
     }
 
     /// A buffer for `what`, of so many bytes.
-    pub(super) fn buffer(&self, what: &str, descriptor: &wgpu::BufferDescriptor) -> Result<wgpu::Buffer, WgpuError> {
-        let made = self.scoped(|d| d.create_buffer(descriptor));
+    pub(super) async fn buffer(
+        &self,
+        what: &str,
+        descriptor: &wgpu::BufferDescriptor<'_>,
+    ) -> Result<wgpu::Buffer, WgpuError> {
+        let made = self.scoped(|d| d.create_buffer(descriptor)).await;
         self.alive()?;
         let adapter = self.adapter.name.clone();
         made.map_err(|e| match e {
@@ -83,29 +108,29 @@ impl Shared {
     }
 
     /// The content of a buffer once everything before is done.
-    pub(super) fn read_back(&self, buffer: &wgpu::Buffer) -> Result<Vec<u8>, WgpuError> {
+    pub(super) async fn read_back(&self, buffer: &wgpu::Buffer, wait: Wait) -> Result<Vec<u8>, WgpuError> {
         self.alive()?;
         let size = buffer.size();
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: Some("read back"), size, usage, mapped_at_creation: false };
-        let host = self.buffer("a copy for the host", &descriptor)?;
+        let host = self.buffer("a copy for the host", &descriptor).await?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(buffer, 0, &host, 0, size);
         self.queue.submit([encoder.finish()]);
-        let lost = |reason: String| WgpuError::Lost { adapter: self.adapter.name.clone(), reason };
-        let mapped: Arc<OnceLock<Result<(), String>>> = Arc::default();
-        let set = Arc::clone(&mapped);
-        host.map_async(wgpu::MapMode::Read, .., move |r| {
-            let _ = set.set(r.map_err(|e| e.to_string()));
-        });
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(e.to_string()))?;
+        let mapped = Answer::new();
+        let answer = mapped.clone();
+        host.map_async(wgpu::MapMode::Read, .., move |r| answer.give(r.map_err(|e| e.to_string())));
+        mapped.wait(self, wait).await?.map_err(|e| self.lost(e))?;
+        Ok(host.get_mapped_range(..).map_err(|e| self.lost(e.to_string()))?.to_vec())
+    }
+
+    /// Everything on the device is done.
+    pub(super) async fn finished(&self, wait: Wait) -> Result<(), WgpuError> {
         self.alive()?;
-        match mapped.get() {
-            Some(Ok(())) => {}
-            Some(Err(e)) => return Err(lost(e.clone())),
-            None => return Err(lost("the device did not answer".to_owned())),
-        }
-        Ok(host.get_mapped_range(..).map_err(|e| lost(e.to_string()))?.to_vec())
+        let finished = Answer::new();
+        let answer = finished.clone();
+        self.queue.on_submitted_work_done(move || answer.give(()));
+        finished.wait(self, wait).await
     }
 }
 
@@ -114,8 +139,17 @@ impl Engine {
     ///
     /// # Errors
     /// [`WgpuError::NoAdapter`], [`WgpuError::Ambiguous`], [`WgpuError::NoDevice`].
+    #[cfg(not(target_family = "wasm"))]
     pub fn new(options: &EngineOptions) -> Result<Engine, Error> {
-        let found = named(options.name.as_deref())?;
+        done(Engine::new_async(options))
+    }
+
+    /// As `Engine::new`, without blocking.
+    ///
+    /// # Errors
+    /// [`WgpuError::NoAdapter`], [`WgpuError::Ambiguous`], [`WgpuError::NoDevice`].
+    pub async fn new_async(options: &EngineOptions) -> Result<Engine, Error> {
+        let found = named(options.name.as_deref()).await?;
         let adapter = Adapter::of(&found);
         let wanted = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY;
         let descriptor = wgpu::DeviceDescriptor {
@@ -126,7 +160,7 @@ impl Engine {
         };
         let none =
             |e: wgpu::RequestDeviceError| WgpuError::NoDevice { adapter: adapter.name.clone(), reason: e.to_string() };
-        let (device, queue) = done(found.request_device(&descriptor)).map_err(none)?;
+        let (device, queue) = found.request_device(&descriptor).await.map_err(none)?;
         let fault: Arc<OnceLock<String>> = Arc::default();
         let (lost, failed) = (Arc::clone(&fault), Arc::clone(&fault));
         device.set_device_lost_callback(move |reason, text| {
@@ -148,8 +182,17 @@ impl Engine {
     ///
     /// # Errors
     /// [`WgpuError::Limit`] for one that is too large, [`WgpuError::Array`], [`WgpuError::Lost`].
+    #[cfg(not(target_family = "wasm"))]
     pub fn array(&self, dtype: DType, shape: &[u64]) -> Result<DeviceArray, WgpuError> {
-        DeviceArray::new(&self.shared, dtype, shape, "an array")
+        done(self.array_async(dtype, shape))
+    }
+
+    /// As `Engine::array`, without blocking.
+    ///
+    /// # Errors
+    /// [`WgpuError::Limit`] for one that is too large, [`WgpuError::Array`], [`WgpuError::Lost`].
+    pub async fn array_async(&self, dtype: DType, shape: &[u64]) -> Result<DeviceArray, WgpuError> {
+        DeviceArray::new(&self.shared, dtype, shape, "an array").await
     }
 
     /// Gives the device up; everything that is asked of it afterwards is refused. For tests of what a lost device does.
@@ -189,7 +232,7 @@ pub type Executable = executable::Executable<Shaders>;
 
 impl Shaders {
     /// The pipeline of kernel `index`, made when it is first asked for.
-    pub(super) fn pipeline(&self, symbol: &str, index: usize) -> Result<wgpu::ComputePipeline, WgpuError> {
+    pub(super) async fn pipeline(&self, symbol: &str, index: usize) -> Result<wgpu::ComputePipeline, WgpuError> {
         if let Some(made) = self.pipelines[index].get() {
             return Ok(made.clone());
         }
@@ -232,6 +275,7 @@ impl Shaders {
                 cache: None,
             })
         });
+        let made = made.await;
         shared.alive()?;
         let pipeline = made.map_err(|e| WgpuError::Refused {
             kernel: symbol.to_owned(),

@@ -2,7 +2,10 @@
 //!
 //! Invariant: everything a launch needs is made once, by [`Bound::prepare`]: pipelines, words, bindings, workspace.
 
-use super::array::{DeviceArray, GUARD_BYTES};
+use super::answer::Wait;
+#[cfg(not(target_family = "wasm"))]
+use super::answer::done;
+use super::array::{DeviceArray, GUARD_BYTES, Numbers};
 use super::engine::{Shaders, Shared};
 use crate::arguments::{DeviceArguments, Named, Place, places};
 use crate::array::{HostArray, View};
@@ -12,7 +15,10 @@ use crate::program::{Program, Sizes};
 use crate::shaders::{Dispatch, WgpuError};
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
+use einfall_ir::tile::BufferKind;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+#[cfg(not(target_family = "wasm"))]
 use std::time::Duration;
 
 /// The arrays of one launch, by name. Scalars travel by value.
@@ -35,11 +41,20 @@ impl Bound {
     ///
     /// # Errors
     /// [`Error::UnknownArray`]; [`Error::Wgpu`] for one that is too large.
+    #[cfg(not(target_family = "wasm"))]
     pub fn array(&self, name: &str) -> Result<DeviceArray, Error> {
+        done(self.array_async(name))
+    }
+
+    /// As `Bound::array`, without blocking.
+    ///
+    /// # Errors
+    /// [`Error::UnknownArray`]; [`Error::Wgpu`] for one that is too large.
+    pub async fn array_async(&self, name: &str) -> Result<DeviceArray, Error> {
         let program = &self.executable.program;
         let (id, buffer) = program.find(name, "array", |b| !b.is_scalar())?;
         let shape = &self.sizes.shapes[id.index()];
-        Ok(DeviceArray::new(&self.executable.code.shared, buffer.dtype, shape, &format!("`{name}`"))?)
+        Ok(DeviceArray::new(&self.executable.code.shared, buffer.dtype, shape, &format!("`{name}`")).await?)
     }
 
     /// Checks the arrays and makes everything their launches need.
@@ -48,35 +63,32 @@ impl Bound {
     /// [`Error::MissingArray`], [`Error::UnknownArray`], [`Error::Twice`], [`Error::DType`], [`Error::Shape`],
     /// [`Error::Overlap`]; [`Error::Wgpu`] for arrays of another adapter, kernels that it refuses, and where memory for
     /// temporaries is short.
+    #[cfg(not(target_family = "wasm"))]
     pub fn prepare(&self, arguments: &Arguments) -> Result<Prepared, Error> {
+        done(self.prepare_async(arguments))
+    }
+
+    /// As `Bound::prepare`, without blocking.
+    ///
+    /// # Errors
+    /// [`Error::MissingArray`], [`Error::UnknownArray`], [`Error::Twice`], [`Error::DType`], [`Error::Shape`],
+    /// [`Error::Overlap`]; [`Error::Wgpu`] for arrays of another adapter, kernels that it refuses, and where memory for
+    /// temporaries is short.
+    pub async fn prepare_async(&self, arguments: &Arguments<'_>) -> Result<Prepared, Error> {
         let (program, shared) = (&self.executable.program, &self.executable.code.shared);
         shared.alive()?;
-        let mut views = Vec::new();
-        for (name, array) in arguments.inputs.iter().chain(&arguments.outputs) {
-            if !Arc::ptr_eq(&array.shared, shared) {
-                let reason = format!("`{name}` is an array of another engine");
-                return Err(WgpuError::Launch { kernel: program.name().to_owned(), reason }.into());
-            }
-            views.push((*name, array.place()?));
-        }
-        let named: Vec<Named> = views.iter().map(|(n, v)| (*n, v)).collect();
-        let (ins, outs) = named.split_at(arguments.inputs.len());
-        let mut places = places(program, &self.sizes, ins, outs, &arguments.scalars, |_: DType, _: &View| {
-            let reason = "a scalar is given as an array; give its value".to_owned();
-            Err(WgpuError::Launch { kernel: program.name().to_owned(), reason }.into())
-        })?;
+        let mut numbers = Numbers::default();
+        let mut places = self.places(arguments, &mut numbers)?;
         let mut arrays: Vec<Option<DeviceArray>> = Vec::new();
         for (id, buffer) in program.artifact.buffers.iter() {
             let given = arguments.inputs.iter().chain(&arguments.outputs).find(|(n, _)| *n == buffer.name);
             let array = match (given, self.sizes.offsets[id.index()]) {
-                (Some((_, array)), _) => Some(array.clone()),
+                (Some((_, array)), _) => Some((*array).clone()),
                 (None, Some(_)) => {
                     let shape = &self.sizes.shapes[id.index()];
                     let what = format!("the temporary `{}`", buffer.name);
-                    let array = DeviceArray::new(shared, buffer.dtype, shape, &what)?;
-                    let view = array.place()?;
-                    let (base, strides) = (view.base() as usize, view.strides().to_vec());
-                    places[id.index()] = Some(Place { base, strides, scalar: 0 });
+                    let array = DeviceArray::new(shared, buffer.dtype, shape, &what).await?;
+                    places[id.index()] = Some(array.temporary(&mut numbers)?);
                     Some(array)
                 }
                 (None, None) => None,
@@ -84,19 +96,41 @@ impl Bound {
             arrays.push(array);
         }
         let kernels = self.executable.code.modules.dispatches(program, &self.sizes, &places)?;
-        let steps = kernels.iter().map(|k| self.step(k, &arrays)).collect::<Result<_, Error>>()?;
+        let mut steps = Vec::with_capacity(kernels.len());
+        for kernel in &kernels {
+            steps.push(self.step(kernel, &arrays).await?);
+        }
         Ok(Prepared { shared: Arc::clone(shared), steps })
     }
 
-    fn step(&self, kernel: &Dispatch, arrays: &[Option<DeviceArray>]) -> Result<Step, Error> {
+    /// Where the given arrays are, and the scalars.
+    fn places(&self, arguments: &Arguments, numbers: &mut Numbers) -> Result<Vec<Option<Place>>, Error> {
         let (program, shared) = (&self.executable.program, &self.executable.code.shared);
-        let pipeline = self.executable.code.pipeline(kernel.symbol, kernel.index)?;
+        let mut views = Vec::new();
+        for (name, array) in arguments.inputs.iter().chain(&arguments.outputs) {
+            if !Arc::ptr_eq(&array.shared, shared) {
+                let reason = format!("`{name}` is an array of another engine");
+                return Err(WgpuError::Launch { kernel: program.name().to_owned(), reason }.into());
+            }
+            views.push((*name, array.place(numbers)?));
+        }
+        let named: Vec<Named> = views.iter().map(|(n, v)| (*n, v)).collect();
+        let (ins, outs) = named.split_at(arguments.inputs.len());
+        places(program, &self.sizes, ins, outs, &arguments.scalars, |_: DType, _: &View| {
+            let reason = "a scalar is given as an array; give its value".to_owned();
+            Err(WgpuError::Launch { kernel: program.name().to_owned(), reason }.into())
+        })
+    }
+
+    async fn step(&self, kernel: &Dispatch<'_>, arrays: &[Option<DeviceArray>]) -> Result<Step, Error> {
+        let (program, shared) = (&self.executable.program, &self.executable.code.shared);
+        let pipeline = self.executable.code.pipeline(kernel.symbol, kernel.index).await?;
         let bytes: Vec<u8> = kernel.words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let size = (bytes.len() as u64).next_multiple_of(16).max(16);
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let label = Some(kernel.symbol);
         let descriptor = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
-        let uniform = shared.buffer("the words of a kernel", &descriptor)?;
+        let uniform = shared.buffer("the words of a kernel", &descriptor).await?;
         if !bytes.is_empty() {
             shared.queue.write_buffer(&uniform, 0, &bytes);
         }
@@ -115,9 +149,9 @@ impl Bound {
             entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
         }
         let layout = pipeline.get_bind_group_layout(0);
-        let group = shared.checked(|d| {
-            d.create_bind_group(&wgpu::BindGroupDescriptor { label, layout: &layout, entries: &entries })
-        })?;
+        let group = shared
+            .checked(|d| d.create_bind_group(&wgpu::BindGroupDescriptor { label, layout: &layout, entries: &entries }));
+        let group = group.await?;
         Ok(Step { symbol: kernel.symbol.to_owned(), pipeline, group, grid: kernel.grid })
     }
 
@@ -126,23 +160,53 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::prepare`] and [`Prepared::launch`]; [`WgpuError::Guard`] where a kernel wrote outside an array.
+    #[cfg(not(target_family = "wasm"))]
     pub fn run_to_arrays(
         &self,
         inputs: &[(&str, &HostArray)],
         scalars: &[(&str, f64)],
     ) -> Result<Vec<(String, HostArray)>, Error> {
+        done(self.run(inputs, scalars, Wait::Block))
+    }
+
+    /// As `Bound::run_to_arrays`, without blocking.
+    ///
+    /// # Errors
+    /// As [`Bound::prepare_async`] and [`Prepared::launch`]; [`WgpuError::Guard`] where a kernel wrote outside an array.
+    pub async fn run_to_arrays_async(
+        &self,
+        inputs: &[(&str, &HostArray)],
+        scalars: &[(&str, f64)],
+    ) -> Result<Vec<(String, HostArray)>, Error> {
+        self.run(inputs, scalars, Wait::Yield).await
+    }
+
+    async fn run(
+        &self,
+        inputs: &[(&str, &HostArray)],
+        scalars: &[(&str, f64)],
+        wait: Wait,
+    ) -> Result<Vec<(String, HostArray)>, Error> {
         let copy = |array: &DeviceArray, host: &HostArray| Ok(array.copy_from(host)?);
-        let (arguments, outputs) =
-            Arguments::of_host(self.arrays(), inputs, scalars, |name, _| self.array(name), copy)?;
-        self.prepare(&arguments)?.launch()?;
-        let made: Vec<(String, HostArray)> = outputs
-            .into_iter()
-            .map(|(name, array)| -> Result<_, Error> {
-                let host = array.to_host(&name)?;
-                Ok((name, host))
-            })
-            .collect::<Result<_, Error>>()?;
-        Ok(made)
+        let program = &self.executable.program;
+        let mut made = BTreeMap::new();
+        for (id, buffer) in program.artifact.buffers.iter() {
+            if buffer.kind != BufferKind::Workspace && !buffer.is_scalar() {
+                made.insert(id, self.array_async(&buffer.name).await?);
+            }
+        }
+        let array = |name: &str, _: bool| {
+            let (id, _) = program.find(name, "array", |b| !b.is_scalar())?;
+            Ok(made[&id].clone())
+        };
+        let (arguments, outputs) = Arguments::of_host(self.arrays(), inputs, scalars, array, copy)?;
+        self.prepare_async(&arguments).await?.launch()?;
+        let mut results = Vec::new();
+        for (name, array) in outputs {
+            let host = array.host(&name, wait).await?;
+            results.push((name, host));
+        }
+        Ok(results)
     }
 }
 
@@ -200,12 +264,17 @@ impl Prepared {
     ///
     /// # Errors
     /// [`WgpuError::Lost`].
+    #[cfg(not(target_family = "wasm"))]
     pub fn synchronize(&self) -> Result<(), WgpuError> {
-        let waited = self.shared.device.poll(wgpu::PollType::wait_indefinitely());
-        self.shared.alive()?;
-        let lost =
-            |e: wgpu::PollError| WgpuError::Lost { adapter: self.shared.adapter.name.clone(), reason: e.to_string() };
-        waited.map(|_| ()).map_err(lost)
+        done(self.shared.finished(Wait::Block))
+    }
+
+    /// As `Prepared::synchronize`, without blocking.
+    ///
+    /// # Errors
+    /// [`WgpuError::Lost`].
+    pub async fn synchronize_async(&self) -> Result<(), WgpuError> {
+        self.shared.finished(Wait::Yield).await
     }
 
     /// The device's own time for all launches, once for each of `repeat` rounds in one pass, divided by `repeat`; the
@@ -213,6 +282,7 @@ impl Prepared {
     ///
     /// # Errors
     /// [`WgpuError::Lost`].
+    #[cfg(not(target_family = "wasm"))]
     pub fn time(&self, repeat: u32) -> Result<Duration, WgpuError> {
         self.shared.alive()?;
         let repeat = repeat.max(1);
@@ -226,14 +296,14 @@ impl Prepared {
         let shared = &self.shared;
         let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 };
         let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-        let (set, buffer) = shared.checked(|d| {
+        let (set, buffer) = done(shared.checked(|d| {
             let buffer = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
             (d.create_query_set(&descriptor), d.create_buffer(&buffer))
-        })?;
+        }))?;
         let mut resolve = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         resolve.resolve_query_set(&set, 0..2, &buffer, 0);
         shared.queue.submit([self.encode(Some((&set, 0)), repeat), resolve.finish()]);
-        let bytes = shared.read_back(&buffer)?;
+        let bytes = done(shared.read_back(&buffer, Wait::Block))?;
         let at = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap_or_default());
         let ticks = at(1).saturating_sub(at(0)) as f64;
         let ns = ticks * f64::from(shared.queue.get_timestamp_period());

@@ -194,6 +194,38 @@ fn arrays_updated_in_place_are_updated_once() {
     drop(shared);
 }
 
+/// Rows that are longer in memory than in the array: what lies between them is neither measured on nor written, and results
+/// have the strides that were given.
+#[test]
+fn padded_rows_are_updated_in_place() {
+    let Some(client) = lavapipe() else { return };
+    let c = cascade("cascade more[M, N](inout a: f32[M, N], x: f32[M, N]) -> () { a[m,n] = a[m,n] + x[m,n] }");
+    let one = || Program::compile(&client, &c, &CompileOptions::default()).expect("compiles");
+    let tuned = Tuned::new(vec![("one".to_owned(), one()), ("another".to_owned(), one())]).expect("two programs");
+    let (rows, columns, stride) = (5u64, 70u64, 96i64);
+    let floats = |n: usize, of: &dyn Fn(usize) -> f32| (0..n).flat_map(|i| of(i).to_le_bytes()).collect::<Vec<u8>>();
+    let memory = floats(480, &|i| i as f32);
+    let a = Array::new(client.create_from_slice(&memory), DType::F32, &[rows, columns], &[stride, 1]);
+    let twos = floats(350, &|_| 2.0);
+    let x = Array::from_bytes(&client, DType::F32, &[rows, columns], &twos).expect("an array");
+    let whole = a.clone();
+    let said = tuned.launch(Call::new().array("a", a.clone()).array("x", x.clone())).expect_err("shared").to_string();
+    assert!(said.contains("`a` is updated in place"), "{said}");
+    drop(whole);
+    let results = tuned.launch(Call::new().array("a", a).array("x", x)).expect("launches");
+    let (_, result) = &results[0];
+    assert_eq!((result.shape(), result.strides()), (&[rows, columns][..], &[stride, 1][..]));
+    let expected = floats(350, &|i| (i / 70 * 96 + i % 70) as f32 + 2.0);
+    assert_eq!(result.to_bytes(&client).expect("read back"), expected);
+    // All of the buffer, as one row.
+    let between = |strides: &[i64]| Array::new(result.handle().clone(), DType::F32, &[480], strides);
+    let everything = between(&[1]).to_bytes(&client).expect("read back");
+    let added = |i: usize| if i % 96 < 70 { 2.0 } else { 0.0 };
+    assert_eq!(everything, floats(480, &|i| i as f32 + added(i)));
+    let said = between(&[2]).to_bytes(&client).expect_err("beyond the buffer").to_string();
+    assert!(said.contains("strides [2]"), "{said}");
+}
+
 /// Arrays whose rows are dense are read where they are; others are refused by name.
 #[test]
 fn strided_arrays_are_read_in_place() {

@@ -7,7 +7,7 @@ use einfall::ir::array::Array as Values;
 use einfall::ir::cascade::eval;
 use einfall::ir::dtype::DType;
 use einfall::ir::tolerance::expect;
-use einfall_cubecl::{Array, Call, Program};
+use einfall_cubecl::{Array, Call, Program, Tuned};
 
 /// The values of a tensor, as the evaluator takes them.
 fn values<const D: usize>(tensor: &Tensor<D>) -> Values {
@@ -42,6 +42,28 @@ fn attention_on_tensors_agrees_with_the_evaluator_and_with_burn() {
     let scores = q.matmul(k.transpose()).mul_scalar(0.25);
     let burns = burn::tensor::activation::softmax(scores, 3).matmul(v);
     expected[0].compare(&values(&burns).data).expect("Burn's agrees");
+}
+
+/// A slice of a tensor's columns, which Burn keeps where it is: its rows are padded by the other columns.
+#[test]
+fn a_slice_is_updated_in_place() {
+    let Some(place) = device() else { return };
+    let (client, device) = (place.client(), burn::tensor::Device::new(place.clone()));
+    let c = cascade("cascade twice[M, N](inout a: f32[M, N]) -> () { a[m,n] = 2.0 * a[m,n] }");
+    let tuned = |k: u32| {
+        let one = |_| Program::compile(&client, &c, &CompileOptions::default()).expect("compiles");
+        Tuned::new((0..k).map(|i| (i.to_string(), one(i))).collect()).expect("programs")
+    };
+    let whole = || Tensor::<1, burn::tensor::Int>::arange(0..7 * 192, &device).float().reshape([7, 192]);
+    for k in [1, 2] {
+        let slice = Array::from_tensor(whole().slice([0..7, 64..128])).expect("a tensor");
+        assert_eq!((slice.shape(), slice.strides()), (&[7, 64][..], &[192, 1][..]), "a slice is no copy");
+        let results = tuned(k).launch(Call::new().array("a", slice)).expect("launches");
+        assert_eq!(results[0].1.strides(), [192, 1]);
+        let twice: Tensor<2> = results[0].1.clone().into_tensor(&place).expect("a tensor");
+        let expected = whole().slice([0..7, 64..128]).mul_scalar(2.0);
+        assert_eq!(values(&twice).data, values(&expected).data);
+    }
 }
 
 #[test]

@@ -310,11 +310,13 @@ def prepared(family, case):
 
 
 def alone():
-    for family, case in ALONE:
-        if ARGS.family in (None, family) and (ARGS.case or "") in case:
-            peers = prepared(family, case)
-            for i in range(ARGS.rounds):
-                block(family, case, peers, i)
+    chosen = [(f, c) for f, c in ALONE if ARGS.family in (None, f) and (ARGS.case or "") in c]
+    if not chosen:
+        sys.exit(f"there is no such family or case; the families are {', '.join(dict.fromkeys(f for f, _ in ALONE))}")
+    for family, case in chosen:
+        peers = prepared(family, case)
+        for i in range(ARGS.rounds):
+            block(family, case, peers, i)
 
 
 def in_turns():

@@ -52,14 +52,21 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 
-/// As [`choose`] at known sizes (one value per rank): the rule's mapping with no more rows than there are, unless the cost
-/// model predicts that another takes so much less that its own error does not matter. Of plans with a kernel of tiles alone, whose
-/// prices were not measured against mappings yet, another is taken only where the rule's would leave cores idle.
-pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
+/// The rule at known sizes (one value per rank): as [`choose`], with no more rows than there are, and where these are few with
+/// rows of the axes around.
+pub fn rule_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let mut rule = choose(plan, sheet);
     for (k, m) in plan.kernels.iter().zip(&mut rule.kernels) {
         rows_there_are(plan, k, sizes, m);
     }
+    rule
+}
+
+/// As [`choose`] at known sizes (one value per rank): the rule's mapping with no more rows than there are, unless the cost
+/// model predicts that another takes so much less that its own error does not matter. Of plans with a kernel of tiles alone, whose
+/// prices were not measured against mappings yet, another is taken only where the rule's would leave cores idle.
+pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
+    let rule = rule_at(plan, sheet, sizes);
     let cores = sheet.level("registers").map_or(1, |l| l.instances);
     // By the rule's blocks, which leave the rows of a product together.
     let steps: Vec<Option<KernelMapping>> =

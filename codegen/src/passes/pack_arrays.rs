@@ -258,7 +258,7 @@ fn copy(plan: &Plan, of: &str, array: BufferId, packed: BufferId, start: &Size) 
     let to = linear(&mut exprs, &b.dims, start, &at);
     let store = Op::Store { buffer: packed, at: vec![to], axes: axes.ids().collect(), value, join: None, when: None };
     let name = format!("{of}_pack_{}", b.name);
-    Kernel { name, axes, ordered: None, tiles: Arena::new(), exprs, body: vec![Node::Op(store)] }
+    Kernel { axes, exprs, body: vec![Node::Op(store)], ..Kernel::new(name) }
 }
 
 #[cfg(test)]

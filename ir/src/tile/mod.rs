@@ -336,6 +336,18 @@ impl Expr {
 }
 
 impl Kernel {
+    /// A kernel of this name with nothing in it.
+    pub fn new(name: impl Into<String>) -> Kernel {
+        Kernel {
+            name: name.into(),
+            axes: Arena::new(),
+            ordered: None,
+            tiles: Arena::new(),
+            exprs: Arena::new(),
+            body: Vec::new(),
+        }
+    }
+
     /// Calls `f` on `root` and every node under it, parents first.
     pub fn walk(&self, root: ExprId, f: &mut impl FnMut(ExprId, &Expr)) {
         f(root, &self.exprs[root]);

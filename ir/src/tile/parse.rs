@@ -270,15 +270,7 @@ impl Parser {
         if self.plan.kernels.iter().any(|k| k.name == name) {
             return Err(repeated("kernel", &name, span));
         }
-        let kernel = Kernel {
-            name,
-            axes: Arena::new(),
-            ordered: None,
-            tiles: Arena::new(),
-            exprs: Arena::new(),
-            body: Vec::new(),
-        };
-        let mut s = Scope { kernel, known: HashMap::new() };
+        let mut s = Scope { kernel: Kernel::new(name), known: HashMap::new() };
         self.c.sym("{")?;
         self.c.skip_lines();
         while let Some(kind) = [AxisKind::Grid, AxisKind::Stream, AxisKind::Inner]

@@ -328,9 +328,9 @@ fn compare_small(kernel: &Kernel, c: &Cascade, case: &Case) -> Result<(), Failur
     compare::outputs(c, &b, &inputs, &outputs, 1).map(drop)
 }
 
-/// The device's name with its threads: times of several numbers of threads are not compared.
-fn device(sheet: &DataSheet, threads: usize) -> String {
-    format!("{}, {threads} thread{}", sheet.name, if threads == 1 { "" } else { "s" })
+/// The processor's name with its threads, as peers call it: times of several numbers of threads are not compared.
+fn device(threads: usize) -> String {
+    format!("{}, {threads} thread{}", einfall_runtime::Cpu::detect().name, if threads == 1 { "" } else { "s" })
 }
 
 /// The line of a rate.
@@ -340,7 +340,7 @@ fn rate(sheet: &DataSheet, (name, seconds): (&str, f64), measure: Measure, threa
         family: "ceilings".to_owned(),
         case: name.to_owned(),
         peer: "einfall".to_owned(),
-        device: device(sheet, threads),
+        device: device(threads),
         ms: seconds * 1e3,
         tflops,
         gbps,
@@ -368,7 +368,7 @@ pub fn row(
         family: family.to_owned(),
         case: case.to_owned(),
         peer: "einfall".to_owned(),
-        device: device(sheet, engine.runtime().threads()),
+        device: device(engine.runtime().threads()),
         ms: seconds * 1e3,
         tflops,
         gbps,

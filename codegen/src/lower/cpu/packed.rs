@@ -315,14 +315,7 @@ fn pack(plan: &mut Plan, k: &mut Kernel, t: TileId, isa: &Isa) -> Result<Kernel,
 /// The kernel that loads a tile and stores it in panels.
 fn filling(k: &Kernel, t: TileId, (array, at): (BufferId, &[ExprId]), packed: BufferId, panels: &Panels) -> Kernel {
     let tile = &k.tiles[t];
-    let mut own = Kernel {
-        name: format!("{}_pack_{}", k.name, tile.name),
-        axes: Arena::new(),
-        ordered: None,
-        tiles: Arena::new(),
-        exprs: k.exprs.clone(),
-        body: Vec::new(),
-    };
+    let mut own = Kernel { exprs: k.exprs.clone(), ..Kernel::new(format!("{}_pack_{}", k.name, tile.name)) };
     let blocked: Vec<AxisId> = panels.order.iter().rev().take(2).copied().collect();
     let axis = |a: &AxisId| {
         let block = if blocked.contains(a) { BLOCK.next_multiple_of(panels.width) } else { 1 };

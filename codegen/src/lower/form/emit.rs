@@ -62,14 +62,7 @@ impl<'a> Emitter<'a> {
         buffers: &'a HashMap<TensorId, BufferId>,
         class: impl Fn(IndexId) -> IndexId + 'a,
     ) -> Emitter<'a> {
-        let kernel = Kernel {
-            name,
-            axes: Arena::new(),
-            ordered: None,
-            tiles: Arena::new(),
-            exprs: Arena::new(),
-            body: Vec::new(),
-        };
+        let kernel = Kernel::new(name);
         Emitter {
             c,
             buffers,

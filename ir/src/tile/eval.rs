@@ -323,7 +323,7 @@ impl<'a> Task<'a> {
             if tasks.is_some_and(|(count, seed)| !drawn(number, total, count, seed)) {
                 continue;
             }
-            if std::mem::replace(&mut before, Some(step(number))).is_some_and(|b| b != step(number)) {
+            if before.replace(step(number)).is_some_and(|b| b != step(number)) {
                 for m in memory.iter_mut() {
                     m.writer.fill(0);
                     m.reader.fill(0);

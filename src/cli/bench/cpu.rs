@@ -132,7 +132,7 @@ fn blocks(engine: &Engine, sheet: &DataSheet, item: &Item, args: &BenchArgs) -> 
         let case = match item {
             Item::Case(case) => case,
             Item::Rate { name, seconds, measure, threads } => {
-                rate(sheet, (name, *seconds), *measure, *threads).print(args.jsonl)?;
+                rate((name, *seconds), *measure, *threads).print(args.jsonl)?;
                 continue;
             }
         };
@@ -334,7 +334,7 @@ fn device(threads: usize) -> String {
 }
 
 /// The line of a rate.
-fn rate(sheet: &DataSheet, (name, seconds): (&str, f64), measure: Measure, threads: usize) -> Row {
+fn rate((name, seconds): (&str, f64), measure: Measure, threads: usize) -> Row {
     let (tflops, gbps) = measure.rates(seconds);
     Row {
         family: "ceilings".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use einfall_ir::arena::{Arena, Id};
+use einfall_ir::arena::Id;
 use einfall_ir::cascade::{Cascade, Expr, ExprId, IndexId, TensorId};
 use einfall_ir::diag::Span;
 use einfall_ir::dtype::DType;

@@ -136,3 +136,49 @@ fn what_cannot_be_packed_says_why() {
         assert!(e.what.contains(why), "{}: {why}\n{plan}", e.what);
     }
 }
+
+/// Operands that a caller has packed are read in place, by the same positions; those of another shape, and positions beyond
+/// the array, as any other.
+#[test]
+fn operands_packed_by_the_caller_agree() {
+    for (text, sizes) in [
+        (
+            "cascade c[M, P, K](A: f32[M,K], B: f32[P,K,32]) -> (Y: f32[M,32*P]) {
+                Y[m,n] = sum(k) A[m,k] * B[n/32,k,n%32]
+            }",
+            [("M", 37), ("P", 3), ("K", 41)],
+        ),
+        (
+            "cascade c[M, P, K](A: f32[M,K], B: f32[P,K,32]) -> (Y: f32[M,32*P+7]) {
+                Y[m,n] = sum(k) A[m,k] * (if n < 32 * P then B[n/32,k,n%32] else 1.0)
+            }",
+            [("M", 37), ("P", 2), ("K", 33)],
+        ),
+        (
+            "cascade c[M, P, K](A: bf16[M,2*K], B: bf16[P,K,32,2]) -> (Y: f32[M,32*P]) {
+                Y[m,n] = sum(k) A[m,k] * B[n/32,k/2,n%32,k%2]
+            }",
+            [("M", 37), ("P", 2), ("K", 37)],
+        ),
+        (
+            "cascade c[M, P, K](A: f32[M,K], B: f32[P,K,40]) -> (Y: f32[M,32*P]) {
+                Y[m,n] = sum(k) A[m,k] * B[n/32,k,n%32]
+            }",
+            [("M", 37), ("P", 3), ("K", 41)],
+        ),
+    ] {
+        let c = parse(text).unwrap_or_else(|e| panic!("{e:?}")).cascades.remove(0);
+        let sizes = sizes.map(|(n, v)| (n.to_owned(), v)).to_vec();
+        let b = bind(&c, &Given { sizes, ..Given::default() }).unwrap();
+        let given = inputs::random(&c, &b, 5, inputs::Variant::Normal).unwrap();
+        let want = tolerance::expect(&c, &b, &given, &eval::Options::default()).unwrap();
+        for (isa, block) in isas().into_iter().flat_map(|isa| [(isa, 32), (isa, 24)]) {
+            let plan = blocked(&c, block).unwrap();
+            let compiled = compile(&plan, &isa).unwrap_or_else(|e| panic!("{e}\n{plan}"));
+            let got = run(&compiled, &b.extents, &given, Split::Each);
+            for (w, g) in want.iter().zip(&got) {
+                w.compare(&w.elements(g)).unwrap_or_else(|e| panic!("{isa:?} {block}: {e}\n{plan}"));
+            }
+        }
+    }
+}

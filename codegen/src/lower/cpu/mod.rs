@@ -201,7 +201,7 @@ impl<'a> Lower<'a> {
             let buffer = &self.plan.buffers[b];
             let written = written && buffer.kind != BufferKind::Input;
             let mut dims: Vec<E> = buffer.dims.iter().map(size).collect();
-            let together = packed::together(self.k, b);
+            let together = self.together(b);
             if let (2.., [.., rows, columns, _]) = (together, dims.as_mut_slice()) {
                 *rows = mul(rows.clone(), int(together as i64));
                 let columns = columns.clone();

@@ -86,21 +86,50 @@ impl Panels {
     }
 }
 
-/// Neighbours that stand together in an array as a kernel reads or writes it.
-pub(super) fn together(k: &Kernel, array: BufferId) -> u64 {
-    let mut most = 1;
-    k.for_each_op(&mut |op, _| {
-        if let Op::Load { buffer, at, .. } | Op::Store { buffer, at, .. } = op
-            && *buffer == array
-            && let Some(p) = Panels::of(k, at)
-        {
-            most = most.max(p.together);
-        }
-    });
-    most
-}
-
 impl Lower<'_> {
+    /// What positions in an array say, where they are of that form and cannot lie outside of it.
+    fn panels(&self, array: BufferId, at: &[ExprId]) -> Option<Panels> {
+        let p = Panels::of(self.k, at)?;
+        // Groups are filled up with zeros by who loads a tile to store it, and nobody else.
+        if p.together > 1 && !copied(self.plan, array) {
+            return None;
+        }
+        let dims = &self.plan.buffers[array].dims;
+        let grouped = if p.together > 1 { 1 } else { 0 };
+        let [.., row] = &dims[..dims.len() - grouped] else { return None };
+        let whole = *row == Size::Const(p.width) && (grouped == 0 || dims.last() == Some(&Size::Const(p.together)));
+        // Of groups there are those of whole steps of atoms.
+        let group = dims.len().checked_sub(3).filter(|_| grouped == 1);
+        let inside = |(d, (e, n)): (usize, (&ExprId, &Size))| match group {
+            Some(g) if g == d => p.order.iter().rev().nth(1).is_some_and(|k| self.are_groups(*k, n, p.together)),
+            _ => self.inside(*e, n),
+        };
+        (whole && at.iter().zip(dims).enumerate().all(inside)).then_some(p)
+    }
+
+    /// Whether a dimension counts the groups of neighbours of an axis up to the end of an atom's last step.
+    fn are_groups(&self, axis: AxisId, n: &Size, together: u64) -> bool {
+        let (extent, step) = (&self.k.axes[axis].extent, self.step());
+        match (extent, n) {
+            (Size::Const(e), Size::Const(n)) => *n == e.next_multiple_of(step) / together,
+            _ => *n == groups(extent.clone(), step, together),
+        }
+    }
+
+    /// Neighbours that stand together in an array as the kernel reads or writes it.
+    pub(super) fn together(&self, array: BufferId) -> u64 {
+        let mut most = 1;
+        self.k.for_each_op(&mut |op, _| {
+            if let Op::Load { buffer, at, .. } | Op::Store { buffer, at, .. } = op
+                && *buffer == array
+                && let Some(p) = self.panels(array, at)
+            {
+                most = most.max(p.together);
+            }
+        });
+        most
+    }
+
     /// The part of an array of panels that a tile is: one that is loaded in the layout `wanted`, or one whose only use is to
     /// be stored there.
     pub(super) fn packed(
@@ -111,7 +140,7 @@ impl Lower<'_> {
     ) -> Out<Option<Scratch>> {
         let Some((from, at)) = load else { return Ok(None) };
         let dtype = Self::register_type(self.k.tiles[t].dtype);
-        if let Some(p) = Panels::of(self.k, at) {
+        if let Some(p) = self.panels(*from, at) {
             let shared = self.shared(*from, &p);
             if wanted.is_some_and(|w| self.laid_out(&shared, w))
                 && self.plan.buffers[*from].dtype == self.stored_type(t, wanted)
@@ -132,7 +161,7 @@ impl Lower<'_> {
                 && let Op::Store { buffer, at, value, join: None, when: None, .. } = op
                 && self.k.exprs[*value] == Expr::Tile(t)
             {
-                found = Panels::of(self.k, at).map(|p| (*buffer, p));
+                found = self.panels(*buffer, at).map(|p| (*buffer, p));
             }
             here += 1;
         });
@@ -220,6 +249,31 @@ impl Lower<'_> {
     }
 }
 
+/// Whether an array is in the workspace, all that is stored there are tiles as they were loaded, and all reads are loads.
+fn copied(plan: &Plan, array: BufferId) -> bool {
+    let mut copied = plan.buffers[array].kind == BufferKind::Workspace;
+    for k in &plan.kernels {
+        copied &= !k.exprs.iter().any(|(_, e)| matches!(e, Expr::Read { buffer, .. } if *buffer == array));
+        k.for_each_op(&mut |op, _| {
+            let Op::Store { buffer, value, join, when, .. } = op else { return };
+            if *buffer == array {
+                let plain = join.is_none() && when.is_none();
+                copied &= plain && matches!(k.exprs[*value], Expr::Tile(t) if load_of(k, t).is_some());
+            }
+        });
+    }
+    copied
+}
+
+fn ceil(n: Size, by: u64) -> Size {
+    Size::CeilDiv(Box::new(n), Box::new(Size::Const(by)))
+}
+
+/// Groups of so many neighbours along an axis, up to the end of its last step.
+fn groups(extent: Size, step: u64, together: u64) -> Size {
+    Size::Mul(Box::new(ceil(extent, step)), Box::new(Size::Const(step / together)))
+}
+
 /// Adds a kernel and an array of the workspace for every tile that the mapping wants packed.
 ///
 /// # Errors
@@ -288,13 +342,11 @@ fn pack(plan: &mut Plan, k: &mut Kernel, t: TileId, isa: &Isa) -> Result<Kernel,
 
     // The array.
     let extent = |a: &AxisId| k.axes[*a].extent.clone();
-    let ceil = |n: Size, by: u64| Size::CeilDiv(Box::new(n), Box::new(Size::Const(by)));
     let Some((lane, others)) = panels.order.split_last() else { return Err("it has no axes") };
     let mut dims = vec![ceil(extent(lane), panels.width)];
     dims.extend(others.iter().map(extent));
     if let (2.., Some(rows)) = (panels.together, dims.last_mut()) {
-        let groups = Size::Const(step / panels.together);
-        *rows = Size::Mul(Box::new(ceil(rows.clone(), step)), Box::new(groups));
+        *rows = groups(rows.clone(), step, panels.together);
         dims.extend([Size::Const(panels.width), Size::Const(panels.together)]);
     } else {
         dims.push(Size::Const(panels.width));

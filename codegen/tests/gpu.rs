@@ -310,6 +310,21 @@ fn infeasible_mappings_name_the_constraint() {
         ("gemm", "gemm_persistent", "group 8", "group 3", "work loop: a group of 3 blocks along m cuts clusters of 2"),
         ("gemm", "gemm", "axis n block 256", "axis n block 256 descending", "descends but is not a stream axis"),
         (
+            "gemm",
+            "gemm",
+            "axis n block 256",
+            "axis n block 256 launches",
+            "has steps to launch but is not a stream axis",
+        ),
+        (
+            "gemm",
+            "gemm",
+            "axis k block 64",
+            "axis k block 64 launches",
+            "launches: steps of k are launches of their own",
+        ),
+        ("gemm", "gemm", "tile c in registers", "tile c in packed", "spaces: tile c is in packed on a GPU"),
+        (
             "lstm_gates",
             "lstm",
             "role cell",

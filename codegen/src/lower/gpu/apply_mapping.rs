@@ -317,6 +317,10 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
             return refuse("roles", message, "put the tile in shared memory, or the operations in one role");
         }
     }
+    if let Some(a) = m.axes.iter().find(|a| a.launches) {
+        let message = format!("steps of {} are launches of their own, which a GPU's kernels do not have", a.axis);
+        return refuse("launches", message, "leave out `launches`");
+    }
     for t in &facts.tiles {
         if !matches!(t.space, Space::Registers | Space::Shared) {
             return refuse(

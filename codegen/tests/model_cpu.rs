@@ -95,6 +95,13 @@ fn rows_are_as_many_as_there_are() {
     };
     assert_eq!(block("matmul", &[2000, 2000, 2000], 0, "m"), Some(126));
     assert_eq!(block("matmul", &[5, 4096, 4096], 0, "m"), Some(5));
+    // Larger blocks where enough tasks are left: 8 a core.
+    let two = rule_at(&plan("matmul"), &cores(2), &[2048, 2048, 2048]);
+    assert_eq!(["m", "n"].map(|a| two.kernels[0].axis(a).map(|l| l.block)), [Some(504), Some(512)]);
+    let few = rule_at(&plan("matmul"), &cores(1), &[5, 8192, 2048]);
+    assert_eq!(few.kernels[0].axis("m").map(|l| l.block), Some(5));
+    let eight = rule_at(&plan("matmul"), &cores(8), &[2048, 2048, 2048]);
+    assert_eq!(["m", "n"].map(|a| eight.kernels[0].axis(a).map(|l| l.block)), [Some(252), Some(256)]);
     // T, B, I, D: rows of W·x are batches and steps.
     assert_eq!(block("lstm_layer", &[512, 16, 512, 512], 0, "b"), Some(16));
     assert_eq!(block("lstm_layer", &[512, 16, 512, 512], 0, "t"), Some(7));

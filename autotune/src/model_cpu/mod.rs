@@ -34,6 +34,8 @@ const COLUMNS: u64 = 256;
 /// Share of the rule's predicted time below which another mapping is chosen for given sizes: what the model chooses first is
 /// within 8 % of the best at the median and two thirds above it at worst (docs/tuning-log.md).
 const PLAINLY: f64 = 0.9;
+/// Tasks a core that leave no core idle for long.
+const BALANCED: u64 = 8;
 /// Multiply-adds of a step that are worth waking cores for: some 10 µs of one.
 const STEP: u64 = 1 << 20;
 /// Columns that a panel holds at most.
@@ -56,10 +58,49 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
 /// rows of the axes around.
 pub fn rule_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let mut rule = choose(plan, sheet);
+    let cores = sheet.level("registers").map_or(1, |l| l.instances);
     for (k, m) in plan.kernels.iter().zip(&mut rule.kernels) {
         rows_there_are(plan, k, sizes, m);
+        fewer_tasks(plan, k, cores, sizes, m);
     }
     rule
+}
+
+/// Twice or four times the rows of a product and twice its columns, where as many tasks are left as balance the cores: each
+/// operand is laid out as many times fewer.
+fn fewer_tasks(plan: &Plan, k: &Kernel, cores: u64, sizes: &[u64], m: &mut KernelMapping) -> Option<()> {
+    let mut products = Vec::new();
+    k.for_each_op(&mut |op, _| {
+        if let Op::Contract { .. } = op {
+            products.push(space::rows_and_columns(plan, k, op));
+        }
+    });
+    let [(Some(row), Some(column))] = products[..] else { return None };
+    let lines: Vec<String> = m.axes.iter().map(|l| l.axis.clone()).collect();
+    let line = |a: AxisId| lines.iter().position(|l| *l == k.axes[a].name);
+    let (i, j) = (line(row)?, line(column)?);
+    if k.axes[row].kind != AxisKind::Grid || k.axes[column].kind != AxisKind::Grid {
+        return None;
+    }
+    let own = (m.axes[i].block, m.axes[j].block);
+    let more = |a: AxisId, block: u64| k.axes[a].extent.eval(sizes).is_ok_and(|n| n > block);
+    if !more(row, own.0) || !more(column, own.1) {
+        return None;
+    }
+    for (rows, columns) in [(2, 1), (2, 2), (4, 2)] {
+        let mut blocks: Vec<u64> = m.axes.iter().map(|l| l.block.max(1)).collect();
+        (blocks[i], blocks[j]) = (own.0 * rows, own.1 * columns);
+        let grid = k.axes.ids().filter(|a| k.axes[*a].kind == AxisKind::Grid);
+        let tasks = |a: AxisId| {
+            let extent = k.axes[a].extent.eval(sizes).ok()?;
+            Some(extent.div_ceil(line(a).map_or(1, |l| blocks[l])))
+        };
+        if grid.map(tasks).product::<Option<u64>>()? < BALANCED * cores {
+            break;
+        }
+        (m.axes[i].block, m.axes[j].block) = (own.0 * rows, own.1 * columns);
+    }
+    Some(())
 }
 
 /// As [`choose`] at known sizes (one value per rank): the rule's mapping with no more rows than there are, unless the cost

@@ -3,30 +3,16 @@
 
 mod common;
 
-use common::{Split, compile, compile_lowered, isas, run};
+use common::{Split, compile, compile_lowered, isas, plan, run};
 use einfall_codegen::backend::llvm::Isa;
 use einfall_codegen::lower::cpu;
-use einfall_codegen::pipeline::{Context, Program};
-use einfall_codegen::tables;
 use einfall_ir::array::Array;
 use einfall_ir::artifact::Code;
 use einfall_ir::cascade::bind::{Bindings, Given, bind};
 use einfall_ir::cascade::{Cascade, eval, parse};
 use einfall_ir::kernel;
-use einfall_ir::tile::{AxisKind, Plan};
+use einfall_ir::tile::Plan;
 use einfall_ir::tolerance::{self, Expected, inputs};
-
-fn plan(c: &Cascade, blocks: &[(&str, u64)]) -> Plan {
-    let context = Context::default();
-    let made = tables::TO_TILE.iter().try_fold(Program::Cascade(c.clone()), |p, pass| (pass.step)(p, &context));
-    let Ok(Program::Tile(mut plan)) = made else { panic!("no plan of {}", c.name) };
-    for k in &mut plan.kernels {
-        for (_, a) in k.axes.iter_mut().filter(|(_, a)| a.kind != AxisKind::Inner && a.block.is_none()) {
-            a.block = Some(blocks.iter().find(|b| b.0 == a.name).map_or(1, |b| b.1));
-        }
-    }
-    plan
-}
 
 /// Indices of rows in every order that matters: sorted, in turns, all the same, drawn, and outside `0..most`.
 fn patterns(most: u64) -> Vec<Box<dyn Fn(u64, u64) -> f64>> {

@@ -3,28 +3,13 @@
 
 mod common;
 
-use common::{Compiled, Split, compile, compiler, run};
+use common::{Compiled, Split, compile, compiler, plan, run};
 use einfall_codegen::backend::llvm::Isa;
-use einfall_codegen::pipeline::{Context, Program};
-use einfall_codegen::tables;
 use einfall_ir::artifact::Code;
 use einfall_ir::cascade::bind::{Given, bind};
-use einfall_ir::cascade::{Cascade, eval, parse};
-use einfall_ir::tile::{AxisKind, Plan};
+use einfall_ir::cascade::{eval, parse};
 use einfall_ir::tolerance::{self, inputs};
 use einfall_llvm::{Passes, TargetOptions};
-
-fn plan(c: &Cascade, blocks: &[(&str, u64)]) -> Plan {
-    let context = Context::default();
-    let made = tables::TO_TILE.iter().try_fold(Program::Cascade(c.clone()), |p, pass| (pass.step)(p, &context));
-    let Ok(Program::Tile(mut plan)) = made else { panic!("no plan of {}", c.name) };
-    for k in &mut plan.kernels {
-        for (_, a) in k.axes.iter_mut().filter(|(_, a)| a.kind != AxisKind::Inner && a.block.is_none()) {
-            a.block = Some(blocks.iter().find(|b| b.0 == a.name).map_or(1, |b| b.1));
-        }
-    }
-    plan
-}
 
 fn instructions(c: &Compiled) -> usize {
     let Code::LlvmIr(text) = &c.artifact.code else { panic!("no text") };

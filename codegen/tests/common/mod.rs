@@ -5,13 +5,14 @@ use std::sync::OnceLock;
 use einfall_codegen::backend::llvm::{self, Isa};
 use einfall_codegen::lower::cpu::{self, NotLowered};
 use einfall_codegen::passes::round_operands::round_operands;
-use einfall_codegen::pipeline::Program;
-use einfall_codegen::tables::FORMS;
+use einfall_codegen::pipeline::{Context, Program};
+use einfall_codegen::tables::{self, FORMS};
 use einfall_ir::array::Array;
 use einfall_ir::artifact::{Artifact, Code, Slot};
+use einfall_ir::cascade::Cascade;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::Module;
-use einfall_ir::tile::{BufferKind, Plan};
+use einfall_ir::tile::{AxisKind, BufferKind, Plan};
 use einfall_ir::tolerance::poison;
 use einfall_llvm::{Code as Linked, Host, Llvm, LoadOptions, Passes};
 
@@ -39,6 +40,20 @@ pub fn isas() -> Vec<Isa> {
 
 /// Tile registers and their instructions in memory, for processors without them. One thread at a time runs such code.
 const TILES: &str = include_str!("tiles.ll");
+
+/// The plan of a cascade with these blocks, and 1 where none is named.
+#[allow(dead_code)]
+pub fn plan(c: &Cascade, blocks: &[(&str, u64)]) -> Plan {
+    let context = Context::default();
+    let made = tables::TO_TILE.iter().try_fold(Program::Cascade(c.clone()), |p, pass| (pass.step)(p, &context));
+    let Ok(Program::Tile(mut plan)) = made else { panic!("no plan of {}", c.name) };
+    for k in &mut plan.kernels {
+        for (_, a) in k.axes.iter_mut().filter(|(_, a)| a.kind != AxisKind::Inner && a.block.is_none()) {
+            a.block = Some(blocks.iter().find(|b| b.0 == a.name).map_or(1, |b| b.1));
+        }
+    }
+    plan
+}
 
 /// A plan compiled and linked.
 pub struct Compiled {

@@ -54,8 +54,8 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 
-/// The rule at known sizes (one value per rank): as [`choose`], with no more rows than there are, and where these are few with
-/// rows of the axes around.
+/// The rule at known sizes (one value per rank): as [`choose`], with no more rows than there are, where these are few with
+/// rows of the axes around, and with larger blocks of a product where the cores have tasks enough.
 pub fn rule_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let mut rule = choose(plan, sheet);
     let cores = sheet.level("registers").map_or(1, |l| l.instances);
@@ -103,8 +103,8 @@ fn fewer_tasks(plan: &Plan, k: &Kernel, cores: u64, sizes: &[u64], m: &mut Kerne
     Some(())
 }
 
-/// As [`choose`] at known sizes (one value per rank): the rule's mapping with no more rows than there are, unless the cost
-/// model predicts that another takes so much less that its own error does not matter. Of plans with a kernel of tiles alone, whose
+/// As [`choose`] at known sizes (one value per rank): [`rule_at`], unless the cost model predicts that another mapping takes
+/// so much less that its own error does not matter; a recurrence that would leave cores idle has its steps launched. Of plans with a kernel of tiles alone, whose
 /// prices were not measured against mappings yet, another is taken only where the rule's would leave cores idle.
 pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let rule = rule_at(plan, sheet, sizes);

@@ -315,9 +315,9 @@ impl<'a> Task<'a> {
         let total: u64 = counts.iter().product();
         // Where blocks of an axis follow each other, tasks of different ones may touch an element.
         let ordered = kernel.ordered.and_then(|a| grid.iter().position(|g| *g == a.index()));
-        let step = |number: u64| ordered.map(|d| crate::array::coordinates(&counts, number)[d]);
-        let mut numbers: Vec<u64> = (0..total).collect();
-        numbers.sort_by_key(|n| step(*n));
+        let within: u64 = ordered.map_or(1, |d| counts[d + 1..].iter().product());
+        let step = |number: u64| ordered.map_or(0, |d| number / within % counts[d]);
+        let numbers = (0..ordered.map_or(1, |d| counts[d])).flat_map(|s| (0..total).filter(move |n| step(*n) == s));
         let mut before = None;
         for number in numbers {
             if tasks.is_some_and(|(count, seed)| !drawn(number, total, count, seed)) {

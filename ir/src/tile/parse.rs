@@ -60,7 +60,7 @@ const MAX_DEPTH: usize = 200;
 /// ```
 ///
 /// # Errors
-/// The first syntax error (T0101), unknown name (T0102) or repeated name (T0103).
+/// The first syntax error (T0101), unknown name (T0102), repeated name (T0103) or second ordered axis (T0104).
 pub fn parse(text: &str) -> Result<Plan, Diagnostic> {
     let mut p = Parser {
         c: Cursor::new(text, "T0101")?,
@@ -285,10 +285,13 @@ impl Parser {
             self.c.word("in")?;
             let extent = self.size(0)?;
             let block = if self.c.eat_word("block") { Some(self.c.count("a block size")?) } else { None };
-            let axis = s.kernel.axes.push(Axis { name, extent, kind, block });
-            if self.c.eat_word("ordered") {
-                s.kernel.ordered = Some(axis);
+            let ordered = self.c.eat_word("ordered");
+            if ordered && s.kernel.ordered.is_some() {
+                let message = "the blocks of a second axis follow each other; those of one can".to_string();
+                return Err(Diagnostic::error("T0104", span, message).help("leave out one `ordered`"));
             }
+            let axis = s.kernel.axes.push(Axis { name, extent, kind, block });
+            s.kernel.ordered = s.kernel.ordered.or(ordered.then_some(axis));
             self.c.line_end()?;
         }
         while self.c.is_word("tile") && matches!(self.c.ahead(1), Tok::Ident(_)) {

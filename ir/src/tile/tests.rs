@@ -199,6 +199,8 @@ fn the_verifier_refuses() {
     has(faults(GEMM, "        c = 0.0\n", ""), "kernel gemm, operation c: tile c is read before it is written");
     has(faults(GEMM, "stream k", "inner k"), "a stream walks inner axis k");
     has(faults(GEMM, "contract(k) a, b", "contract(n) a, b"), "axis n is both kept and summed");
+    has(faults(GEMM, "stream k in K", "stream k in K ordered"), "which takes a grid axis in blocks of 1");
+    has(faults(GEMM, "grid n in N", "grid n in N block 2 ordered"), "which takes a grid axis in blocks of 1");
     has(faults(GEMM, "b = load B[k, n]\n", "\n"), "tile b is read before it is written");
     has(faults(GEMM, "A[m, k]\n", "A[m]\n            a = load A[m, k]\n"), "accessed with 1 positions");
     has(faults(GEMM, "store C", "store A"), "input A is stored to");
@@ -224,6 +226,7 @@ fn the_parser_says_where() {
         ("tile b:", "tile a:", "T0103", "a:"),
         ("over m, n", "over m, q", "T0102", "q"),
         ("bf16[m, k]", "bf17[m, k]", "T0102", "bf17"),
+        ("grid n in N", "grid o in N ordered\n        grid n in N ordered", "T0104", "n in N"),
     ] {
         let text = GEMM.replacen(from, to, 1);
         let d = parse(&text).unwrap_err();
@@ -240,6 +243,9 @@ fn faults_at_run_time_are_named() {
     let text = GEMM.replace("store C[m, n]", "store C[m, 0]");
     let plan = parse(&text).unwrap();
     assert!(matches!(run(&plan, &[4, 4, 4], &inputs, &two(2)), Err(TileError::Race { .. })));
+    // One after the other they may.
+    let plan_in_order = parse(&text.replace("grid n in N", "grid n in N ordered")).unwrap();
+    assert!(matches!(run(&plan_in_order, &[4, 4, 4], &inputs, &two(2)), Err(TileError::Unwritten { .. })));
     // One task leaves columns unwritten.
     assert!(matches!(run(&plan, &[4, 4, 4], &inputs, &two(8)), Err(TileError::Unwritten { .. })));
     // Without initialisation the carried tile is poison.

@@ -10,6 +10,7 @@
 
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::cascade::Size;
+use einfall_ir::kernel::BufSpace;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{
@@ -142,7 +143,10 @@ impl Lower<'_> {
         let dtype = Self::register_type(self.k.tiles[t].dtype);
         if let Some(p) = self.panels(*from, at) {
             let shared = self.shared(*from, &p);
-            if wanted.is_some_and(|w| self.laid_out(&shared, w))
+            // Read where it is used, so nothing may be stored there before.
+            let kept = matches!(self.bufs[shared.buf].space, BufSpace::Global { written: false, .. });
+            if kept
+                && wanted.is_some_and(|w| self.laid_out(&shared, w))
                 && self.plan.buffers[*from].dtype == self.stored_type(t, wanted)
             {
                 return Ok(Some(shared));

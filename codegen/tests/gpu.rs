@@ -321,7 +321,7 @@ fn infeasible_mappings_name_the_constraint() {
             "gemm",
             "axis k block 64",
             "axis k block 64 launches",
-            "launches: steps of k are launches of their own",
+            "launches steps of 64 coordinates; a step is one",
         ),
         ("gemm", "gemm", "tile c in registers", "tile c in packed", "spaces: tile c is in packed on a GPU"),
         (

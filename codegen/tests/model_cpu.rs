@@ -76,7 +76,7 @@ fn cores(n: u64) -> DataSheet {
 #[test]
 fn choices_at_known_sizes_lower() {
     for plan in &plans() {
-        for (n, size) in [(1, 256), (16, 40), (16, 1)] {
+        for (n, size) in [(1, 256), (16, 40), (16, 1), (2, 2048)] {
             let sheet = cores(n);
             let sizes: Vec<u64> = plan.ranks.iter().map(|(_, r)| r.fixed.unwrap_or(size)).collect();
             let chosen = choose_at(plan, &sheet, &sizes);

@@ -166,6 +166,13 @@ fn operands_packed_by_the_caller_agree() {
             }",
             [("M", 37), ("P", 3), ("K", 41)],
         ),
+        (
+            // Rows in panels, beyond whose last row nothing may be read.
+            "cascade c[M, P, N](A: bf16[P,M,32], B: bf16[32*P,N]) -> (Y: f32[M,N]) {
+                Y[m,n] = sum(k) A[k/32,m,k%32] * B[k,n]
+            }",
+            [("M", 37), ("P", 3), ("N", 41)],
+        ),
     ] {
         let c = parse(text).unwrap_or_else(|e| panic!("{e:?}")).cascades.remove(0);
         let sizes = sizes.map(|(n, v)| (n.to_owned(), v)).to_vec();

@@ -75,6 +75,8 @@ fn fewer_tasks(plan: &Plan, k: &Kernel, cores: u64, sizes: &[u64], m: &mut Kerne
             products.push(space::rows_and_columns(plan, k, op));
         }
     });
+    // Of several over the same rows and columns each lays its operands out.
+    products.dedup();
     let [(Some(row), Some(column))] = products[..] else { return None };
     let lines: Vec<String> = m.axes.iter().map(|l| l.axis.clone()).collect();
     let line = |a: AxisId| lines.iter().position(|l| *l == k.axes[a].name);

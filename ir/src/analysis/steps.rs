@@ -152,6 +152,9 @@ impl Checked<'_> {
             for root in op.roots() {
                 self.elsewhere(root, &written)?;
             }
+            if matches!(op, Op::Store { join: Some(_), .. }) {
+                return Err("a step joins what it stores to what is there".to_string());
+            }
             if let Op::Store { axes, .. } = op
                 && let Some(a) = self.cut.iter().find(|a| !axes.contains(a))
             {

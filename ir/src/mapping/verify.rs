@@ -85,6 +85,12 @@ impl Checker<'_> {
             if a.descending && kind != AxisKind::Stream {
                 self.bad(format!("{place} descends but is not a stream axis"), "leave out `descending`");
             }
+            if a.launches && a.block != 1 {
+                self.bad(
+                    format!("{place} launches steps of {} coordinates; a step is one", a.block),
+                    "write `block 1`",
+                );
+            }
             if a.launches && kind != AxisKind::Stream {
                 self.bad(format!("{place} has steps to launch but is not a stream axis"), "leave out `launches`");
             }

@@ -62,7 +62,10 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
         let tile = &k.tiles[*t];
         let mut dims = vec![Size::Const(2)];
         dims.extend(tile.axes.iter().map(|a| k.axes[*a].extent.clone()));
-        let name = format!("{}_{}", k.name, tile.name);
+        let base = format!("{}_{}", k.name, tile.name);
+        let taken = |n: &str| plan.buffers.iter().any(|(_, b)| b.name == n);
+        let name = (1..).map(|i| if i == 1 { base.clone() } else { format!("{base}_{i}") }).find(|n| !taken(n));
+        let name = name.unwrap_or(base);
         let buffer = Buffer { name, dtype: tile.dtype, dims, kind: BufferKind::Workspace, positive: false };
         arrays.insert(*t, plan.buffers.push(buffer));
     }

@@ -145,7 +145,9 @@ impl Lower<'_> {
             let shared = self.shared(*from, &p);
             // Read where it is used, so nothing may be stored there before.
             let kept = matches!(self.bufs[shared.buf].space, BufSpace::Global { written: false, .. });
+            // Rows are read by whole register tiles, for which only scratch has room behind the last one.
             if kept
+                && self.columns_of(t).is_some()
                 && wanted.is_some_and(|w| self.laid_out(&shared, w))
                 && self.plan.buffers[*from].dtype == self.stored_type(t, wanted)
             {
@@ -176,6 +178,12 @@ impl Lower<'_> {
         let plain = p.together == 1 && self.plan.buffers[to].dtype == dtype;
         if whole && (plain || p.together > 1) {
             return Ok(Some(self.shared(to, &p)));
+        }
+        if p.together > 1 {
+            let name = &self.k.tiles[t].name;
+            return Err(
+                self.unsupported(format!("a store of tile {name} in pairs, in blocks that are no whole panels"))
+            );
         }
         Ok(None)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use einfall_autotune::model_cpu;
 use einfall_autotune::table::{Kind, Table};
 use einfall_codegen::backend::llvm::{self, Isa};
+use einfall_codegen::passes::round_operands::round_operands;
 use einfall_codegen::pipeline::Context;
 use einfall_codegen::tables;
 use einfall_ir::array::Array;
@@ -121,6 +122,12 @@ impl Engine {
         let (mapped, module) = lower(tables::CPU, &plan, &context)?;
         let artifact = llvm::print(&mapped, &module, &self.isa, "cpu").map_err(unprintable)?;
         Ok(Compiled { plan: mapped, mapping, artifact })
+    }
+
+    /// `plan` with the roundings of this processor, whose results a tolerance is for: operands of contractions take the
+    /// type that its instructions multiply (`round-operands`).
+    pub fn rounded(&self, plan: &Plan) -> Plan {
+        round_operands(plan.clone(), &self.isa.atoms())
     }
 
     /// The context passes run in for this processor.

@@ -59,6 +59,54 @@ fn what_does_not_compile_is_recorded_and_the_rest_is_measured() {
     assert!(drawn.clone().count() >= 4 && drawn.into_iter().all(|r| r["predicted_us"].as_f64().is_some()));
 }
 
+/// Results are judged by the roundings of the device: an 8-bit conversion in the text, operands that an instruction takes
+/// narrower than they were computed.
+#[test]
+fn mappings_of_narrow_types_are_right() {
+    let folder = folder();
+    for (name, sizes) in [
+        ("quantised_matmul", "M=64,N=128,K=256"),
+        ("attention", "B=1,G=2,R=1,M=40,N=70,E=64,F=64"),
+        ("dequantised_matmul", "M=40,N=64,K=96"),
+    ] {
+        let list = ["tune", name, "--sizes", sizes, "--time-ms", "1", "--candidates", "2", "--draws", "4"];
+        let out = einfall(folder.path(), &list);
+        assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+        assert!(!text(&out.stdout).contains("do not work"), "{}", text(&out.stdout));
+    }
+}
+
+#[test]
+fn records_are_priced_again() {
+    let folder = folder();
+    let list = ["tune", "scale.ein", "--sizes", "M=64,N=32..128:x4"];
+    let measure = ["--time-ms", "1", "--jsonl", "rows.jsonl", "--csv", "then.csv"];
+    let out = einfall(folder.path(), &[&list[..], &measure].concat());
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+    let again = ["--again", "rows.jsonl", "--sheet", "x86-64-v3", "--jsonl", "again.jsonl", "--csv", "now.csv"];
+    let out = einfall(folder.path(), &[&list[..], &again].concat());
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+    assert!(text(&out.stdout).contains("2 cases; the first choice"), "{}", text(&out.stdout));
+    let [then, now] = ["rows.jsonl", "again.jsonl"].map(|f| rows(&folder.path().join(f)));
+    assert_eq!(then.len(), now.len());
+    let of = |rows: &[serde_json::Value], what: &str| -> Vec<serde_json::Value> {
+        let mut all: Vec<_> = rows.iter().map(|r| (r["mapping"].to_string(), r[what].clone())).collect();
+        all.sort_by_key(|(m, v)| (m.clone(), v.to_string()));
+        all.into_iter().map(|(_, v)| v).collect()
+    };
+    assert_eq!(of(&then, "measured_us"), of(&now, "measured_us"));
+    assert_ne!(of(&then, "predicted_us"), of(&now, "predicted_us"));
+    // The fastest that was measured more than once is the same.
+    let best = |f: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(folder.path().join(f)).expect("a table");
+        text.lines().skip(1).filter_map(|l| l.split(',').nth(4).map(str::to_owned)).collect()
+    };
+    assert_eq!(best("then.csv"), best("now.csv"));
+    let other = ["tune", "scale.ein", "--sizes", "M=63,N=32", "--again", "rows.jsonl", "--sheet", "x86-64-v3"];
+    let out = einfall(folder.path(), &other);
+    assert!(!out.status.success() && text(&out.stderr).contains("no record is of these cascades at these sizes"));
+}
+
 #[test]
 fn what_hangs_is_recorded() {
     let folder = folder();

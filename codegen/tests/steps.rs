@@ -62,6 +62,14 @@ fn launched_steps_agree_with_the_evaluator() {
         );
         agree(&cell, "axis b block 1\n axis t block 1 launches\n axis d block 5", "cell_0", &sizes);
     }
+    // An array of the name that the carried one would get.
+    let named = only(&CELL.replace("h0", "cell_0_h"));
+    agree(
+        &named,
+        "axis b block 1\n axis t block 1 launches\n axis d block 5",
+        "cell_0",
+        &[("T", 2), ("B", 2), ("D", 7)],
+    );
     let text = einfall_kernels::SOURCES.iter().find(|s| s.0 == "lstm_layer").unwrap().1;
     let lines = "axis b block 16\n axis t block 1 launches\n axis d block 32\n tile Rw in packed";
     agree(&only(text), lines, "lstm_layer_1", &[("T", 3), ("B", 19), ("I", 9), ("D", 65)]);
@@ -84,8 +92,8 @@ fn a_state_with_one_place_is_a_race() {
     for (from, to) in [("store cell_0_h[(t + 1) % 2", "store cell_0_h[t % 2"), (" ordered\n", "\n")] {
         assert!(text.contains(from), "{text}");
         let wrong = tile::parse::parse(&text.replace(from, to)).unwrap();
-        let faults = tile::verify::verify(&wrong).is_err();
-        assert!(faults || outs(&wrong).is_err(), "{from} → {to} goes unseen");
+        let seen = outs(&wrong).expect_err(from);
+        assert!(matches!(seen, tile::eval::TileError::Race { .. }), "{from} → {to}: {seen:?}");
     }
 }
 
@@ -113,4 +121,18 @@ fn what_cannot_be_launched_says_why() {
         let e = launch_steps(&plan, &m).expect_err(why);
         assert!(e.what.contains(why), "{}\n{plan}", e.what);
     }
+    // What stands before the stream is computed by each task of a step, of the columns that are its own.
+    let text = tables::formed(cell).unwrap().to_string();
+    let edits = [
+        ("tile R: ", "tile w: f32[b, d]\n tile v: f32[b, p]\n tile R: "),
+        ("R = load R[d, p]", "w = h0[b, d]\n v = w{d = p}\n R = load R[d, p]"),
+        ("contract(p) r0_a, R", "contract(p) v, R"),
+    ];
+    let text = edits.iter().fold(text, |text, (from, to)| {
+        assert!(text.contains(from), "{from}: {text}");
+        text.replace(from, to)
+    });
+    let m = mapping(&format!("mapping cell on cpu {{\n kernel cell_0 {{\n{cut}\n }}\n}}\n")).unwrap();
+    let e = launch_steps(&tile::parse::parse(&text).unwrap(), &m).expect_err("read elsewhere");
+    assert!(e.what.contains("w of the same step is read elsewhere"), "{}", e.what);
 }

@@ -249,8 +249,26 @@ fn read_scalar(dtype: DType, view: &View) -> Result<u64, Error> {
 }
 
 impl Step {
-    /// Whether its tasks go to several threads.
+    /// Whether its tasks go to several threads, which meet at the end of every round.
     fn is_shared(&self, threads: usize) -> bool {
-        threads > 1 && self.tasks > self.rounds && self.flops.saturating_add(self.bytes) >= INLINE_WORK
+        let round = self.flops.saturating_add(self.bytes) / self.rounds.max(1);
+        threads > 1 && self.tasks > self.rounds && round >= INLINE_WORK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_of_little_work_stay_with_one_thread() {
+        let step = |tasks, rounds, flops| Step { tasks, rounds, flops, ..Step::default() };
+        assert!(step(8, 1, INLINE_WORK).is_shared(2));
+        assert!(!step(8, 1, INLINE_WORK).is_shared(1));
+        assert!(!step(8, 1, INLINE_WORK - 1).is_shared(2));
+        // Threads meet after each round.
+        assert!(!step(8, 4, INLINE_WORK).is_shared(2));
+        assert!(step(8, 4, 4 * INLINE_WORK).is_shared(2));
+        assert!(!step(4, 4, 4 * INLINE_WORK).is_shared(2));
     }
 }

@@ -258,7 +258,7 @@ pub struct KernelSpec<'a> {
 }
 
 /// A kernel at the bound sizes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Step {
     pub(crate) tasks: u64,
     /// Rounds of as many tasks each, one after the other.

@@ -97,7 +97,7 @@ fn fewer_tasks(plan: &Plan, k: &Kernel, cores: u64, sizes: &[u64], m: &mut Kerne
             let extent = k.axes[a].extent.eval(sizes).ok()?;
             Some(extent.div_ceil(line(a).map_or(1, |l| blocks[l])))
         };
-        if grid.map(tasks).product::<Option<u64>>()? < BALANCED * cores {
+        if product(grid.map(tasks))? < BALANCED * cores {
             break;
         }
         (m.axes[i].block, m.axes[j].block) = (own.0 * rows, own.1 * columns);
@@ -126,6 +126,11 @@ pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
         *m = own.unwrap_or_else(|| m.clone());
     }
     chosen
+}
+
+/// A product of what is known; none where it does not fit.
+fn product(mut factors: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    factors.try_fold(1u64, |all, n| all.checked_mul(n?))
 }
 
 /// As [`choose_at`] where every size is known, else as [`choose`].
@@ -164,7 +169,7 @@ fn launched(k: &Kernel, cores: u64, sizes: &[u64], m: &KernelMapping) -> Option<
     let extent = |a: &AxisId| k.axes[*a].extent.eval(sizes).ok();
     let block = |a: &AxisId| m.axis(&k.axes[*a].name).map_or(1, |l| l.block).max(1);
     let grid = k.axes.ids().filter(|a| k.axes[*a].kind == AxisKind::Grid);
-    let tasks = grid.map(|a| Some(extent(&a)?.div_ceil(block(&a)))).product::<Option<u64>>()?;
+    let tasks = product(grid.map(|a| Some(extent(&a)?.div_ceil(block(&a)))))?;
     if tasks >= cores {
         return None;
     }
@@ -183,18 +188,18 @@ fn launched(k: &Kernel, cores: u64, sizes: &[u64], m: &KernelMapping) -> Option<
         let rows = o.iter().filter(|i| other.contains(i) && !own.contains(i));
         let rows =
             rows.map(|i| if k.axes[*i].kind == AxisKind::Inner { extent(i) } else { Some(block(i)) }).max()??;
-        let work = o.iter().chain(over).map(extent).product::<Option<u64>>()?;
+        let work = product(o.iter().chain(over).map(extent))?;
         if loaded && k.tiles[columns].dtype.is_float() {
             products.push((columns, lane, rows, work));
         }
     }
     let lane = products.first()?.1;
-    let work: u64 = products.iter().map(|p| p.3).sum();
+    let work = products.iter().fold(0u64, |sum, p| sum.saturating_add(p.3));
     let whole = k.axes[lane].kind == AxisKind::Inner && products.iter().all(|p| p.1 == lane);
     if !whole || work < STEP || steps::check(k, stream.axis, &[lane]).is_err() {
         return None;
     }
-    let share = (extent(&lane)? * tasks).div_ceil(cores).next_multiple_of(PANEL);
+    let share = extent(&lane)?.checked_mul(tasks)?.div_ceil(cores).max(1).checked_next_multiple_of(PANEL)?;
     let mut m = m.clone();
     m.axes.push(AxisMapping::new(&k.axes[lane].name, share));
     let name = &k.axes[stream.axis].name;

@@ -119,13 +119,17 @@ impl Checked<'_> {
         if read.is_disjoint(&stored) { Ok(()) } else { Err("it reads an array that it stores to".to_string()) }
     }
 
-    /// What stands before the stream is either a state's first value or does not read one.
+    /// What stands before the stream is either a state's first value, or does not read one and is computed anew by the tasks
+    /// of a step, each of what it cuts.
     fn before(&self, nodes: &[Node]) -> Result<(), String> {
         for op in operations(nodes) {
             let first = op.outs().iter().any(|t| self.states.contains(t));
             let store = matches!(op, Op::Store { .. });
             if !first && !store && self.read(op).iter().any(|t| self.states.contains(t)) {
                 return Err("what stands before the stream reads what is carried".to_string());
+            }
+            if !first && !store {
+                op.roots().into_iter().try_for_each(|root| self.elsewhere(root, &BTreeSet::new()))?;
             }
             self.uncut(op)?;
         }

@@ -13,6 +13,7 @@ use crate::arena::Id;
 use crate::array::{Array, element_count, strides};
 use crate::cascade::SizeError;
 use crate::cascade::eval::declared::{Declared, Rounding};
+use crate::cascade::eval::domain::{Domain, Ty};
 use crate::dtype::DType;
 use crate::ops::ReduceOp;
 
@@ -38,8 +39,8 @@ pub struct Options {
     pub rounding: bool,
     /// Whether blocks of a stream whose filter is false everywhere are skipped, as a lowering may.
     pub skip_masked: bool,
-    /// With `rounding`: to either neighbour, drawn from this seed with the probability of its nearness; none: to the
-    /// nearest.
+    /// With `rounding`: to either neighbour, drawn from this seed with the probability of its nearness, and operations of
+    /// floats as processors compute them, off by what theirs may be; none: to the nearest, operations exact.
     pub stochastic: Option<u64>,
     /// With `rounding`: whether outputs that no kernel reads again round to their type too. Without, what the last
     /// rounding adds can be told apart from what came before.
@@ -267,6 +268,8 @@ struct Task<'a> {
     options: &'a Options,
     memory: &'a mut [Memory],
     integer: &'a [bool],
+    /// What expressions of floats compute in.
+    arithmetic: Ty,
     /// Operation names, in the order of [`Kernel::for_each_op`].
     names: &'a [String],
     extents: &'a [u64],
@@ -308,6 +311,8 @@ impl<'a> Task<'a> {
         let extents = kernel.axes.iter().map(|(_, a)| a.extent.eval(ranks)).collect::<Result<Vec<_>, _>>()?;
         let blocks = blocks(kernel, &extents, &options.blocks);
         let integer = kernel.integer_exprs(plan);
+        let types = kernel.tiles.iter().map(|(_, t)| t.dtype).chain(plan.buffers.iter().map(|(_, b)| b.dtype));
+        let arithmetic = types.fold(Ty::F32, |ty, dtype| ty.join(Ty::of(dtype)));
         let names = kernel.op_names(plan);
         let grid: Vec<usize> =
             kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid).map(|(id, _)| id.index()).collect();
@@ -345,6 +350,7 @@ impl<'a> Task<'a> {
                 options,
                 memory: &mut *memory,
                 integer: &integer,
+                arithmetic,
                 names: &names,
                 extents: &extents,
                 blocks: &blocks,
@@ -531,8 +537,14 @@ impl<'a> Task<'a> {
                 let at: Vec<f64> = ids.iter().map(at).collect();
                 self.read(op, buffer.index(), &at)?
             }
-            Expr::Unary(o, a) => o.eval(at(a)),
-            Expr::Binary(o, a, b) => o.eval(at(a), at(b), self.integer[a.index()] && self.integer[b.index()]),
+            Expr::Unary(o, a) => match self.simulated(e, [*a, *a], values) {
+                Some((mut rounded, ty)) => rounded.unary(*o, ty, at(a)),
+                None => o.eval(at(a)),
+            },
+            Expr::Binary(o, a, b) => match self.simulated(e, [*a, *b], values) {
+                Some((mut rounded, ty)) => rounded.binary(*o, ty, at(a), at(b)),
+                None => o.eval(at(a), at(b), self.integer[a.index()] && self.integer[b.index()]),
+            },
             Expr::Select(c, a, b) => {
                 if at(c) != 0.0 {
                     at(a)
@@ -543,6 +555,17 @@ impl<'a> Task<'a> {
             Expr::Cast(d, a) => d.round(at(a)),
             Expr::Rand(of) => uniform_of(of.map(|e| at(&e))),
         })
+    }
+
+    /// The arithmetic that a randomised evaluation computes an operation of floats in: one draw an expression and values.
+    fn simulated(&self, e: ExprId, operands: [ExprId; 2], values: &[f64]) -> Option<(Declared, Ty)> {
+        let seed = self.options.stochastic.filter(|_| self.options.rounding)?;
+        if operands.iter().all(|o| self.integer[o.index()]) {
+            return None;
+        }
+        let [a, b] = operands.map(|o| values[o.index()].to_bits());
+        let draw = seed ^ a ^ b.rotate_left(17) ^ (e.index() as u64).rotate_left(48);
+        Some((Declared::new(draw, Rounding::Stochastic), self.arithmetic))
     }
 
     /// Where the elements of `tile` lie. A tile written for other blocks of its axes holds nothing for these.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use einfall::{Bound, CompileOptions, Engine, Options};
 use einfall_ir::mapping::Mapping;
-use einfall_ir::tile::BufferKind;
+use einfall_ir::tile::{BufferKind, Plan};
 use einfall_runtime::{Arguments, Cpu, HostArray};
 
 use super::super::Failure;
@@ -48,6 +48,11 @@ impl Bench {
     pub fn forget(&mut self) {
         self.sets.clear();
         (self.kernel, self.beside) = (None, None);
+    }
+
+    /// A plan with this processor's roundings.
+    pub fn rounded(&self, plan: &Plan) -> Plan {
+        self.engine.rounded(plan)
     }
 
     /// Compiles the mapping that the others are timed in turns with.

@@ -70,6 +70,23 @@ pub struct Record {
     pub mapping: String,
 }
 
+/// The records of a text; what is none is left out, and said.
+fn records(path: &Path, text: &[u8]) -> Vec<Record> {
+    let read = |line: &[u8]| {
+        let record = serde_json::from_slice(line);
+        record.map_err(|e| eprintln!("{}: a line is no record and is left out: {e}", path.display())).ok()
+    };
+    text.split(|b| *b == b'\n').filter(|l| !l.is_empty()).filter_map(read).collect()
+}
+
+/// The records that a run wrote.
+pub fn read(path: &Path) -> Result<Vec<Record>, Failure> {
+    let fail = |e: std::io::Error| Failure::Machine(format!("{}: {e}", path.display()));
+    let mut text = Vec::new();
+    File::open(path).and_then(|f| f.take(MOST).read_to_end(&mut text)).map_err(fail)?;
+    Ok(records(path, &text))
+}
+
 /// A file of records.
 #[derive(Debug)]
 pub struct Journal {
@@ -103,13 +120,7 @@ impl Journal {
         if whole < text.len() {
             file.set_len(whole as u64).map_err(fail)?;
         }
-        let mut records = Vec::new();
-        for line in text[..whole].split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-            match serde_json::from_slice(line) {
-                Ok(record) => records.push(record),
-                Err(e) => eprintln!("{}: a line is no record and is left out: {e}", path.display()),
-            }
-        }
+        let records = records(path, &text[..whole]);
         Ok((Journal { path: path.to_owned(), file }, records))
     }
 

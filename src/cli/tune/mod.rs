@@ -5,6 +5,7 @@
 //! budget is spent or no mapping left can be faster by the model's floor. Invariant: whatever a candidate does, it
 //! is recorded with its reason and the next one is measured.
 
+mod again;
 mod case;
 mod cpu;
 mod cuda;
@@ -24,12 +25,13 @@ use einfall_autotune::table::{Class, Entry, Table, fingerprint};
 use einfall_autotune::tune::{self, Candidate, Origin};
 use einfall_ir::cascade::Cascade;
 use einfall_ir::mapping::Mapping;
+use einfall_ir::target::DataSheet;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
 use super::gpu::plans::is_for;
 use super::lower::read_mapping;
-use super::source::{Pairs, Source, ein_files, ranks_of, sizes as joined};
+use super::source::{Pairs, Source, data_sheet, ein_files, ranks_of, sizes as joined};
 use super::tables;
 use super::text::write_whole;
 pub use case::{Case, ranks};
@@ -105,6 +107,12 @@ pub struct TuneArgs {
     /// How good the model's choices were, a row a case
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Measure nothing: price what an earlier run wrote by --jsonl anew, with the model of now
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "draws", "mapping"])]
+    again: Option<PathBuf>,
+    /// With --again: the data sheet, by name or from a file, of the device that was measured
+    #[arg(long, value_name = "NAME|FILE", value_parser = data_sheet, requires = "again")]
+    sheet: Option<DataSheet>,
     /// Serve a parent process
     #[arg(long, hide = true)]
     worker: bool,
@@ -118,6 +126,9 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let lines = sizes::read(args.sizes.as_deref().unwrap_or_default())?;
     let statics = joined(&args.statics);
     let cases = cases(&args.paths, &lines, &statics)?;
+    if let Some(path) = &args.again {
+        return price_again(args, path, &cases);
+    }
     let mappings = args.mapping.iter().map(|p| read_mapping(p)).collect::<Result<Vec<_>, _>>()?;
     let device = args.device.open()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -175,6 +186,30 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
         println!("{}", judged::summary(&judged));
     }
     if wrong == 0 { Ok(()) } else { Err(Failure::Wrong(format!("{wrong} of {} cases have no mapping", cases.len()))) }
+}
+
+/// Judges the model by what was recorded.
+fn price_again(args: &TuneArgs, path: &Path, cases: &[Case]) -> Result<(), Failure> {
+    let sheet = args.sheet.clone().map_or_else(|| args.device.open().map(|d| d.sheet), Ok)?;
+    let records = journal::read(path)?;
+    let mut log = Log::new(args.jsonl.as_deref(), None)?;
+    let mut judged: Vec<Judged> = Vec::new();
+    for case in cases {
+        if let Some((row, priced)) = again::again(args.device, &sheet, case, &records)? {
+            println!("{row}");
+            judged.push(row);
+            priced.iter().try_for_each(|r| log.show(r))?;
+        }
+    }
+    if judged.is_empty() {
+        let what = format!("{}: no record is of these cascades at these sizes", path.display());
+        return Err(Failure::Usage(what));
+    }
+    if let Some(path) = &args.csv {
+        write_whole(path, judged::csv(&judged).as_bytes())?;
+    }
+    println!("{}", judged::summary(&judged));
+    Ok(())
 }
 
 /// Every cascade of the files at every size of its lines.

@@ -76,8 +76,10 @@ pub struct Loaded {
     pub case: Case,
     /// The cascade.
     pub cascade: einfall_ir::cascade::Cascade,
-    /// Its plan on this device.
+    /// Its plan on this device, which mappings are of.
     pub plan: Plan,
+    /// The plan with the device's roundings, which results are compared with.
+    pub computed: Plan,
     /// Sizes at which results are compared.
     pub small: Vec<(String, u64)>,
     /// Inputs and expected outputs there; made when first needed.
@@ -85,19 +87,23 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    fn new(case: &Case, device: DeviceName) -> Result<Loaded, String> {
+    fn new(case: &Case, device: DeviceName, bench: &Bench) -> Result<Loaded, String> {
         let cascade = case.load()?;
         let plan = device.plan(&cascade).map_err(|e| e.to_string())?;
+        let computed = match bench {
+            Bench::Cpu(b) => b.rounded(&plan),
+            Bench::Cuda(_) => plan.clone(),
+        };
         let small = case::small(&cascade, &plan, &case.sizes);
-        Ok(Loaded { case: case.clone(), cascade, plan, small, expected: None })
+        Ok(Loaded { case: case.clone(), cascade, plan, computed, small, expected: None })
     }
 
     /// Inputs and expected outputs at the small sizes.
     pub fn expected(&mut self) -> Result<&plans::Case, String> {
         if self.expected.is_none() {
-            let ranks = case::ranks(&self.plan, &self.small)?;
+            let ranks = case::ranks(&self.computed, &self.small)?;
             let variant = einfall_ir::tolerance::inputs::Variant::Small;
-            self.expected = Some(plans::case(&self.plan, &ranks, SEED, variant, case::POINTS)?);
+            self.expected = Some(plans::case(&self.computed, &ranks, SEED, variant, case::POINTS)?);
         }
         self.expected.as_ref().ok_or_else(|| "no expected outputs".to_owned())
     }
@@ -173,7 +179,7 @@ fn build(
             Bench::Cpu(b) => b.forget(),
             Bench::Cuda(b) => b.forget(),
         }
-        let mut fresh = Loaded::new(case, device).map_err(Fault::Failed)?;
+        let mut fresh = Loaded::new(case, device, bench).map_err(Fault::Failed)?;
         // While others compile, not while one is timed.
         fresh.expected().map_err(Fault::Failed)?;
         if let (Bench::Cpu(b), Some(text)) = (&mut *bench, &case.beside) {

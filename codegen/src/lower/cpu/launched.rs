@@ -21,7 +21,7 @@ use einfall_ir::tile::{
     AxisId, AxisKind, Buffer, BufferId, BufferKind, Expr, ExprId, Kernel, Node, Op, Place, Plan, TileId,
 };
 
-use super::NotLowered;
+use super::{NotLowered, fresh};
 use crate::passes::rewrite_tiles::{for_each_root, rewrite, tidy};
 
 /// Takes the streams apart whose steps the mapping launches.
@@ -31,7 +31,7 @@ use crate::passes::rewrite_tiles::{for_each_root, rewrite, tidy};
 pub fn launch_steps(plan: &Plan, mapping: &Mapping) -> Result<Plan, NotLowered> {
     let mut plan = plan.clone();
     let mut kernels = Vec::new();
-    for k in std::mem::take(&mut plan.kernels) {
+    for k in plan.kernels.clone() {
         let m = mapping.kernels.iter().find(|m| m.kernel == k.name);
         let line = m.and_then(|m| m.axes.iter().find(|a| a.launches));
         match (m, line) {
@@ -62,10 +62,7 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
         let tile = &k.tiles[*t];
         let mut dims = vec![Size::Const(2)];
         dims.extend(tile.axes.iter().map(|a| k.axes[*a].extent.clone()));
-        let base = format!("{}_{}", k.name, tile.name);
-        let taken = |n: &str| plan.buffers.iter().any(|(_, b)| b.name == n);
-        let name = (1..).map(|i| if i == 1 { base.clone() } else { format!("{base}_{i}") }).find(|n| !taken(n));
-        let name = name.unwrap_or(base);
+        let name = fresh(plan, format!("{}_{}", k.name, tile.name));
         let buffer = Buffer { name, dtype: tile.dtype, dims, kind: BufferKind::Workspace, positive: false };
         arrays.insert(*t, plan.buffers.push(buffer));
     }
@@ -76,7 +73,7 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
     };
 
     // Before the first step.
-    let mut start = whole(k, m, "start");
+    let mut start = whole(k, m, fresh(plan, format!("{}_start", k.name)));
     start.body = before.to_vec();
     for (t, array) in &arrays {
         let first = start.exprs.push(Expr::Int(0));
@@ -126,7 +123,7 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
     // After the last.
     let after = &k.body[steps.place + 1..];
     if !after.is_empty() {
-        let mut end = whole(k, m, "end");
+        let mut end = whole(k, m, fresh(plan, format!("{}_end", k.name)));
         end.body = before.iter().filter(lasting).cloned().collect();
         let last = parity(&mut end, Expr::Size(k.axes[axis].extent.clone()), 0);
         for (t, array) in &arrays {
@@ -140,8 +137,8 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
 }
 
 /// The kernel without a body, its blocks as mapped.
-fn whole(k: &Kernel, m: &KernelMapping, what: &str) -> Kernel {
-    let mut own = Kernel { name: format!("{}_{what}", k.name), body: Vec::new(), ..k.clone() };
+fn whole(k: &Kernel, m: &KernelMapping, name: String) -> Kernel {
+    let mut own = Kernel { name, body: Vec::new(), ..k.clone() };
     for (_, a) in own.axes.iter_mut().filter(|(_, a)| a.kind != AxisKind::Inner) {
         a.block = m.axis(&a.name).map(|l| l.block).or(a.block);
     }

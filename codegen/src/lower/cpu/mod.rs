@@ -69,6 +69,19 @@ pub fn apply(plan: &Plan, mapping: &Mapping) -> Plan {
     plan
 }
 
+/// A name for an array or a kernel that the plan has none of: `base`, or with a number behind it.
+fn fresh(plan: &Plan, base: String) -> String {
+    let taken = |n: &str| plan.buffers.iter().any(|(_, b)| b.name == n) || plan.kernels.iter().any(|k| k.name == n);
+    let mut name = base.clone();
+    for i in 2.. {
+        if !taken(&name) {
+            break;
+        }
+        name = format!("{base}_{i}");
+    }
+    name
+}
+
 /// Lowers every kernel of a plan whose grid and stream axes have blocks.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use einfall_ir::tile::{
 };
 
 use super::place::{Layout, Place, Scratch, Shape};
-use super::{Lower, NotLowered, Out, contract};
+use super::{Lower, NotLowered, Out, contract, fresh};
 use crate::backend::llvm::Isa;
 use crate::passes::rewrite_tiles::{rewrite, tidy};
 
@@ -293,7 +293,7 @@ fn groups(extent: Size, step: u64, together: u64) -> Size {
 pub fn pack_operands(plan: &Plan, mapping: &Mapping, isa: &Isa) -> Result<Plan, NotLowered> {
     let mut plan = plan.clone();
     let mut kernels = Vec::new();
-    for mut k in std::mem::take(&mut plan.kernels) {
+    for mut k in plan.kernels.clone() {
         let name = k.name.clone();
         let lines = mapping.kernels.iter().filter(|m| m.kernel == name).flat_map(|m| &m.tiles);
         for line in lines.filter(|t| t.space == Space::Packed) {
@@ -363,13 +363,11 @@ fn pack(plan: &mut Plan, k: &mut Kernel, t: TileId, isa: &Isa) -> Result<Kernel,
     } else {
         dims.push(Size::Const(panels.width));
     }
-    let base = format!("{}_packed", k.tiles[t].name);
-    let taken = |n: &str| plan.buffers.iter().any(|(_, b)| b.name == n);
-    let name = (1..).map(|i| if i == 1 { base.clone() } else { format!("{base}_{i}") }).find(|n| !taken(n));
-    let name = name.unwrap_or(base);
+    let name = fresh(plan, format!("{}_packed", k.tiles[t].name));
     let packed = plan.buffers.push(Buffer { name, dtype, dims, kind: BufferKind::Workspace, positive: false });
 
-    let filling = filling(k, t, (array, &at), packed, &panels);
+    let name = fresh(plan, format!("{}_pack_{}", k.name, k.tiles[t].name));
+    let filling = filling(name, k, t, (array, &at), packed, &panels);
     let at = panels.positions(&mut k.exprs);
     read_at(&mut k.body, t, packed, &at);
     *k = tidy(k.clone());
@@ -377,9 +375,16 @@ fn pack(plan: &mut Plan, k: &mut Kernel, t: TileId, isa: &Isa) -> Result<Kernel,
 }
 
 /// The kernel that loads a tile and stores it in panels.
-fn filling(k: &Kernel, t: TileId, (array, at): (BufferId, &[ExprId]), packed: BufferId, panels: &Panels) -> Kernel {
+fn filling(
+    name: String,
+    k: &Kernel,
+    t: TileId,
+    (array, at): (BufferId, &[ExprId]),
+    packed: BufferId,
+    panels: &Panels,
+) -> Kernel {
     let tile = &k.tiles[t];
-    let mut own = Kernel { exprs: k.exprs.clone(), ..Kernel::new(format!("{}_pack_{}", k.name, tile.name)) };
+    let mut own = Kernel { exprs: k.exprs.clone(), ..Kernel::new(name) };
     let blocked: Vec<AxisId> = panels.order.iter().rev().take(2).copied().collect();
     let axis = |a: &AxisId| {
         let block = if blocked.contains(a) { BLOCK.next_multiple_of(panels.width) } else { 1 };

@@ -25,6 +25,8 @@ const RANGES_PER_THREAD: f64 = 8.0;
 /// Seconds to wake the other threads and wait for them, and to hand out a range.
 const WAKE: f64 = 8e-6;
 const RANGE: f64 = 5e-7;
+/// Share of a range by which the slowest of two cores is behind; of more cores as many times as they can be halved.
+const SLOWER: f64 = 0.25;
 /// Share of a sheet's rates that are surely not exceeded: they are measured, on a machine that may be busy.
 const CERTAIN: f64 = 0.8;
 /// Tasks up to which each is weighed by itself.
@@ -195,6 +197,8 @@ impl<'s, 'a> Pricer<'s, 'a> {
         let shared = !self.alone && tasks > 1.0;
         let ranges = tasks.min(m.cores * RANGES_PER_THREAD);
         let launch = if shared { WAKE + RANGE * (ranges / m.cores).ceil() } else { 0.0 };
+        // Some core is slower than the others, with another machine's work or with a late start: by part of a range.
+        let longest = longest + if shared { SLOWER * m.cores.log2() * (tasks / ranges) } else { 0.0 };
         let used = if shared { tasks.min(m.cores) } else { 1.0 };
         let total = |t: f64| t * tasks / used;
         let terms = vec![

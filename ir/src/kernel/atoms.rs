@@ -267,6 +267,14 @@ pub fn processor_tiles() -> impl Iterator<Item = Atom> {
     [DType::BF16].into_iter().filter_map(amx)
 }
 
+/// The contraction instruction of a processor, where it has one.
+pub fn of_processor(sheet: &DataSheet) -> Option<Atom> {
+    sheet.atoms.iter().find_map(|family| match family.as_str() {
+        "amx" => processor_tiles().next(),
+        dots => processor_dots(dots.strip_prefix("dot")?.parse().ok()?).next(),
+    })
+}
+
 /// Atoms that are multiply-adds of what each thread holds: for devices without instructions for tiles.
 pub fn multiply_adds() -> impl Iterator<Item = Atom> {
     const ROWS: [u64; 4] = [4, 8, 16, 32];
@@ -465,6 +473,13 @@ mod tests {
             }
         }
         assert!(processor_tiles().all(|a| a.tiled() && a.over(32, 32) == a));
+        // The instructions that sheets name have a rate.
+        for sheet in DataSheet::all().iter().filter(|s| !s.atoms.is_empty()) {
+            let rate = of_processor(sheet).and_then(|a| sheet.peak_of(a.operand));
+            assert!(rate > sheet.peak_of(DType::F32), "{}", sheet.name);
+        }
+        let named = |name| DataSheet::named(name).and_then(|s| of_processor(&s)).map(|a| a.tiled());
+        assert_eq!(["x86-64-v4", "x86-64-v4-bf16", "x86-64-v4-amx"].map(named), [None, Some(false), Some(true)]);
         for bad in [
             "wgmma.m64n12k16.bf16",
             "wgmma.m64n264k16.bf16",

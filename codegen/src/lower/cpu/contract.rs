@@ -248,7 +248,9 @@ impl<'l> Lower<'l> {
             r
         };
         match limit {
-            Some(limit) if shape.atom.as_ref().is_some_and(Atom::tiled) => inner.extend(self.store_rows(&acc_view, src, &shape, limit)),
+            Some(limit) if shape.atom.as_ref().is_some_and(Atom::tiled) => {
+                inner.extend(self.store_rows(&acc_view, src, &shape, limit))
+            }
             limit => {
                 let bounds = limit.map(|limit| Bound { dim: 0, limit }).into_iter().collect();
                 inner.push(Stmt::Store { dst: acc_view, src, bounds, join: None });

@@ -463,7 +463,9 @@ impl<'l> Lower<'l> {
         let [outer @ .., k, lane] = to.layout.order.as_slice() else {
             return Err(self.unsupported("pairs of a tile with one axis"));
         };
-        let (k, lane, width) = (*k, *lane, self.isa.lanes());
+        let (k, lane) = (*k, *lane);
+        // A panel's row at a time.
+        let width = to.layout.panel.unwrap_or(1).max(self.isa.lanes());
         let rows = self.ranges[k.index()].size.clone();
         let two = |e: &E| e.clone().bin(BinaryOp::Mod, int(2));
         let even = sub(rows.clone(), two(&rows));

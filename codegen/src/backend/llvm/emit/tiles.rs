@@ -20,10 +20,8 @@ pub(super) fn accumulators(k: &Kernel) -> BTreeSet<FragId> {
     fn visit(body: &[Stmt], found: &mut BTreeSet<FragId>) {
         for s in body {
             match s {
-                Stmt::Atom { atom, acc, .. } => {
-                    if atoms::find(atom).is_some_and(|a| a.tiled()) {
-                        found.insert(*acc);
-                    }
+                Stmt::Atom { atom, acc, .. } if atoms::find(atom).is_some_and(|a| a.tiled()) => {
+                    found.insert(*acc);
                 }
                 Stmt::For { body, .. } => visit(body, found),
                 Stmt::If { then, otherwise, .. } => {

@@ -217,6 +217,46 @@ fn costs_grow_with_work() {
     assert_eq!(at(&[13, 512, 512]).floor.to_bits(), at(&[14, 512, 512]).floor.to_bits());
 }
 
+/// Pairs of bf16 halve the multiply-adds of a product of bf16, and nothing of one that must be exact or is a reduction.
+#[test]
+fn pairs_halve_products_of_bf16() {
+    let formed = |text: &str| {
+        let program = pipeline::Program::Cascade(parse(text).unwrap().cascades.remove(0));
+        let records = pipeline::run(tables::TO_TILE, tables::FORMS, program, &pipeline::Context::default(), None);
+        match records.unwrap_or_else(|e| panic!("{e:?}")).into_iter().last().map(|r| r.program) {
+            Some(pipeline::Program::Tile(plan)) => plan,
+            _ => panic!("no plan of {text}"),
+        }
+    };
+    let text = |head: &str, a: &str| {
+        format!(
+            "{head}cascade c[M, N, K](A: {a}[M,K], B: bf16[K,N]) -> (Y: f32[M,N]) {{ Y[m,n] = sum(k) A[m,k] * B[k,n] }}"
+        )
+    };
+    let [plain, pairs] = ["x86-64-v4", "x86-64-v4-bf16"].map(|n| DataSheet::named(n).expect("a built-in sheet"));
+    for (head, a, rows, halved) in
+        [("", "bf16", 126, true), ("", "f32", 126, true), ("", "bf16", 2, false), ("@exact ", "f32", 126, false)]
+    {
+        let plan = formed(&text(head, a));
+        let m = mapping(&plan, &format!("axis m block {rows}\naxis n block 256\naxis k block 256"));
+        let [x, y] = [&plain, &pairs].map(|sheet| price(&plan, sheet, Some(&[rows, 2048, 2048]), &m).unwrap());
+        let least = if halved { 0.7 * x.seconds } else { x.seconds };
+        assert!(y.seconds <= least && (halved || y.seconds >= least), "{head}{a} {rows}: {x:?}\n{y:?}");
+        assert!(y.floor <= y.seconds && (!halved || y.floor < 0.6 * x.floor), "{head}{a} {rows}: {x:?}\n{y:?}");
+        for (mapping, written) in [(choose_at(&plan, &pairs, &[rows, 2048, 2048]), false), (m, true)] {
+            let context =
+                pipeline::Context { mapping: Some(mapping), isa: Some(Isa::DOTS), ..pipeline::Context::default() };
+            let lowered = tables::CPU
+                .iter()
+                .try_fold(pipeline::Program::Tile(plan.clone()), |p, pass| (pass.step)(p, &context))
+                .unwrap_or_else(|d| panic!("{d:?}"));
+            let pipeline::Program::Kernel(module) = lowered else { panic!("no kernels") };
+            let printed = einfall_ir::kernel::print::print(&module);
+            assert!(!written || printed.contains("atom dot16.") == halved, "{head}{a} {rows}\n{printed}");
+        }
+    }
+}
+
 /// Rows that share an operand by runs have blocks: tiles of one row's operand do not count for every row, and blocks are
 /// the cheaper the fewer the values of the rows' index are.
 #[test]

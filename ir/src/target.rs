@@ -27,6 +27,10 @@ pub struct MemoryLevel {
 pub struct DataSheet {
     /// The name `--target` takes.
     pub name: String,
+    /// Families of a processor's contraction instructions, the first of which is taken: `amx`, `dot16`
+    /// ([`crate::kernel::atoms::of_processor`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub atoms: Vec<String>,
     /// Peak rate of contractions by operand type, in operations (two per multiply-add) per second.
     #[serde(with = "rates")]
     pub peak: Vec<(String, f64)>,

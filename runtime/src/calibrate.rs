@@ -71,7 +71,7 @@ impl Engine {
             level.bandwidth = read(total / threads)? / level.instances as f64;
         }
         sheet.peak = vec![("f32".into(), flops), ("f64".into(), flops / 2.0)];
-        cpu.add_tiles(&mut sheet);
+        cpu.add_products(&mut sheet);
         tracing::debug!(?sheet, "the processor is measured");
         Ok(sheet)
     }

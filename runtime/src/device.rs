@@ -99,6 +99,8 @@ isa! {
     Avx512Vnni "avx512vnni",
     /// bf16 dot products and conversions.
     Avx512Bf16 "avx512bf16",
+    /// AMD's insertions and extractions of bits, by which its processors are known.
+    Sse4a "sse4a",
     /// f16 arithmetic.
     Avx512Fp16 "avx512fp16",
     /// Tile registers.
@@ -175,19 +177,33 @@ impl Cpu {
         levels.push(level("registers".into(), registers * u64::from(self.vector_bits()) / 8, threads));
         let peak = generic.peak.iter().map(|(name, one)| (name.clone(), one * threads as f64)).collect();
         let mut sheet = DataSheet { levels, peak, ..generic };
-        self.add_tiles(&mut sheet);
+        self.add_products(&mut sheet);
         sheet
     }
 
-    /// The rate of products of bf16 tiles, where the process may use them: 16 times that of multiply-adds of vectors (Intel
-    /// 64 and IA-32 Architectures Optimization Reference Manual, "Intel AMX").
-    pub(crate) fn add_tiles(&self, sheet: &mut DataSheet) {
-        if self.has(Isa::AmxTile)
-            && self.has(Isa::AmxBf16)
-            && crate::tiles_permitted()
-            && let Some(f32) = sheet.peak_of(DType::F32)
-        {
-            sheet.peak.push(("bf16".into(), 16.0 * f32));
+    /// Whether it multiplies tiles of bf16 and this process may.
+    pub fn multiplies_tiles(&self) -> bool {
+        self.has(Isa::AmxTile) && self.has(Isa::AmxBf16) && crate::tiles_permitted()
+    }
+
+    /// Whether dot products of pairs of bf16 take no longer than multiply-adds of vectors: they do on Intel's processors,
+    /// four times as long (docs/tuning-log.md), and not on AMD's.
+    pub fn multiplies_pairs(&self) -> bool {
+        self.has(Isa::Avx512Bf16) && self.has(Isa::Sse4a)
+    }
+
+    /// The instruction for products of bf16 and its rate beside that of multiply-adds of vectors: 16 times as many products of
+    /// tiles, where the process may use them (Intel 64 and IA-32 Architectures Optimization Reference Manual, "Intel AMX"),
+    /// twice as many of pairs.
+    pub(crate) fn add_products(&self, sheet: &mut DataSheet) {
+        let found = match () {
+            () if self.multiplies_tiles() => Some(("amx", 16.0)),
+            () if self.multiplies_pairs() => Some(("dot16", 2.0)),
+            () => None,
+        };
+        if let (Some((family, times)), Some(f32)) = (found, sheet.peak_of(DType::F32)) {
+            sheet.atoms = vec![family.into()];
+            sheet.peak.push(("bf16".into(), times * f32));
         }
     }
 
@@ -211,6 +227,7 @@ fn detect_isa() -> Vec<Isa> {
         have! {
             Avx2 "avx2", Fma "fma", F16c "f16c", Avx512F "avx512f", Avx512Bw "avx512bw", Avx512Vl "avx512vl",
             Avx512Dq "avx512dq", Avx512Vnni "avx512vnni", Avx512Bf16 "avx512bf16", Avx512Fp16 "avx512fp16",
+            Sse4a "sse4a",
         }
         #[allow(unused_unsafe)]
         // SAFETY: every x86-64 processor has CPUID and XGETBV is read only where OSXSAVE says so (AVX2 implies it).

@@ -9,6 +9,8 @@ pub enum Level {
     X86_64V3,
     /// x86-64 with AVX-512 (F, BW, CD, DQ, VL): `x86-64-v4`.
     X86_64V4,
+    /// `x86-64-v4` with dot products of pairs of bf16 (AVX512-BF16) at the rate of multiply-adds: AMD's since Zen 4.
+    X86_64V4Bf16,
     /// `x86-64-v4` with products of bf16 tiles (AMX-TILE, AMX-BF16), which the operating system must let a process use.
     X86_64V4Amx,
     /// Any 64-bit Arm processor.
@@ -17,13 +19,15 @@ pub enum Level {
 
 impl Level {
     /// Every level, the most capable of an architecture first.
-    pub const ALL: [Level; 4] = [Level::X86_64V4Amx, Level::X86_64V4, Level::X86_64V3, Level::Aarch64];
+    pub const ALL: [Level; 5] =
+        [Level::X86_64V4Amx, Level::X86_64V4Bf16, Level::X86_64V4, Level::X86_64V3, Level::Aarch64];
 
     /// Its name: a processor in LLVM's words with what it has besides, or the architecture.
     pub fn name(self) -> &'static str {
         match self {
             Level::X86_64V3 => "x86-64-v3",
             Level::X86_64V4 => "x86-64-v4",
+            Level::X86_64V4Bf16 => "x86-64-v4-bf16",
             Level::X86_64V4Amx => "x86-64-v4-amx",
             Level::Aarch64 => "aarch64",
         }
@@ -37,7 +41,7 @@ impl Level {
     /// The architecture, as `CARGO_CFG_TARGET_ARCH` names it.
     pub fn arch(self) -> &'static str {
         match self {
-            Level::X86_64V3 | Level::X86_64V4 | Level::X86_64V4Amx => "x86_64",
+            Level::X86_64V3 | Level::X86_64V4 | Level::X86_64V4Bf16 | Level::X86_64V4Amx => "x86_64",
             Level::Aarch64 => "aarch64",
         }
     }
@@ -54,6 +58,8 @@ impl Level {
             match self {
                 Level::X86_64V3 => v3,
                 Level::X86_64V4 => v4,
+                // Intel's processors take four times a multiply-add's time for it (docs/tuning-log.md); SSE4a is AMD's.
+                Level::X86_64V4Bf16 => v4 && all!("avx512bf16" "sse4a"),
                 Level::X86_64V4Amx => v4 && tiles_permitted(),
                 Level::Aarch64 => false,
             }

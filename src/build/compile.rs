@@ -34,9 +34,10 @@ pub enum Target {
 
 impl Target {
     /// Every target.
-    pub const ALL: [Target; 7] = [
+    pub const ALL: [Target; 8] = [
         Target::Cpu(Level::X86_64V3),
         Target::Cpu(Level::X86_64V4),
+        Target::Cpu(Level::X86_64V4Bf16),
         Target::Cpu(Level::X86_64V4Amx),
         Target::Cpu(Level::Aarch64),
         Target::Cuda("sm_80"),
@@ -44,7 +45,7 @@ impl Target {
         Target::Wgsl,
     ];
 
-    /// Its name: `x86-64-v3`, `x86-64-v4`, `x86-64-v4-amx`, `aarch64`, `sm_80`, `sm_90a`, `wgsl`.
+    /// Its name: `x86-64-v3`, `x86-64-v4`, `x86-64-v4-bf16`, `x86-64-v4-amx`, `aarch64`, `sm_80`, `sm_90a`, `wgsl`.
     pub fn name(self) -> &'static str {
         match self {
             Target::Cpu(level) => level.name(),
@@ -148,12 +149,13 @@ fn for_level(cascade: &Cascade, level: Level, settings: &Settings, llvm: &Llvm) 
     let (isa, cpu, features) = match level {
         Level::X86_64V3 => (Isa::AVX2, level.name(), ""),
         Level::X86_64V4 => (Isa::AVX512, level.name(), "-prefer-256-bit"),
+        Level::X86_64V4Bf16 => (Isa::DOTS, Level::X86_64V4.name(), "-prefer-256-bit,+avx512bf16"),
         Level::X86_64V4Amx => (Isa::AMX, Level::X86_64V4.name(), "-prefer-256-bit,+amx-tile,+amx-bf16"),
         Level::Aarch64 => (Isa::NEON, "generic", ""),
     };
     let plan = plan(cascade)?;
     let table = joined(&settings.tables, Kind::Cpu)?;
-    let sheet = DataSheet::named(level.name()).filter(|_| isa.amx).unwrap_or_else(DataSheet::cpu);
+    let sheet = DataSheet::named(level.name()).filter(|s| !s.atoms.is_empty()).unwrap_or_else(DataSheet::cpu);
     // How many cores there will be is not known, so known sizes choose nothing.
     let mapping = settings.options.choose(&plan, &table, |_| model_cpu::choose(&plan, &sheet));
     let context = Context { mapping: Some(mapping), isa: Some(isa), ..Context::default() };

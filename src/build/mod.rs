@@ -227,7 +227,8 @@ pub struct Kernels {
 }
 
 impl Target {
-    /// The target of this name: `x86-64-v3`, `x86-64-v4`, `x86-64-v4-amx`, `aarch64`, `sm_80`, `sm_90a`, `wgsl`.
+    /// The target of this name: `x86-64-v3`, `x86-64-v4`, `x86-64-v4-bf16`, `x86-64-v4-amx`,
+    /// `aarch64`, `sm_80`, `sm_90a`, `wgsl`.
     ///
     /// # Panics
     /// For any other name.

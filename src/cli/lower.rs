@@ -272,11 +272,7 @@ pub fn plan_sizes(plan: &tile::Plan, given: &[(String, u64)]) -> Result<Option<V
 fn isa(cpu: &einfall_runtime::Cpu) -> Isa {
     match (cpu.arch, cpu.vector_bits()) {
         ("aarch64", _) => Isa::NEON,
-        (_, 512) => {
-            use einfall_runtime::Isa::{AmxBf16, AmxTile};
-            let amx = cpu.has(AmxTile) && cpu.has(AmxBf16) && einfall_runtime::tiles_permitted();
-            Isa { amx, ..Isa::AVX512 }
-        }
+        (_, 512) => Isa { amx: cpu.multiplies_tiles(), dots: cpu.multiplies_pairs(), ..Isa::AVX512 },
         (_, 256) => Isa::AVX2,
         _ => Isa::SSE2,
     }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::Size;
 use einfall_ir::dtype::DType;
+use einfall_ir::kernel::atoms::{self, Atom};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{Axis, AxisId, AxisKind, BufferKind};
 
@@ -80,8 +81,8 @@ pub(super) struct Machine {
     pub lanes: f64,
     /// Rows of a register tile.
     pub rows: f64,
-    /// Slots of a product of tiles, 16 by 32 by 16, where the processor multiplies tiles.
-    pub product: Option<f64>,
+    /// The instruction for products of bf16, where the processor has one, and the slots that it takes.
+    pub product: Option<(Atom, f64)>,
     /// Capacities of L1, L2 of a core and the last cache, in bytes.
     bytes: [f64; 3],
     /// Seconds that a core takes for a byte from L1, L2, the last cache and memory, all cores reading.
@@ -108,7 +109,11 @@ impl Machine {
             cores,
             slot,
             lanes,
-            product: sheet.peak_of(DType::BF16).map(|peak| 2.0 * 16.0 * 32.0 * 16.0 * cores / peak / slot),
+            product: atoms::of_processor(sheet).and_then(|atom| {
+                let operations = 2.0 * atom.shape.iter().product::<u64>() as f64;
+                let slots = operations * cores / sheet.peak_of(atom.operand)? / slot;
+                Some((atom, slots))
+            }),
             rows: ((count - 4.0) / 2.0_f64).floor(),
             bytes: [0, 1, last].map(|i| nth(i).map_or(1e6, |l| l.bytes as f64)),
             byte: [all(rate(0)), all(rate(1)), all(rate(last)), all(dram)],

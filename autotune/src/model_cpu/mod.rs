@@ -9,6 +9,7 @@
 
 use einfall_ir::analysis::steps;
 use einfall_ir::dtype::DType;
+use einfall_ir::kernel::atoms;
 use einfall_ir::mapping::{AxisMapping, KernelMapping, Mapping, TileMapping};
 use einfall_ir::target::DataSheet;
 use einfall_ir::tile::{AxisId, AxisKind, Kernel, Node, Op, Plan, Space as Memory, TileId};
@@ -50,7 +51,7 @@ pub fn choose(plan: &Plan, sheet: &DataSheet) -> Mapping {
     let l2 = sheet.levels.iter().find(|l| l.name == "l2").map_or(1 << 20, |l| l.bytes);
     let tiles = multiplies_tiles(sheet);
     let kernels =
-        plan.kernels.iter().map(|k| kernel(plan, k, l2, &|out, a, b| tiles && tiled(plan, k, out, a, b))).collect();
+        plan.kernels.iter().map(|k| kernel(plan, k, l2, &|out, a, b| tiles && narrow(plan, k, out, a, b))).collect();
     Mapping { plan: plan.name.clone(), target: sheet.name.clone(), kernels }
 }
 
@@ -341,12 +342,12 @@ fn mixed(seed: u64, kernel: u64, round: u64, values: &[i64]) -> u64 {
 
 /// Whether the processor has instructions that multiply tiles of bf16.
 fn multiplies_tiles(sheet: &DataSheet) -> bool {
-    sheet.peak_of(DType::BF16).is_some()
+    atoms::of_processor(sheet).is_some_and(|a| a.tiled())
 }
 
-/// Whether a processor that multiplies tiles of bf16 would multiply these: both operands are of that type, or may be
+/// Whether a processor with an instruction for products of bf16 would take it for these: both operands are of that type, or may be
 /// rounded to it beside the one that is (`codegen/src/passes/round_operands.rs`).
-fn tiled(plan: &Plan, k: &Kernel, out: TileId, a: TileId, b: TileId) -> bool {
+fn narrow(plan: &Plan, k: &Kernel, out: TileId, a: TileId, b: TileId) -> bool {
     let [x, y] = [a, b].map(|t| k.tiles[t].dtype);
     let may = |d: DType| matches!(d, DType::BF16 | DType::F32);
     let rounded = !plan.exact && !k.tiles[out].exact && may(x) && may(y) && (x == DType::BF16 || y == DType::BF16);

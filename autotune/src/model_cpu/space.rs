@@ -261,7 +261,7 @@ pub(super) fn all_tiled(plan: &Plan, kernel: &Kernel) -> bool {
     kernel.for_each_op(&mut |op, _| {
         if let Op::Contract { out, a, b, .. } = op {
             any = true;
-            all &= super::tiled(plan, kernel, *out, *a, *b);
+            all &= super::narrow(plan, kernel, *out, *a, *b);
         }
     });
     any && all

@@ -69,6 +69,8 @@ pub(super) struct Chosen<'p, 's, 'a> {
     direct: Vec<bool>,
     /// Bytes of the task's tiles in scratch.
     footprint: f64,
+    /// Neighbours of each tile that are laid out together.
+    together: Vec<f64>,
 }
 
 /// How a contraction uses its axes (`codegen/src/lower/cpu/place.rs`).
@@ -82,6 +84,8 @@ struct Shape {
     vectors: f64,
     /// Slots of a product of tiles, where these are.
     product: Option<f64>,
+    /// Neighbours along the summed axis that a vector instruction multiplies, and its slots.
+    dots: (f64, f64),
     /// Rows that share the columns by runs, and how many runs a block has.
     runs: Option<(AxisId, f64)>,
 }
@@ -91,10 +95,20 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
     pub fn new(pricer: &'p Pricer<'s, 'a>, most: Vec<f64>, full: Vec<f64>, trips: Vec<f64>) -> Chosen<'p, 's, 'a> {
         let k = pricer.space.kernel;
         let direct = pricer.work.loaded.iter().map(Option::is_some).collect();
+        let together = vec![1.0; k.tiles.len()];
         let mean = |(full, e): (&f64, &u64)| *e as f64 / (*e as f64 / full).ceil();
         let block = full.iter().zip(&pricer.space.extents).map(mean).collect();
-        let mut c =
-            Chosen { pricer, most, full, block, trips, layout: vec![None; k.tiles.len()], direct, footprint: 0.0 };
+        let mut c = Chosen {
+            pricer,
+            most,
+            full,
+            block,
+            trips,
+            layout: vec![None; k.tiles.len()],
+            direct,
+            footprint: 0.0,
+            together,
+        };
         for (id, t) in k.tiles.iter() {
             c.layout[id.index()] = t.axes.iter().rev().copied().find(|a| c.wide(*a));
         }
@@ -108,6 +122,7 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                 }
                 if !std::mem::replace(&mut wanted[t.index()], true) {
                     c.layout[t.index()] = contiguous.or(c.layout[t.index()]);
+                    c.together[t.index()] = if t == shape.columns { shape.dots.0 } else { 1.0 };
                     c.direct[t.index()] = false;
                 }
             }
@@ -163,10 +178,13 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let m = &self.pricer.machine;
         let plan = self.pricer.space.plan;
         let many = row.is_some_and(|r| self.most[r.index()] > TILE_ROWS);
-        let product = m.product.filter(|_| many && super::tiled(plan, self.pricer.space.kernel, out, a, b));
+        let narrow = super::narrow(plan, self.pricer.space.kernel, out, a, b);
+        let atom = m.product.as_ref().filter(|(atom, _)| narrow && (many || !atom.tiled()));
+        let product = atom.filter(|(atom, _)| atom.tiled()).map(|p| p.1);
+        let dots = atom.map_or((1.0, 1.0), |(atom, slots)| (atom.shape[2] as f64, *slots));
         if product.is_some() {
             let height = if row.is_some_and(|r| self.most[r.index()] <= TILE) { TILE } else { 2.0 * TILE };
-            return Some(Shape { rows, columns, lane, row, height, vectors: 2.0, product, runs });
+            return Some(Shape { rows, columns, lane, row, height, vectors: 2.0, product, dots, runs });
         }
         let vectors = if self.most[lane.index()] <= m.lanes { 1.0 } else { 2.0 };
         let most = (2.0 * m.rows / vectors).floor();
@@ -174,7 +192,7 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
             let n = self.most[r.index()];
             (n / (n / most).ceil()).ceil()
         });
-        Some(Shape { rows, columns, lane, row, height, vectors, product: None, runs })
+        Some(Shape { rows, columns, lane, row, height, vectors, product: None, dots, runs })
     }
 
     /// Runs in a block of rows, as if the rows were in order and the values of their keys equally frequent.
@@ -316,6 +334,10 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let outer = self.points(axes) / self.block[lane.index()];
         let checked = if self.checked(from, lane) { CHECKED } else { 0.0 };
         let per = match self.walks(from, lane) {
+            // What stands together is stored together, and as narrow as it was.
+            Walk::Along | Walk::Still if self.together_in(to) > 1.0 => {
+                LOAD + (STORE + narrow) / self.together_in(to) + checked
+            }
             Walk::Along | Walk::Still => LOAD + STORE + narrow + checked,
             Walk::Apart => {
                 let along = axes.iter().find(|a| self.walks(from, **a) == Walk::Along);
@@ -328,6 +350,14 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
             }
         };
         outer * (vectors * per + LOOP / 2.0)
+    }
+
+    /// Neighbours that stand together where a copy is written.
+    fn together_in(&self, to: &Source) -> f64 {
+        match to {
+            Source::Tile(t, _) => self.together[t.index()],
+            Source::Array(_) => 1.0,
+        }
     }
 
     /// Whether positions along other axes than the lanes' are data that changes within the block.
@@ -359,7 +389,8 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
     /// An outer product: register tiles over panels.
     fn contract(&self, s: &Step, shape: &Shape, trips: f64, task: &mut Task) {
         let m = &self.pricer.machine;
-        let steps = self.points(&s.over);
+        let (neighbours, slots) = shape.dots;
+        let steps = (self.points(&s.over) / neighbours).ceil();
         let columns = self.padded(shape.lane, shape.vectors * m.lanes) / (shape.vectors * m.lanes);
         let rows = match shape.runs {
             // Of a run's rest, half of what a register tile of the next size by halves has is there.
@@ -377,12 +408,12 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let panel = 4.0 * steps * shape.vectors * m.lanes;
         let level = m.holds(panel / 2.0 + 2.0 * steps * shape.height);
         let fetch = if level == 0 { 0.0 } else { shape.vectors * m.lanes * 4.0 * m.byte[level.min(2)] / m.slot };
-        let step = adds.max(shape.height + shape.vectors).max(LATENCY).max(fetch);
+        let step = (adds * slots).max(shape.height + shape.vectors).max(LATENCY).max(fetch);
         let ends = adds * (LOAD + STORE) + REGISTER_TILE;
         task.products += tiles * (step * steps + ends);
-        task.least += tiles * adds * steps;
+        task.least += tiles * adds * slots * steps;
         // Panels are written and read once where the cache is that holds all of them.
-        let panels = 8.0 * self.packed(shape.columns, shape);
+        let panels = 8.0 / neighbours * self.packed(shape.columns, shape);
         let far = m.holds(panels / 2.0);
         task.memory += if far == 0 { 0.0 } else { panels * trips * m.byte[far] };
         // What is not laid out for it is packed now.

@@ -33,13 +33,17 @@ pub fn isas() -> Vec<Isa> {
     let best = Isa::of(&host.triple, &host.features);
     let mut all = vec![best];
     if best.vector_bytes == 64 {
-        all.extend([Isa::AMX, Isa::AVX2, Isa::SSE2].into_iter().filter(|isa| *isa != best));
+        let others = [Isa::AMX, Isa::DOTS, Isa::AVX512, Isa::AVX2, Isa::SSE2];
+        all.extend(others.into_iter().filter(|isa| *isa != best));
     }
     all
 }
 
 /// Tile registers and their instructions in memory, for processors without them. One thread at a time runs such code.
 const TILES: &str = include_str!("tiles.ll");
+
+/// Dot products of pairs by their definition, for processors without them.
+const DOTS: &str = include_str!("dots.ll");
 
 /// The plan of a cascade with these blocks, and 1 where none is named.
 #[allow(dead_code)]
@@ -76,6 +80,10 @@ pub fn compile_lowered(plan: &Plan, module: Module, isa: &Isa) -> Result<Compile
     if text.contains("@llvm.x86.tile") && !Isa::of(&host.triple, &host.features).amx {
         let own = text.lines().filter(|l| !l.starts_with("declare void @llvm.x86.t") && !l.contains("ldtilecfg"));
         *text = own.collect::<Vec<_>>().join("\n").replace("@llvm.x86.t", "@emulated.t") + "\n" + TILES;
+    }
+    if text.contains("@llvm.x86.avx512bf16") && !host.has("avx512bf16") {
+        let own = text.lines().filter(|l| !(l.starts_with("declare") && l.contains("@llvm.x86.avx512bf16")));
+        *text = own.collect::<Vec<_>>().join("\n").replace("@llvm.x86.avx512bf16", "@emulated") + "\n" + DOTS;
     }
     let object = llvm.compile(text, &host.options(Passes::Tidy)).unwrap_or_else(|e| panic!("{e}\n{plan}\n{text}"));
     let code = llvm.link(&object).unwrap();

@@ -418,6 +418,7 @@ mod tests {
         let l = |name: &str, bytes| MemoryLevel { name: name.into(), bytes, instances: 1, bandwidth: 1.0 };
         DataSheet {
             name: "test".into(),
+            atoms: Vec::new(),
             levels: vec![l("dram", 1 << 60), l("fast", bytes)],
             peak: Vec::new(),
             gpu: None,

@@ -3,7 +3,8 @@
 //! Every atom means `acc[m,n] (+)= Σ_k a[m,k]·b[k,n]`; operands are windows of that shape, `a` as (m,k), `b` as (k,n).
 //! Invariant: verifier, evaluator, lowering and printers read this table and nothing else about an instruction.
 //! Source: PTX ISA 8.x, "wgmma.mma_async" (register fragments, matrix descriptor, canonical layouts), "mma.m16n8k16";
-//! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18 (tiles), "TDPBF16PS".
+//! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18 (tiles), volume 2, "TDPBF16PS",
+//! "VDPBF16PS".
 
 use super::{AtomName, Scope};
 use crate::dtype::DType;
@@ -46,6 +47,23 @@ impl Atom {
     /// keeps, whose registers of rows between those kept hold zeros.
     pub fn registers_each(&self) -> u64 {
         if self.asynchronous { 64 / self.shape[0] } else { 1 }
+    }
+
+    /// Whether it multiplies tiles of a processor: rows of an operand are read together, and sums are in tile registers.
+    pub fn tiled(&self) -> bool {
+        self.scope == Scope::Thread && !self.dots()
+    }
+
+    /// Whether it is dot products of pairs along k, each row's by itself, whose sums are in vector registers.
+    fn dots(&self) -> bool {
+        self.name.0.starts_with("dot")
+    }
+
+    /// What does this atom's work for so many rows and columns at once: the same one where rows are read together.
+    pub fn over(&self, rows: u64, columns: u64) -> Atom {
+        let lanes = self.acc_dist.counts().2;
+        let grown = if self.dots() { dot(lanes, rows, columns, self.operand) } else { None };
+        grown.unwrap_or_else(|| self.clone())
     }
 
     /// Whether every thread has all of the operands that its part of the accumulator takes: the atom is then
@@ -215,9 +233,46 @@ fn amx(operand: DType) -> Option<Atom> {
     })
 }
 
+/// `dotL.mMnNk2.bf16`: M·N/L instructions of a processor, `vdpbf16ps` where vectors have 16 lanes, each of which adds the
+/// products of two neighbours along k to a row's sums in L columns. Operands come from memory, `a` contiguous along k and
+/// every row anywhere, `b` with pairs of neighbours along k together, as an AMX product reads it. The two products are added one after
+/// the other, each sum rounded to nearest; subnormal operands count as 0, and subnormal sums become 0.
+fn dot(lanes: u64, m: u64, n: u64, operand: DType) -> Option<Atom> {
+    let fits = operand == DType::BF16 && [4, 8, 16].contains(&lanes) && m > 0 && n > 0 && n.is_multiple_of(lanes);
+    let k = 32 / u64::from(operand.bits());
+    fits.then(|| Atom {
+        name: AtomName(format!("dot{lanes}.m{m}n{n}k{k}.{operand}")),
+        shape: [m, n, k],
+        operand,
+        acc: DType::F32,
+        acc_mantissa: 23,
+        asynchronous: false,
+        scope: Scope::Thread,
+        a_dist: None,
+        b_dist: None,
+        acc_dist: Distribution::vectors(&[m, n], Some(1), lanes),
+        a_memory: true,
+        b_memory: true,
+        mn_major: false,
+    })
+}
+
+/// Dot products of pairs on processors that have them, one row by a vector of so many lanes; [`Atom::over`] more of them.
+pub fn processor_dots(lanes: u64) -> impl Iterator<Item = Atom> {
+    [DType::BF16].into_iter().filter_map(move |t| dot(lanes, 1, lanes, t))
+}
+
 /// Products of tiles on processors that have AMX.
 pub fn processor_tiles() -> impl Iterator<Item = Atom> {
     [DType::BF16].into_iter().filter_map(amx)
+}
+
+/// The contraction instruction of a processor, where it has one.
+pub fn of_processor(sheet: &DataSheet) -> Option<Atom> {
+    sheet.atoms.iter().find_map(|family| match family.as_str() {
+        "amx" => processor_tiles().next(),
+        dots => processor_dots(dots.strip_prefix("dot")?.parse().ok()?).next(),
+    })
 }
 
 /// Atoms that are multiply-adds of what each thread holds: for devices without instructions for tiles.
@@ -261,7 +316,11 @@ pub fn find(name: &AtomName) -> Option<Atom> {
             let (m, rest) = shape.strip_prefix('m')?.split_once('n')?;
             multiply_add(m.parse().ok()?, rest.split_once('k')?.0.parse().ok()?)?
         }
-        _ => return None,
+        _ => {
+            let lanes = family.strip_prefix("dot")?.parse().ok()?;
+            let (m, rest) = shape.strip_prefix('m')?.split_once('n')?;
+            dot(lanes, m.parse().ok()?, rest.split_once('k')?.0.parse().ok()?, operand)?
+        }
     };
     (atom.name == *name).then_some(atom)
 }
@@ -407,7 +466,31 @@ mod tests {
             assert!(a.covers() && b.covers() && atom.acc_dist.covers(), "{}", atom.name.0);
         }
         assert!(all().all(|a| !a.threads_alone()));
-        for bad in ["wgmma.m64n12k16.bf16", "wgmma.m64n264k16.bf16", "wgmma.m64n64k8.bf16", "mma.m16n8k16.f32", "x"] {
+        for lanes in [4, 8, 16] {
+            for atom in processor_dots(lanes).flat_map(|a| [a.over(14, 2 * lanes), a.over(1, 3 * lanes), a]) {
+                assert_eq!(find(&atom.name).as_ref(), Some(&atom));
+                assert!(atom.acc_dist.covers() && !atom.tiled(), "{}", atom.name.0);
+            }
+        }
+        assert!(processor_tiles().all(|a| a.tiled() && a.over(32, 32) == a));
+        // The instructions that sheets name have a rate.
+        for sheet in DataSheet::all().iter().filter(|s| !s.atoms.is_empty()) {
+            let rate = of_processor(sheet).and_then(|a| sheet.peak_of(a.operand));
+            assert!(rate > sheet.peak_of(DType::F32), "{}", sheet.name);
+        }
+        let named = |name| DataSheet::named(name).and_then(|s| of_processor(&s)).map(|a| a.tiled());
+        assert_eq!(["x86-64-v4", "x86-64-v4-bf16", "x86-64-v4-amx"].map(named), [None, Some(false), Some(true)]);
+        for bad in [
+            "wgmma.m64n12k16.bf16",
+            "wgmma.m64n264k16.bf16",
+            "wgmma.m64n64k8.bf16",
+            "mma.m16n8k16.f32",
+            "dot16.m14n24k2.bf16",
+            "dot16.m14n32k4.bf16",
+            "dot3.m1n3k2.bf16",
+            "dot16.m1n16k1.f32",
+            "x",
+        ] {
             assert_eq!(find(&AtomName(bad.to_string())), None, "{bad}");
         }
     }

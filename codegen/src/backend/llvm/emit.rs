@@ -5,7 +5,7 @@
 
 use einfall_ir::arena::Id;
 use einfall_ir::dtype::DType;
-use einfall_ir::kernel::{Bound, BufId, Expr, FragId, Kernel, Stmt, VarId};
+use einfall_ir::kernel::{Bound, BufId, Expr, FragId, Kernel, Operand, Stmt, VarId};
 use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use super::expr::Place;
@@ -14,6 +14,7 @@ use super::value::{Text, Ty, Val, float_text};
 use crate::lower::cpu::NotLowered;
 
 mod access;
+mod dots;
 mod lanes;
 mod rounded;
 mod tiles;
@@ -356,7 +357,8 @@ impl<'a> Emit<'a> {
         let mut rest = body;
         while let [s, after @ ..] = rest {
             // Atoms that follow each other share the tiles they read.
-            let atoms = rest.iter().take_while(|s| matches!(s, Stmt::Atom { .. })).count();
+            let tiled = |s: &Stmt| matches!(s, Stmt::Atom { acc, .. } if self.frags[acc.index()].tiled);
+            let atoms = rest.iter().take_while(|s| tiled(s)).count();
             if atoms > 0 {
                 self.atoms(&rest[..atoms])?;
                 rest = &rest[atoms..];
@@ -427,6 +429,11 @@ impl<'a> Emit<'a> {
             Stmt::Scatter { buf, at, src, bounds, join } => self.scatter(*buf, at, *src, bounds, *join),
             // One unit per task: nothing to wait for.
             Stmt::TaskSync => Ok(()),
+            Stmt::Atom { atom, acc, acc_from, a: Operand::Mem(a), b: Operand::Mem(b), keep: Expr::Int(1) }
+                if self.is_dot(atom) =>
+            {
+                self.dots(atom, (*acc, acc_from), a, b)
+            }
             Stmt::Atom { atom, .. } => Err(self.unsupported(&format!("the atom {}", atom.0))),
             Stmt::Copy { .. }
             | Stmt::Arrive { .. }

@@ -17,6 +17,8 @@ pub struct Isa {
     pub fma: bool,
     /// Whether products of bf16 tiles exist (AMX) and the operating system lets the process use them.
     pub amx: bool,
+    /// Whether dot products of pairs of bf16 exist (AVX512-BF16) and take no longer than multiply-adds of vectors.
+    pub dots: bool,
     /// First-level data cache of a core, in bytes.
     pub l1_bytes: u64,
     /// Second-level cache of a core, in bytes.
@@ -31,11 +33,14 @@ impl Isa {
         scalef: true,
         fma: true,
         amx: false,
+        dots: false,
         l1_bytes: 32 << 10,
         l2_bytes: 1 << 20,
     };
     /// AVX-512 cores with AMX's products of bf16 tiles.
     pub const AMX: Isa = Isa { amx: true, l1_bytes: 48 << 10, l2_bytes: 2 << 20, ..Isa::AVX512 };
+    /// AVX-512 cores with fast dot products of pairs of bf16: AMD's since Zen 4.
+    pub const DOTS: Isa = Isa { dots: true, ..Isa::AVX512 };
     /// AVX2 cores with FMA.
     pub const AVX2: Isa =
         Isa { vector_bytes: 32, vector_registers: 16, scalef: false, l2_bytes: 512 << 10, ..Isa::AVX512 };
@@ -50,7 +55,9 @@ impl Isa {
         if triple.starts_with("aarch64") || triple.starts_with("arm64") {
             Isa::NEON
         } else if has("avx512f") && has("avx512vl") && has("avx512dq") && has("avx512bw") {
-            Isa { amx: has("amx-tile") && has("amx-bf16"), ..Isa::AVX512 }
+            // Intel's cores take four times a multiply-add's time for it; SSE4a is AMD's alone.
+            let dots = has("avx512bf16") && has("sse4a");
+            Isa { amx: has("amx-tile") && has("amx-bf16"), dots, ..Isa::AVX512 }
         } else if has("avx2") && has("fma") {
             Isa::AVX2
         } else {
@@ -60,7 +67,13 @@ impl Isa {
 
     /// The contraction instructions that contractions are lowered to where their types fit.
     pub fn atoms(&self) -> Vec<Atom> {
-        if self.amx { atoms::processor_tiles().collect() } else { Vec::new() }
+        if self.amx {
+            atoms::processor_tiles().collect()
+        } else if self.dots {
+            atoms::processor_dots(self.lanes()).collect()
+        } else {
+            Vec::new()
+        }
     }
 
     /// Lanes of a register of f32.

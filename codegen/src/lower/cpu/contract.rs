@@ -1,6 +1,7 @@
 //! Contractions: an outer product per step of the summed axes, in a register tile of MR rows × NR columns of lanes.
 //!
-//! Where the processor multiplies tiles ([`Atom`]) and both operands are of its type, the step is atoms on tiles of scratch.
+//! Where the processor has an instruction for it ([`Atom`]) and both operands are of its type, the step is atoms: on tiles of
+//! scratch, or on pairs of neighbours along the innermost summed axis.
 //! Operands that are not laid out for it are packed into scratch first ([`super::place`]). Contractions with almost no
 //! rows to share the columns over are reductions of products instead ([`thin`]). Source of the blocking: K. Goto and
 //! R. van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; here the column panel stays in L1.
@@ -247,7 +248,9 @@ impl<'l> Lower<'l> {
             r
         };
         match limit {
-            Some(limit) if shape.atom.is_some() => inner.extend(self.store_rows(&acc_view, src, &shape, limit)),
+            Some(limit) if shape.atom.as_ref().is_some_and(Atom::tiled) => {
+                inner.extend(self.store_rows(&acc_view, src, &shape, limit))
+            }
             limit => {
                 let bounds = limit.map(|limit| Bound { dim: 0, limit }).into_iter().collect();
                 inner.push(Stmt::Store { dst: acc_view, src, bounds, join: None });
@@ -256,7 +259,7 @@ impl<'l> Lower<'l> {
         inner
     }
 
-    /// The atoms of one step: all pairs of a tile of rows and a tile of columns.
+    /// The atoms of one step: all pairs of a tile of rows and a tile of columns, or one that has all.
     fn tiles(
         shape: &Shape,
         atom: &Atom,
@@ -264,6 +267,7 @@ impl<'l> Lower<'l> {
         (ra, a_at): (&Scratch, Vec<E>),
         (rb, b_at): (&Scratch, Vec<E>),
     ) -> Vec<Stmt> {
+        let atom = atom.over(shape.mr, shape.nr);
         let [m, n, _] = atom.shape;
         let last = shape.over.last().copied();
         let view = |s: &Scratch, at: &[E], own: Option<AxisId>, from: u64, rows: bool| {
@@ -459,11 +463,13 @@ impl<'l> Lower<'l> {
         let [outer @ .., k, lane] = to.layout.order.as_slice() else {
             return Err(self.unsupported("pairs of a tile with one axis"));
         };
-        let (k, lane, width) = (*k, *lane, self.isa.lanes());
+        let (k, lane) = (*k, *lane);
+        // A panel's row at a time.
+        let width = to.layout.panel.unwrap_or(1).max(self.isa.lanes());
         let rows = self.ranges[k.index()].size.clone();
         let two = |e: &E| e.clone().bin(BinaryOp::Mod, int(2));
         let even = sub(rows.clone(), two(&rows));
-        let padded = self.isa.atoms().first().map_or(rows.clone(), |a| round_up(rows.clone(), a.shape[2]));
+        let padded = round_up(rows.clone(), self.step());
         let mut local = self.run.at.clone();
         self.loops(outer, &mut local, &mut |s, local| {
             let mut out = Vec::new();

@@ -213,9 +213,10 @@ impl Lower<'_> {
         multiple(from_last.next(), p.width) && multiple(from_last.next(), step)
     }
 
-    /// Elements of a summed axis that an atom takes.
-    fn step(&self) -> u64 {
-        self.isa.atoms().first().map_or(1, |a| a.shape[2])
+    /// Elements of a summed axis up to whole ones of which operands of atoms are filled with zeros: what an atom takes, and
+    /// what is transposed at a time.
+    pub(super) fn step(&self) -> u64 {
+        self.isa.atoms().first().map_or(1, |a| a.shape[2].max(self.isa.lanes()))
     }
 
     /// Whether memory is laid out as an operation wants it.

@@ -69,7 +69,7 @@ pub(super) struct Shape {
     /// Rows and columns of the register tile.
     pub(super) mr: u64,
     pub(super) nr: u64,
-    /// The instruction that multiplies tiles; none: multiply-adds of vectors.
+    /// The instruction that multiplies; none: multiply-adds of vectors.
     pub(super) atom: Option<Atom>,
     /// Rows that share the lane operand, which has one coordinate of theirs at a time; none: all do.
     pub(super) runs: Option<Runs>,
@@ -219,14 +219,18 @@ impl Lower<'_> {
                 plain &= a != out && b != out;
             }
         });
-        let atoms = if x == y && summed && many && plain { self.isa.atoms() } else { Vec::new() };
-        if let (Some(atom), Some(_)) = (atoms.into_iter().find(|i| i.operand == x && i.acc == DType::F32), lane) {
+        // Sums in vector registers are like any others.
+        let sums = Self::register_type(self.k.tiles[*out].dtype);
+        let fits = |i: &Atom| i.operand == x && i.acc == sums && (!i.tiled() || many && plain);
+        let atoms = if x == y && summed && lane.is_some() { self.isa.atoms() } else { Vec::new() };
+        let atom = atoms.into_iter().find(fits);
+        if let Some(atom) = atom.clone().filter(Atom::tiled) {
             // Two by two tiles accumulate, and two of each operand are held beside them.
             let [m, n, _] = atom.shape;
             let (mr, nr) = (if literal(row).is_some_and(|r| r <= m) { m } else { 2 * m }, 2 * n);
             return Shape { swapped, lane, row, over, mr, nr, atom: Some(atom), runs };
         }
-        Shape { swapped, lane, row, over, mr, nr, atom: None, runs }
+        Shape { swapped, lane, row, over, mr, nr, atom, runs }
     }
 
     /// Panels of NR columns.
@@ -254,12 +258,12 @@ impl Lower<'_> {
         if let Some(inner) = s.over.last().filter(|x| order.contains(x)) {
             order.retain(|x| x != inner);
             order.push(*inner);
-            // What an atom reads of a row is a panel, so that its rows stand one after the other.
+            // What an atom reads of several rows is a panel, so that they stand one after the other.
             panel = match &s.atom {
                 _ if order.len() < 2 => None,
-                Some(atom) => Some(atom.shape[2]),
-                None if matches!(self.ranges[inner.index()].most, E::Int(_)) => None,
-                None => Some(CHUNK),
+                Some(atom) if atom.tiled() => Some(atom.shape[2]),
+                _ if matches!(self.ranges[inner.index()].most, E::Int(_)) => None,
+                _ => Some(CHUNK),
             };
         }
         Layout { order, panel, operand: s.atom.as_ref().map(|a| (a.operand, 1)) }
@@ -285,8 +289,8 @@ impl Lower<'_> {
                 let beyond = if s.runs.is_some() { s.mr } else { 0 };
                 n = max(n, add(round_up(most.clone(), s.mr), int(beyond as i64)));
             }
-            if let Some(atom) = s.atom.filter(|_| s.over.last() == Some(&a)) {
-                n = max(n, round_up(most.clone(), atom.shape[2]));
+            if s.atom.is_some() && s.over.last() == Some(&a) {
+                n = max(n, round_up(most.clone(), self.step()));
             }
         }
         n

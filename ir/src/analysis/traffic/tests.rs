@@ -69,6 +69,7 @@ fn cache_sheet(bytes: u64) -> DataSheet {
     let level = |name: &str, bytes, bandwidth| MemoryLevel { name: name.into(), bytes, instances: 1, bandwidth };
     DataSheet {
         name: "test".into(),
+        atoms: Vec::new(),
         levels: vec![level("dram", 1 << 40, 1e9), level("cache", bytes, 1e10), level("registers", 12, 1e12)],
         peak: vec![("f32".into(), 1e9)],
         gpu: None,

@@ -15,12 +15,12 @@ const SIDE: u64 = 16;
 /// Tile registers.
 const TILES: usize = 8;
 
-/// Fragments that atoms of tiles accumulate into.
+/// Fragments that atoms on tile registers accumulate into.
 pub(super) fn accumulators(k: &Kernel) -> BTreeSet<FragId> {
     fn visit(body: &[Stmt], found: &mut BTreeSet<FragId>) {
         for s in body {
             match s {
-                Stmt::Atom { acc, .. } => {
+                Stmt::Atom { atom, acc, .. } if atoms::find(atom).is_some_and(|a| a.tiled()) => {
                     found.insert(*acc);
                 }
                 Stmt::For { body, .. } => visit(body, found),

@@ -95,7 +95,7 @@ impl<'l> Lower<'l> {
             let frag = me.square();
             let (nu, nv) = (me.ranges[unit.index()].size.clone(), me.ranges[lane.index()].size.clone());
             // Rows beyond the end are zeros where an atom reads whole steps of them.
-            let step = s.layout.operand.and_then(|_| me.isa.atoms().first().map(|a| a.shape[2])).unwrap_or(l);
+            let step = if s.layout.operand.is_some() { me.step() } else { l };
             let paired = s.layout.together() > 1;
             let limits = |on: bool| {
                 if on {

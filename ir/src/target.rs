@@ -31,6 +31,10 @@ pub struct DataSheet {
     /// ([`crate::kernel::atoms::of_processor`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub atoms: Vec<String>,
+    /// Pages that a processor core's prefetchers follow at a time: with more of them open, what comes from beyond the
+    /// second-level cache takes twice the time. None where no bound is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed_pages: Option<u64>,
     /// Peak rate of contractions by operand type, in operations (two per multiply-add) per second.
     #[serde(with = "rates")]
     pub peak: Vec<(String, f64)>,

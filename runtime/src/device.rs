@@ -176,7 +176,9 @@ impl Cpu {
         let registers = if self.has(Isa::Avx512F) || self.arch == "aarch64" { 32 } else { 16 };
         levels.push(level("registers".into(), registers * u64::from(self.vector_bits()) / 8, threads));
         let peak = generic.peak.iter().map(|(name, one)| (name.clone(), one * threads as f64)).collect();
-        let mut sheet = DataSheet { levels, peak, ..generic };
+        // The sheets' are of Intel's cores.
+        let followed_pages = generic.followed_pages.filter(|_| !self.has(Isa::Sse4a));
+        let mut sheet = DataSheet { levels, peak, followed_pages, ..generic };
         self.add_products(&mut sheet);
         sheet
     }

@@ -5,7 +5,7 @@
 
 use einfall_ir::array::{Array, coordinates, element_count};
 use einfall_ir::cascade::bind::Bindings;
-use einfall_ir::cascade::{Cascade, eval};
+use einfall_ir::cascade::{Cascade, Einsum, Expr, eval};
 use einfall_ir::tolerance::{Expected, expect, expect_points};
 use einfall_runtime::HostArray;
 
@@ -145,21 +145,36 @@ fn element(e: &Expected, array: &HostArray, at: &[u64]) -> Result<f64, Failure> 
 
 /// Points of the iteration spaces of all statements.
 fn points(c: &Cascade, b: &Bindings) -> u64 {
-    let mut all = 0u64;
+    c.einsums().fold(0, |all, e| all.saturating_add(points_of(c, b, e)))
+}
+
+/// As [`points`], of the statements alone whose results others read, or their own next step: sampling elements of the
+/// outputs does not save these.
+pub fn inner_points(c: &Cascade, b: &Bindings) -> u64 {
+    let mut read = Vec::new();
     for e in c.einsums() {
-        let mut indices = e.free.clone();
         for root in e.roots() {
             c.walk(root, &mut |_, x| {
-                if let einfall_ir::cascade::Expr::Reduce { over, .. } = x {
-                    indices.extend(over);
+                if let Expr::Read { tensor, .. } = x {
+                    read.push(*tensor);
                 }
             });
         }
-        indices.sort();
-        indices.dedup();
-        let n =
-            indices.iter().map(|i| b.size(&c.indices[*i].extent).unwrap_or(u64::MAX)).fold(1u64, u64::saturating_mul);
-        all = all.saturating_add(n);
     }
-    all
+    let inner = c.einsums().filter(|e| e.targets.iter().any(|t| read.contains(&t.tensor)));
+    inner.fold(0, |all, e| all.saturating_add(points_of(c, b, e)))
+}
+
+fn points_of(c: &Cascade, b: &Bindings, e: &Einsum) -> u64 {
+    let mut indices = e.free.clone();
+    for root in e.roots() {
+        c.walk(root, &mut |_, x| {
+            if let Expr::Reduce { over, .. } = x {
+                indices.extend(over);
+            }
+        });
+    }
+    indices.sort();
+    indices.dedup();
+    indices.iter().map(|i| b.size(&c.indices[*i].extent).unwrap_or(u64::MAX)).fold(1, u64::saturating_mul)
 }

@@ -27,7 +27,7 @@ const RANGES_PER_THREAD: f64 = 8.0;
 const WAKE: f64 = 8e-6;
 const RANGE: f64 = 5e-7;
 /// Share of a range by which the slowest of two cores is behind; of more cores as many times as they can be halved.
-const SLOWER: f64 = 0.25;
+const SLOWER: f64 = 0.2;
 /// Share of a sheet's rates that are surely not exceeded: they are measured, on a machine that may be busy.
 const CERTAIN: f64 = 0.8;
 /// Tasks up to which each is weighed by itself.
@@ -83,6 +83,8 @@ pub(super) struct Machine {
     pub rows: f64,
     /// The instruction for products of bf16, where the processor has one, and the slots that it takes.
     pub product: Option<(Atom, f64)>,
+    /// Pages that a core's prefetchers follow at a time.
+    pub followed: f64,
     /// Capacities of L1, L2 of a core and the last cache, in bytes.
     bytes: [f64; 3],
     /// Seconds that a core takes for a byte from L1, L2, the last cache and memory, all cores reading.
@@ -114,6 +116,7 @@ impl Machine {
                 let slots = operations * cores / sheet.peak_of(atom.operand)? / slot;
                 Some((atom, slots))
             }),
+            followed: sheet.followed_pages.map_or(f64::INFINITY, |n| n as f64),
             rows: ((count - 4.0) / 2.0_f64).floor(),
             bytes: [0, 1, last].map(|i| nth(i).map_or(1e6, |l| l.bytes as f64)),
             byte: [all(rate(0)), all(rate(1)), all(rate(last)), all(dram)],

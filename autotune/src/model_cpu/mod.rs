@@ -107,21 +107,19 @@ fn fewer_tasks(plan: &Plan, k: &Kernel, cores: u64, sizes: &[u64], m: &mut Kerne
 }
 
 /// As [`choose`] at known sizes (one value per rank): [`rule_at`], unless the cost model predicts that another mapping takes
-/// so much less that its own error does not matter; a recurrence that would leave cores idle has its steps launched. Of plans with a kernel of tiles alone, whose
-/// prices were not measured against mappings yet, another is taken only where the rule's would leave cores idle.
+/// so much less that its own error does not matter; a recurrence that would leave cores idle has its steps launched.
 pub fn choose_at(plan: &Plan, sheet: &DataSheet, sizes: &[u64]) -> Mapping {
     let rule = rule_at(plan, sheet, sizes);
     let cores = sheet.level("registers").map_or(1, |l| l.instances);
     // By the rule's blocks, which leave the rows of a product together.
     let steps: Vec<Option<KernelMapping>> =
         plan.kernels.iter().zip(&rule.kernels).map(|(k, m)| launched(k, cores, sizes, m)).collect();
-    let by_tiles = multiplies_tiles(sheet) && plan.kernels.iter().any(|k| space::all_tiled(plan, k));
     let mut chosen = match price(plan, sheet, Some(sizes), &rule) {
-        Ok(usual) if !by_tiles || usual.tasks < cores as f64 => {
+        Ok(usual) => {
             let best = candidates(plan, sheet, Some(sizes), 1).swap_remove(0);
             if best.1.seconds < PLAINLY * usual.seconds { best.0 } else { rule }
         }
-        Ok(_) | Err(_) => rule,
+        Err(_) => rule,
     };
     for (m, own) in chosen.kernels.iter_mut().zip(steps) {
         *m = own.unwrap_or_else(|| m.clone());

@@ -26,7 +26,7 @@ const MOST: usize = 60_000;
 const NOMINAL: u64 = 1024;
 
 /// Blocks along rows of contractions: multiples of the register tiles' rows (14, 6), and few rows.
-const ROWS: [i64; 11] = [1, 4, 6, 12, 14, 28, 42, 84, 126, 168, 252];
+const ROWS: [i64; 16] = [1, 4, 6, 12, 14, 28, 42, 56, 70, 84, 98, 126, 140, 168, 182, 252];
 /// Blocks along rows that instructions for tiles multiply.
 const TILED: [i64; 6] = [16, 32, 64, 128, 256, 512];
 /// Blocks along columns of contractions.

@@ -25,9 +25,10 @@ const TILE: f64 = 16.0;
 const TILE_ROWS: f64 = 8.0;
 /// Slots of a vector at positions that are data, which are checked.
 const CHECKED: f64 = 4.0;
-/// Pages that a core's prefetchers follow at a time, and how much longer more take from beyond the second-level cache.
-const FOLLOWED: f64 = 16.0;
+/// How much longer what prefetchers do not follow takes from beyond the second-level cache.
 const STRAYED: f64 = 2.0;
+/// Bytes that a run of neighbours costs beside its own.
+const BEGUN: f64 = 256.0;
 /// Slots to begin a loop over lanes.
 const LOOP: f64 = 8.0;
 /// Slots to begin a register tile: addresses, and the end of the loop before it.
@@ -615,10 +616,10 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                 };
                 let inside = s.streams.iter().filter(|x| a.axes.contains(x));
                 let kept: f64 = inside.map(|x| self.trips[x.index()] / count(x)).product();
-                // Short runs of neighbours cost a line more.
+                // Short runs of neighbours cost lines more: prefetchers begin anew.
                 let run = a.contiguous.map_or(a.bytes, |c| self.block[c.index()] * a.bytes);
                 let elements: f64 = a.axes.iter().map(reach).product();
-                let touched = (kept * elements * a.bytes).min(a.whole) * (1.0 + 64.0 / run);
+                let touched = (kept * elements * a.bytes).min(a.whole) * (1.0 + BEGUN / run);
                 let outside = s.streams.iter().filter(|x| !a.axes.contains(x));
                 let again: f64 = outside.map(|x| self.trips[x.index()]).product();
                 let later = m.holds(a.whole).max(1);
@@ -626,7 +627,7 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                 let summed = |x: &&AxisId| Some(**x) != a.contiguous && self.summed(s, **x);
                 let rows: f64 = a.axes.iter().filter(summed).map(|x| self.block[x.index()]).product();
                 let pages = rows * a.contiguous.map_or(1.0, |c| (extent(&c) * a.bytes / 4096.0).min(1.0));
-                let stray = |level: usize| if pages > FOLLOWED && level > 1 { STRAYED } else { 1.0 };
+                let stray = |level: usize| if pages > m.followed && level > 1 { STRAYED } else { 1.0 };
                 if seen.contains(&a.buffer) {
                     seconds += touched * again * m.byte[m.holds(touched).max(1)];
                 } else {

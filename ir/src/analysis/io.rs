@@ -419,6 +419,7 @@ mod tests {
         DataSheet {
             name: "test".into(),
             atoms: Vec::new(),
+            followed_pages: None,
             levels: vec![l("dram", 1 << 60), l("fast", bytes)],
             peak: Vec::new(),
             gpu: None,

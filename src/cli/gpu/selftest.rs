@@ -29,6 +29,9 @@ use super::text;
 const REPEATS: usize = 20;
 /// Points that the evaluator visits per case.
 const BUDGET: f64 = 2e5;
+/// Points between inputs and outputs that it visits for all cases but small ones, and what is small.
+const INNER: u64 = 4_000_000;
+const FEW: u64 = 3;
 /// Random streams, by their seeds.
 const STREAMS: u64 = 48;
 
@@ -303,16 +306,37 @@ fn probed(kernel: &Kernel, stream: &Stream, probe: &Probe, hot: Hot) -> Result<O
     }
 }
 
-/// Sizes around the edges of the blocks that a cascade was mapped with, where its facts hold.
+/// Sizes around the edges of the blocks that a cascade was mapped with, where its facts hold. Where the evaluator would be
+/// busy for minutes with what stands between inputs and outputs, ranks that are not at another edge than the first are
+/// small, the longest of them first.
 fn edges(c: &Cascade, kernel: &Kernel) -> Vec<Bindings> {
     let plan = kernel.plan();
-    let bound = |sizes: Vec<u64>| {
+    let free: Vec<bool> = plan.ranks.iter().map(|(_, r)| r.fixed.is_none()).collect();
+    let bound = |sizes: &[u64]| {
         let sizes = plan.ranks.iter().zip(sizes).filter(|((_, r), _)| r.fixed.is_none());
-        let sizes = sizes.map(|((_, r), n)| (r.name.clone(), n)).collect();
+        let sizes = sizes.map(|((_, r), n)| (r.name.clone(), *n)).collect();
         let b = bind(c, &Given { sizes, ..Given::default() }).ok()?;
         check_facts(c, &b, &[]).is_ok().then_some(b)
     };
-    edge_sizes(plan, kernel.mapping()).into_iter().filter_map(bound).collect()
+    let list = edge_sizes(plan, kernel.mapping());
+    let first = list.first().cloned().unwrap_or_default();
+    let light = |mut sizes: Vec<u64>| {
+        let mut b = bound(&sizes)?;
+        let mut same: Vec<usize> = (0..sizes.len()).filter(|r| free[*r] && sizes[*r] == first[*r]).collect();
+        same.sort_by_key(|r| sizes[*r]);
+        while compare::inner_points(c, &b) > INNER
+            && let Some(r) = same.pop()
+        {
+            let before = sizes[r];
+            sizes[r] = before.min(FEW);
+            match bound(&sizes) {
+                Some(fewer) => b = fewer,
+                None => sizes[r] = before,
+            }
+        }
+        Some(b)
+    };
+    list.into_iter().filter_map(light).collect()
 }
 
 /// A cascade at some sizes.

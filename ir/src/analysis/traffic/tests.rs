@@ -70,6 +70,7 @@ fn cache_sheet(bytes: u64) -> DataSheet {
     DataSheet {
         name: "test".into(),
         atoms: Vec::new(),
+        followed_pages: None,
         levels: vec![level("dram", 1 << 40, 1e9), level("cache", bytes, 1e10), level("registers", 12, 1e12)],
         peak: vec![("f32".into(), 1e9)],
         gpu: None,

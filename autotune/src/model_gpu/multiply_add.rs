@@ -11,6 +11,7 @@
 //! [`products`], whose threads share a row, or a state that goes from step to step.
 
 use einfall_ir::analysis::order_free;
+use einfall_ir::analysis::resources::OVERHEAD;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Engine, Scope};
 use einfall_ir::mapping::{AxisMapping, KernelMapping, MergeSite, OpMapping, RoleMapping, Split, TileMapping, Work};
@@ -18,7 +19,9 @@ use einfall_ir::target::{DataSheet, Gpu};
 use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, TileId};
 
 use super::elementwise::Facts;
-use super::products;
+use super::family::Family;
+use super::structure::in_registers;
+use super::{facts, products};
 
 /// Bytes of a shared tile's element.
 const WORD: u64 = 4;
@@ -28,6 +31,9 @@ const DEPTHS: [u64; 2] = [32, 16];
 const STEPS: u64 = 16;
 /// Columns of a task: one atom's.
 const COLUMNS: u64 = 64;
+/// Rows of a warp, warps of a task and coordinates of a step of several contractions' tiles, by what is tried first.
+const FUSED: [(u64, u64, u64); 8] =
+    [(16, 4, 32), (16, 2, 32), (16, 4, 16), (16, 2, 16), (16, 1, 16), (8, 1, 32), (8, 1, 16), (4, 1, 16)];
 /// Rows of an atom, the fewest first.
 const ROWS: [u64; 3] = [4, 8, 16];
 /// Registers of a thread for a tile of 8 by 8 with its operands.
@@ -103,12 +109,15 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
         Some(c) => vec![tiled(kernel, plan, gpu, &c, &f)],
         None if !steps_in_order(kernel) && kernel.axes.iter().any(|(_, a)| inner(a)) => {
             let longest = kernel.axes.iter().filter(|(_, a)| inner(a)).map(|(id, _)| f.extent(id)).max().flatten();
-            let fit = longest.and_then(|n| INNER.into_iter().find(|class| n <= *class)).map(|n| blocks(kernel, n));
+            let fit = longest.and_then(|n| INNER.into_iter().find(|class| n <= *class));
+            let best =
+                |n: u64| fused(kernel, plan, gpu, &f, sizes, n).unwrap_or_else(|| (blocks(kernel, n), FED_PRODUCTS));
             // The kernel that merges parts has the blocks of one entry.
-            match fit.and_then(|m| cut(kernel, plan, gpu, FED_PRODUCTS, &f, m)) {
+            let alone = fit.map(best).and_then(|(m, resident)| cut(kernel, plan, gpu, resident, &f, m));
+            match alone {
                 // Memory is what such parts wait for: what a step loads is under way together.
-                Some(m) => vec![KernelMapping { early: true, ..m }],
-                None => INNER.into_iter().map(|n| blocks(kernel, n)).collect(),
+                Some(m) => vec![KernelMapping { early: m.roles.is_empty(), ..m }],
+                None => INNER.into_iter().map(|n| best(n).0).collect(),
             }
         }
         None => products::variants(kernel, plan, sheet, sizes),
@@ -159,6 +168,81 @@ fn cut(
     let (parts, merge) = (PARTS, MergeSite::SecondKernel);
     let split = Split { axis: name.clone(), parts, resident, merge, ordered: false };
     worth.then_some(KernelMapping { split: Some(split), ..m })
+}
+
+/// Several contractions of the same rows in one stream, each by register tiles: the rows' operands and results stay with
+/// the warp that has the rows, what a step loads lies in shared memory, and so does what it computes and multiplies, in two
+/// copies by turns. With how many such tasks a multiprocessor is fed by. None where shared memory or registers do not hold the
+/// least of them at inner axes of `n`, where the rows are fewer than an atom's, and for kernels that are not so.
+fn fused(
+    kernel: &Kernel,
+    plan: &Plan,
+    gpu: &Gpu,
+    f: &Facts<'_>,
+    sizes: Option<&[u64]>,
+    n: u64,
+) -> Option<(KernelMapping, u64)> {
+    let facts = facts::Facts::new(plan, kernel, sizes).ok()?.with_inner(|_| Some(n));
+    let [stream] = facts.streams.as_slice() else { return None };
+    let s = in_registers(&facts, Family::FMA).ok().filter(|s| s.contractions.len() > 1)?;
+    let rows = s.contractions[0].m;
+    let extent = f.extent(rows).unwrap_or(u64::MAX);
+    if kernel.axes[rows].kind != AxisKind::Grid || extent < ROWS[0] || n < 2 * ROWS[1] {
+        return None;
+    }
+    // What a step computes and multiplies: left operands that are not loaded.
+    let computed: Vec<TileId> = s.contractions.iter().map(|c| c.a).filter(|t| facts.load_of(*t).is_none()).collect();
+    let (unit, units, steps) = FUSED.into_iter().find(|&(unit, units, steps)| {
+        let block = |a: AxisId| match kernel.axes[a].kind {
+            _ if a == rows => unit * units,
+            _ if a == stream.axis => steps,
+            AxisKind::Inner => kernel.axes[a].block.unwrap_or(n),
+            AxisKind::Stream | AxisKind::Grid => 1,
+        };
+        let elems = |t: TileId| facts.tile_axes(t).iter().map(|a| block(*a)).product::<u64>();
+        let bytes = WORD * (s.fetched().map(elems).sum::<u64>() + 2 * computed.iter().map(|t| elems(*t)).sum::<u64>());
+        // Accumulators, what is computed of them, operands of a step of 4, and values of rows.
+        let own = s.contractions.iter().map(|c| unit / 4 * block(c.n) / 8).sum::<u64>();
+        let more = computed.iter().map(|t| elems(*t) / (32 * units)).sum::<u64>();
+        // Two neighbouring atoms' columns, where there are two.
+        let wide = s.contractions.iter().map(|c| block(c.n).min(if block(c.n) % 128 == 0 { 128 } else { 64 })).max();
+        let registers = own + more + unit + wide.unwrap_or(0) / 2 + 2 * unit + OVERHEAD;
+        let wasted = unit > 4 && extent <= unit / 2 || units > 1 && extent <= unit * units / 2;
+        !wasted
+            && bytes <= gpu.shared_per_task
+            && registers <= gpu.thread_registers
+            && 32 * units <= gpu.threads_per_task
+            && s.contractions.iter().all(|c| block(c.k).is_multiple_of(4) && block(c.n).is_multiple_of(8))
+    })?;
+    let axes = kernel.axes.iter().filter(|(_, a)| a.block.is_none()).map(|(id, a)| match a.kind {
+        _ if id == rows => AxisMapping { units, ..AxisMapping::new(&a.name, unit * units) },
+        AxisKind::Inner => AxisMapping::new(&a.name, n),
+        AxisKind::Stream => AxisMapping::new(&a.name, steps),
+        AxisKind::Grid => AxisMapping::new(&a.name, 1),
+    });
+    let name = |t: TileId| kernel.tiles[t].name.as_str();
+    let fetched =
+        s.fetched().map(|t| TileMapping { engine: Some(Engine::CpAsync), ..TileMapping::new(name(t), Space::Shared) });
+    let turned = computed.iter().map(|t| TileMapping { stages: 2, ..TileMapping::new(name(*t), Space::Shared) });
+    let ops = facts.ops.iter().enumerate().filter(|(_, o)| o.stream.is_some()).map(|(i, o)| {
+        let contraction = s.contractions.iter().find(|c| c.op == i);
+        let columns = contraction.map(|c| if c.n == stream.axis { steps } else { n }.min(COLUMNS));
+        let atom = columns.map(|columns| format!("fma.m{unit}n{columns}k4.f32"));
+        OpMapping { atom, slot: u64::from(!s.fetches(&facts, i)), ..OpMapping::new(&o.name) }
+    });
+    let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
+    let grid = kernel.axes.iter().filter(|(id, a)| a.kind == AxisKind::Grid && *id != rows).map(|(id, _)| id);
+    let order = grid.chain([rows]).map(|a| kernel.axes[a].name.clone()).collect();
+    let m = KernelMapping {
+        kernel: kernel.name.clone(),
+        axes: axes.collect(),
+        tiles: fetched.chain(turned).collect(),
+        ops: ops.collect(),
+        roles: vec![role],
+        work: Work { order, ..Work::default() },
+        ..KernelMapping::default()
+    };
+    Some((m, FED.div_ceil(units)))
 }
 
 /// Tiles of a task from the registers, threads and shared memory that there are.

@@ -235,19 +235,10 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// Registers that a word of elements of `elem` bytes takes while a thread holds it: one where it is kept as it was loaded,
-/// one for each element in a shader, whose variables have 32 bits.
-fn spread(sheet: &DataSheet, elem: u64) -> u64 {
-    if sheet.webgpu.is_some() { (4 / elem.max(1)).max(1) } else { 1 }
-}
-
-/// Bytes of a row of elements of `elem` bytes that one thread holds on this device.
-pub fn bytes_per_thread(sheet: &DataSheet, elem: u64) -> u64 {
+/// Bytes of a row that one thread holds on this device.
+pub fn bytes_per_thread(sheet: &DataSheet) -> u64 {
     let Some(memory) = Memory::of(sheet) else { return 4 * ACCESS };
-    let spread = spread(sheet, elem);
-    // What is spread already needs nothing on the way.
-    let way = |bytes: u64| if spread == 1 { bytes / 8 } else { 0 };
-    let enough = |bytes: &u64| memory.enough(WORKING + bytes / 4 * spread + way(*bytes), *bytes, RESIDENT);
+    let enough = |bytes: &u64| memory.enough(WORKING + bytes / 4 + bytes / 8, *bytes, RESIDENT);
     [ACCESS, 2 * ACCESS, 4 * ACCESS, 8 * ACCESS].into_iter().find(enough).unwrap_or(8 * ACCESS)
 }
 
@@ -261,11 +252,11 @@ pub fn choose(kernel: &Kernel, plan: &Plan, sheet: &DataSheet) -> KernelMapping 
 /// the sizes given or for classes of extents, then rows walked block after block.
 pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Vec<KernelMapping> {
     let f = Facts::new(plan, kernel, sizes);
+    let bytes = bytes_per_thread(sheet);
     let lead = f.contiguous.iter().max_by_key(|(a, (dims, _))| (*dims, std::cmp::Reverse(**a))).map(|(a, x)| (*a, x.1));
     let Some((lead, elem)) = lead else {
         return vec![scalars(&f)];
     };
-    let bytes = bytes_per_thread(sheet, elem);
     let width = (ACCESS / elem).max(1);
     let mut out = Vec::new();
     if f.walked.contains(&lead) {
@@ -304,21 +295,18 @@ fn bound(f: &Facts<'_>, (lead, elem): (AxisId, u64), bytes: u64, sheet: &DataShe
     let units = m.axes.iter().map(|a| a.units).max().unwrap_or(1);
     let Some(row) = m.axis(&f.kernel.axes[lead].name) else { return };
     let elems = row.block / row.units / WARP;
-    let spread = spread(sheet, elem);
-    let held = f.held.get(&lead).copied().unwrap_or(0).max(elem) * spread;
+    let held = f.held.get(&lead).copied().unwrap_or(0).max(elem);
     if elems * elem > bytes {
         // Few such rows fit in any case.
         return;
     }
     let extent = &f.kernel.axes[lead].extent;
-    let late = f.late.iter().filter(|(n, _)| n == extent);
-    let late: u64 = late.map(|(_, bytes)| bytes * self::spread(sheet, *bytes)).sum();
+    let late: u64 = f.late.iter().filter(|(n, _)| n == extent).map(|(_, bytes)| bytes).sum();
     // What is held is packed; f32 on the way comes and goes before the early loads are used.
     let early = WORKING + elems * (held + late) / 4;
     let carried = f.carried.get(&lead).copied().unwrap_or(0);
     let more = if row.whole { 0 } else { WALKING.max(elems * carried) };
-    let way = if spread == 1 { elems * elem / 8 } else { 0 };
-    let registers = WORKING + more + elems * held / 4 + way;
+    let registers = WORKING + more + elems * held / 4 + elems * elem / 8;
     let gains = row.whole && late > 0;
     m.early = gains && Memory::of(sheet).is_some_and(|memory| memory.enough(early, elems * elem, EARLY));
     let most = sheet.gpu.as_ref().map_or(255, |g| g.thread_registers) / 8 * 8;
@@ -430,10 +418,7 @@ mod tests {
     #[test]
     fn the_h200_holds_64_bytes_per_thread() {
         let sheet = DataSheet::named("h200").unwrap();
-        assert_eq!((bytes_per_thread(&sheet, 2), bytes_per_thread(&sheet, 4)), (64, 64));
-        // A shader's thread holds a register an element: longer pieces make up for what every thread takes beside.
-        let shader = DataSheet::named("webgpu-nvidia").unwrap();
-        assert_eq!((bytes_per_thread(&shader, 2), bytes_per_thread(&shader, 4)), (128, 64));
+        assert_eq!(bytes_per_thread(&sheet), 64);
         let text = "plan norm[M, K] {
     input x: bf16[M, K]
     output y: bf16[M, K]

@@ -111,7 +111,7 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
             let longest = kernel.axes.iter().filter(|(_, a)| inner(a)).map(|(id, _)| f.extent(id)).max().flatten();
             let fit = longest.and_then(|n| INNER.into_iter().find(|class| n <= *class));
             let best =
-                |n: u64| fused(kernel, plan, gpu, &f, sizes, n).unwrap_or_else(|| (blocks(kernel, n), FED_PRODUCTS));
+                |n: u64| fused(kernel, plan, sheet, &f, sizes, n).unwrap_or_else(|| (blocks(kernel, n), FED_PRODUCTS));
             // The kernel that merges parts has the blocks of one entry.
             let alone = fit.map(best).and_then(|(m, resident)| cut(kernel, plan, gpu, resident, &f, m));
             match alone {
@@ -177,11 +177,15 @@ fn cut(
 fn fused(
     kernel: &Kernel,
     plan: &Plan,
-    gpu: &Gpu,
+    sheet: &DataSheet,
     f: &Facts<'_>,
     sizes: Option<&[u64]>,
     n: u64,
 ) -> Option<(KernelMapping, u64)> {
+    let gpu = sheet.gpu.as_ref()?;
+    // Where lanes do not shuffle, they meet in shared memory: up to eight values of a thread, in two copies.
+    let alone = sheet.webgpu.as_ref().is_none_or(|w| w.subgroup < 2);
+    let exchange = if alone { 16 * WORD * Scope::Warp.threads() } else { 0 };
     let facts = facts::Facts::new(plan, kernel, sizes).ok()?.with_inner(|_| Some(n));
     let [stream] = facts.streams.as_slice() else { return None };
     let s = in_registers(&facts, Family::FMA).ok().filter(|s| s.contractions.len() > 1)?;
@@ -211,7 +215,7 @@ fn fused(
         let registers = own + more + unit + wide.unwrap_or(0) / 2 + 2 * unit + OVERHEAD;
         let wasted = unit > 4 && extent <= unit / 2 || units > 1 && extent <= unit * units / 2;
         !wasted
-            && bytes <= gpu.shared_per_task
+            && bytes + exchange * units <= gpu.shared_per_task
             && registers <= gpu.thread_registers
             && 32 * units <= gpu.threads_per_task
             && s.contractions.iter().all(|c| block(c.k).is_multiple_of(4) && block(c.n).is_multiple_of(8))

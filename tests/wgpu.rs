@@ -209,3 +209,107 @@ fn bench_says_by_its_exit_code_what_was_not_timed() {
         assert!(code == Some(expected) && out.is_empty() && said.contains(says), "{args}: {code:?} {out}{said}");
     }
 }
+
+/// A cascade's results on random arrays at some sizes, within the computed tolerance.
+fn agrees(kernel: &einfall::wgpu::Kernel, c: &einfall_ir::cascade::Cascade, sizes: &[(&str, u64)]) {
+    use einfall_ir::cascade::bind::{Given, bind};
+    use einfall_ir::cascade::eval;
+    use einfall_ir::tolerance::expect;
+    use einfall_ir::tolerance::inputs::{Variant, random};
+
+    let given = sizes.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+    let b = bind(c, &Given { sizes: given, ..Given::default() }).expect("the sizes fit");
+    let inputs = random(c, &b, 7, Variant::Normal).expect("inputs");
+    let expected = expect(c, &b, &inputs, &eval::Options::default()).expect("the evaluator runs");
+    let named: Vec<(&str, &Array)> =
+        c.params.iter().zip(&inputs).map(|(p, x)| (c.tensors[*p].name.as_str(), x)).collect();
+    let found = kernel.bind(sizes).expect("binds").run_values(&named).expect("runs");
+    for (e, (name, y)) in expected.iter().zip(&found) {
+        e.compare(&y.to_values().expect("values").data).unwrap_or_else(|why| panic!("{name} at {sizes:?}: {why}"));
+    }
+}
+
+/// Where a launch has few tasks at the sizes to be fast at, its stream is cut over more, and a second launch merges what
+/// they leave: right at these sizes and at others.
+#[test]
+fn streams_are_cut_where_there_are_few_tasks() {
+    let Some(engine) = lavapipe() else { return };
+    let matmul = "cascade c[M, N, K](A: T[M,K], B: T[K,N]) -> (Y: f32[M,N]) {
+        Y[m,n] = sum(k) A[m,k] * B[k,n]
+    }";
+    let decode = "cascade c[B, M, N, E](Q: T[B,M,E], K: T[B,N,E], V: T[B,N,E]) -> (O: f32[B,M,E]) {
+        S[b,m,n] = (sum(e) Q[b,m,e] * K[b,n,e]) / sqrt(E)
+        X[b,m]   = max(n) S[b,m,n]
+        P[b,m,n] = exp(S[b,m,n] - X[b,m])
+        L[b,m]   = sum(n) P[b,m,n]
+        O[b,m,e] = (sum(n) P[b,m,n] * V[b,n,e]) / L[b,m]
+    }";
+    type Sizes<'a> = &'a [(&'a str, u64)];
+    let cases: [(&str, Sizes<'_>, &[Sizes<'_>]); 4] = [
+        (matmul, &[("M", 1), ("N", 130), ("K", 1000)], &[&[("M", 5), ("N", 1), ("K", 33)]]),
+        (matmul, &[("M", 16), ("N", 64), ("K", 512)], &[&[("M", 1), ("N", 70), ("K", 1)]]),
+        (
+            decode,
+            &[("B", 2), ("M", 1), ("N", 333), ("E", 64)],
+            &[&[("B", 1), ("M", 3), ("N", 1), ("E", 33)], &[("B", 1), ("M", 2), ("N", 64), ("E", 60)]],
+        ),
+        (decode, &[("B", 1), ("M", 1), ("N", 512), ("E", 128)], &[&[("B", 3), ("M", 1), ("N", 129), ("E", 100)]]),
+    ];
+    for dtype in ["f32", "bf16", "f16"] {
+        for (text, sizes, others) in cases {
+            let c = parse(&text.replace(": T[", &format!(": {dtype}["))).expect("parses").cascades.remove(0);
+            let fast = sizes.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+            let options = einfall::CompileOptions { sizes: fast, ..einfall::CompileOptions::default() };
+            let kernel = engine.compile_with(&c, &options).expect("compiles");
+            let split = kernel.mapping().kernels.iter().find_map(|m| m.split.as_ref());
+            assert!(split.is_some_and(|s| s.parts > 1), "{sizes:?}: {}", kernel.mapping());
+            agrees(&kernel, &c, sizes);
+            others.iter().for_each(|sizes| agrees(&kernel, &c, sizes));
+            // Without sizes nothing says that tasks are few.
+            let any = engine.compile(&c).expect("compiles");
+            assert!(any.mapping().kernels.iter().all(|m| m.split.is_none()));
+        }
+    }
+}
+
+/// Every number of f16 is read as it is; what lies between two is rounded to the nearer one, in a tie to the even one.
+#[test]
+fn f16_is_read_and_rounded_by_its_bits() {
+    let Some(engine) = lavapipe() else { return };
+    let c = |from: &str, to: &str| {
+        let text = format!("cascade c[N](x: {from}[N]) -> (y: {to}[N]) {{ y[n] = x[n] }}");
+        parse(&text).expect("parses").cascades.remove(0)
+    };
+    let convert = |c: &einfall_ir::cascade::Cascade, x: &Array| {
+        let bound = engine.compile(c).expect("compiles").bind(&[("N", x.data.len() as u64)]).expect("binds");
+        bound.run_values(&[("x", x)]).expect("runs").remove(0).1.to_values().expect("values").data
+    };
+    let number = |code: u32| {
+        let (e, m) = ((code >> 10) & 31, f64::from(code & 1023));
+        let size = if e == 0 { m * 2f64.powi(-24) } else { (1024.0 + m) * 2f64.powi(e as i32 - 25) };
+        if code < 0x8000 { size } else { -size }
+    };
+    let finite: Vec<f64> = (0..0x1_0000u32).filter(|c| (c >> 10) & 31 < 31).map(number).collect();
+    let mut all = finite.clone();
+    all.extend([f64::INFINITY, f64::NEG_INFINITY]);
+    let halves = Array::from_fn(DType::F16, &[all.len() as u64], |i| all[i]);
+    assert_eq!(convert(&c("f16", "f32"), &halves), all);
+    // Numbers, ties and both sides of each; beyond the largest, too.
+    let mut between: Vec<f64> = Vec::new();
+    for code in 0..0x7c00u32 {
+        let (low, high) = (number(code), if code == 0x7bff { 65536.0 } else { number(code + 1) });
+        let tie = (low + high) / 2.0;
+        let near = f64::from(f32::from_bits((tie as f32).to_bits() + 1));
+        let under = f64::from(f32::from_bits((tie as f32).to_bits() - 1));
+        between.extend([low, under, tie, near, -under, -tie, -near]);
+    }
+    between.extend([f64::INFINITY, f64::NEG_INFINITY, 1e30, -1e30, 1e-30]);
+    let x = Array::from_fn(DType::F32, &[between.len() as u64], |i| between[i]);
+    let want: Vec<f64> = between.iter().map(|v| DType::F16.round(*v)).collect();
+    let found = convert(&c("f32", "f16"), &x);
+    for (i, (have, want)) in found.iter().zip(&want).enumerate() {
+        assert_eq!(have, want, "{:e}", between[i]);
+    }
+    let nan = Array::from_fn(DType::F32, &[3], |i| if i == 1 { f64::NAN } else { 1.0 });
+    assert!(convert(&c("f32", "f16"), &nan).iter().enumerate().all(|(i, v)| v.is_nan() == (i == 1)));
+}

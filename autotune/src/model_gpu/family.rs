@@ -63,6 +63,28 @@ impl Family {
         resident: 8,
     };
 
+    /// Multiply-adds of what each thread holds, fed from shared memory: no instruction for tiles, mapped by
+    /// [`super::multiply_add`]'s rule.
+    pub const FMA: Family = Family {
+        name: "fma",
+        scope: Scope::Warp,
+        rows: &[32, 16, 8, 4],
+        columns: 64,
+        engine: Engine::CpAsync,
+        units: 4,
+        unit_rows: 32,
+        addresses: 32,
+        resident: 4,
+    };
+
+    /// Whether an instruction multiplies elements of these types: two of 16 bits, or whatever threads widen to f32.
+    pub fn takes(&self, x: DType, y: DType) -> bool {
+        match self.name {
+            "fma" => [x, y].iter().all(|d| d.is_float() && d.bits() <= 32),
+            _ => x == y && matches!(x, DType::BF16 | DType::F16),
+        }
+    }
+
     /// The family of a device.
     ///
     /// # Errors

@@ -136,6 +136,12 @@ pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usiz
             if !contracts(kernel) {
                 return vec![(elementwise::variants(kernel, plan, sheet, sizes), None)];
             }
+            if let Some(all) = multiply_add::variants(kernel, plan, sheet, sizes) {
+                // Whether parts of a stream are worth a second launch is what measuring says best.
+                let whole = all.iter().map(|m| KernelMapping { split: None, ..m.clone() }).collect();
+                let cut = all.iter().any(|m| m.split.is_some());
+                return std::iter::once(all).chain(cut.then_some(whole)).map(|m| (m, None)).collect();
+            }
             match kernel_candidates(plan, kernel, sheet, sizes, k) {
                 Ok(found) => found.into_iter().map(|(m, c)| (vec![m], Some(c))).collect(),
                 Err(_) => vec![(fallback(kernel, plan, sheet, sizes), None)],

@@ -6,17 +6,22 @@
 //! operands of 64, and what addresses take), else 4 by 8; warps one below the other. 32 steps of k at a time where shared
 //! memory holds them, one stage of them, else half as many (docs/tuning-log.md, section 11: on an H200 twice as fine
 //! pieces in two stages are a seventh slower, and sections of tasks gain nothing). Tiles in shared memory have one word per
-//! element. Invariant: what is returned keeps within the sheet's registers and threads, and its shared memory where 16 steps fit (12 KB at most). Kernels of any
+//! element. Invariant: what is returned keeps within the sheet's registers and threads, and its shared memory where 16 steps fit (13 KB at most). Kernels of any
 //! other form get blocks alone: small ones, whose products are held in registers, where an inner axis is whole; else those of
 //! [`products`], whose threads share a row, or a state that goes from step to step.
 
+use einfall_ir::analysis::order_free;
+use einfall_ir::analysis::resources::OVERHEAD;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{Engine, Scope};
-use einfall_ir::mapping::{AxisMapping, KernelMapping, OpMapping, RoleMapping, TileMapping, Work};
+use einfall_ir::mapping::{AxisMapping, KernelMapping, MergeSite, OpMapping, RoleMapping, Split, TileMapping, Work};
 use einfall_ir::target::{DataSheet, Gpu};
 use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, TileId};
 
-use super::products;
+use super::elementwise::Facts;
+use super::family::Family;
+use super::structure::in_registers;
+use super::{facts, products};
 
 /// Bytes of a shared tile's element.
 const WORD: u64 = 4;
@@ -26,6 +31,11 @@ const DEPTHS: [u64; 2] = [32, 16];
 const STEPS: u64 = 16;
 /// Columns of a task: one atom's.
 const COLUMNS: u64 = 64;
+/// Rows of a warp, warps of a task and coordinates of a step of several contractions' tiles, by what is tried first.
+const FUSED: [(u64, u64, u64); 8] =
+    [(16, 4, 32), (16, 2, 32), (16, 4, 16), (16, 2, 16), (16, 1, 16), (8, 1, 32), (8, 1, 16), (4, 1, 16)];
+/// Rows of an atom, the fewest first.
+const ROWS: [u64; 3] = [4, 8, 16];
 /// Registers of a thread for a tile of 8 by 8 with its operands.
 const LARGE: u64 = 168;
 
@@ -33,6 +43,12 @@ const LARGE: u64 = 168;
 const INNER: [u64; 3] = [16, 64, 128];
 /// Products of a block that a warp holds at once.
 const PRODUCTS: u64 = 512;
+/// Warps of a multiprocessor that parts of a stream are cut for: each has 8 KB under way, so that together they have what
+/// [`super::elementwise`] finds that memory needs. Warps that hold products have less under way.
+const FED: u64 = 8;
+const FED_PRODUCTS: u64 = 16;
+/// Most parts of a stream: a part's result is written and read again.
+const PARTS: u64 = 64;
 
 /// The only contraction of a kernel, of floats into f32, with its stream.
 struct Contraction {
@@ -88,10 +104,21 @@ fn steps_in_order(kernel: &Kernel) -> bool {
 /// instructions for tiles.
 pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>) -> Option<Vec<KernelMapping>> {
     let gpu = sheet.gpu.as_ref().filter(|g| g.atoms.iter().any(|a| a == "fma"))?;
+    let f = Facts::new(plan, kernel, sizes);
     Some(match contraction(kernel) {
-        Some(c) => vec![tiled(kernel, plan, gpu, &c)],
+        Some(c) => vec![tiled(kernel, plan, gpu, &c, &f)],
         None if !steps_in_order(kernel) && kernel.axes.iter().any(|(_, a)| inner(a)) => {
-            INNER.into_iter().map(|n| blocks(kernel, n)).collect()
+            let longest = kernel.axes.iter().filter(|(_, a)| inner(a)).map(|(id, _)| f.extent(id)).max().flatten();
+            let fit = longest.and_then(|n| INNER.into_iter().find(|class| n <= *class));
+            let best =
+                |n: u64| fused(kernel, plan, sheet, &f, sizes, n).unwrap_or_else(|| (blocks(kernel, n), FED_PRODUCTS));
+            // The kernel that merges parts has the blocks of one entry.
+            let alone = fit.map(best).and_then(|(m, resident)| cut(kernel, plan, gpu, resident, &f, m));
+            match alone {
+                // Memory is what such parts wait for: what a step loads is under way together.
+                Some(m) => vec![KernelMapping { early: m.roles.is_empty(), ..m }],
+                None => INNER.into_iter().map(|n| best(n).0).collect(),
+            }
         }
         None => products::variants(kernel, plan, sheet, sizes),
     })
@@ -117,12 +144,124 @@ fn blocks(kernel: &Kernel, n: u64) -> KernelMapping {
     KernelMapping { kernel: kernel.name.clone(), axes: axes.collect(), ..KernelMapping::default() }
 }
 
+/// The mapping with its only stream cut over tasks, where those that there are would leave multiprocessors without work:
+/// `resident` tasks each is what they are cut for. None where there are enough, sizes are not known or nothing merges parts.
+fn cut(
+    kernel: &Kernel,
+    plan: &Plan,
+    gpu: &Gpu,
+    resident: u64,
+    f: &Facts<'_>,
+    m: KernelMapping,
+) -> Option<KernelMapping> {
+    let place = kernel.body.iter().position(|n| matches!(n, Node::Stream(_)))?;
+    let Node::Stream(s) = &kernel.body[place] else { return None };
+    order_free::equal_parts(plan, kernel, place).ok()?;
+    let name = &kernel.axes[s.axis].name;
+    let block = |a: AxisId| m.axis(&kernel.axes[a].name).map_or(1, |x| x.block);
+    let mut tasks: u64 = 1;
+    for a in kernel.axes.ids().filter(|a| kernel.axes[*a].kind == AxisKind::Grid) {
+        tasks = tasks.saturating_mul(f.extent(a)?.div_ceil(block(a)));
+    }
+    // At least two parts, of two steps each.
+    let worth = 2 * tasks <= gpu.multiprocessors * resident && f.extent(s.axis)? >= 4 * block(s.axis);
+    let (parts, merge) = (PARTS, MergeSite::SecondKernel);
+    let split = Split { axis: name.clone(), parts, resident, merge, ordered: false };
+    worth.then_some(KernelMapping { split: Some(split), ..m })
+}
+
+/// Several contractions of the same rows in one stream, each by register tiles: the rows' operands and results stay with
+/// the warp that has the rows, what a step loads lies in shared memory, and so does what it computes and multiplies, in two
+/// copies by turns. With how many such tasks a multiprocessor is fed by. None where shared memory or registers do not hold the
+/// least of them at inner axes of `n`, where the rows are fewer than an atom's, and for kernels that are not so.
+fn fused(
+    kernel: &Kernel,
+    plan: &Plan,
+    sheet: &DataSheet,
+    f: &Facts<'_>,
+    sizes: Option<&[u64]>,
+    n: u64,
+) -> Option<(KernelMapping, u64)> {
+    let gpu = sheet.gpu.as_ref()?;
+    // Where lanes do not shuffle, they meet in shared memory: up to eight values of a thread, in two copies.
+    let alone = sheet.webgpu.as_ref().is_none_or(|w| w.subgroup < 2);
+    let exchange = if alone { 16 * WORD * Scope::Warp.threads() } else { 0 };
+    let facts = facts::Facts::new(plan, kernel, sizes).ok()?.with_inner(|_| Some(n));
+    let [stream] = facts.streams.as_slice() else { return None };
+    let s = in_registers(&facts, Family::FMA).ok().filter(|s| s.contractions.len() > 1)?;
+    let rows = s.contractions[0].m;
+    let extent = f.extent(rows).unwrap_or(u64::MAX);
+    if kernel.axes[rows].kind != AxisKind::Grid || extent < ROWS[0] || n < 2 * ROWS[1] {
+        return None;
+    }
+    // What a step computes and multiplies: left operands that are not loaded.
+    let computed: Vec<TileId> = s.contractions.iter().map(|c| c.a).filter(|t| facts.load_of(*t).is_none()).collect();
+    let (unit, units, steps) = FUSED.into_iter().find(|&(unit, units, steps)| {
+        let block = |a: AxisId| match kernel.axes[a].kind {
+            _ if a == rows => unit * units,
+            _ if a == stream.axis => steps,
+            AxisKind::Inner => kernel.axes[a].block.unwrap_or(n),
+            AxisKind::Stream | AxisKind::Grid => 1,
+        };
+        let elems = |t: TileId| facts.tile_axes(t).iter().map(|a| block(*a)).product::<u64>();
+        // Rows are up to a word longer, four of them a vector.
+        let words = |t: TileId| elems(t) + elems(t) / facts.tile_axes(t).last().map_or(1, |a| block(*a));
+        let bytes = WORD * (s.fetched().map(words).sum::<u64>() + 2 * computed.iter().map(|t| words(*t)).sum::<u64>());
+        // Accumulators, what is computed of them, operands of a step of 4, and values of rows.
+        let own = s.contractions.iter().map(|c| unit / 4 * block(c.n) / 8).sum::<u64>();
+        let more = computed.iter().map(|t| elems(*t) / (32 * units)).sum::<u64>();
+        // Two neighbouring atoms' columns, where there are two.
+        let wide = s.contractions.iter().map(|c| block(c.n).min(if block(c.n) % 128 == 0 { 128 } else { 64 })).max();
+        let registers = own + more + unit + wide.unwrap_or(0) / 2 + 2 * unit + OVERHEAD;
+        let wasted = unit > 4 && extent <= unit / 2 || units > 1 && extent <= unit * units / 2;
+        !wasted
+            && bytes + exchange * units <= gpu.shared_per_task
+            && registers <= gpu.thread_registers
+            && 32 * units <= gpu.threads_per_task
+            && s.contractions.iter().all(|c| block(c.k).is_multiple_of(4) && block(c.n).is_multiple_of(8))
+    })?;
+    let axes = kernel.axes.iter().filter(|(_, a)| a.block.is_none()).map(|(id, a)| match a.kind {
+        _ if id == rows => AxisMapping { units, ..AxisMapping::new(&a.name, unit * units) },
+        AxisKind::Inner => AxisMapping::new(&a.name, n),
+        AxisKind::Stream => AxisMapping::new(&a.name, steps),
+        AxisKind::Grid => AxisMapping::new(&a.name, 1),
+    });
+    let name = |t: TileId| kernel.tiles[t].name.as_str();
+    let fetched =
+        s.fetched().map(|t| TileMapping { engine: Some(Engine::CpAsync), ..TileMapping::new(name(t), Space::Shared) });
+    let turned = computed.iter().map(|t| TileMapping { stages: 2, ..TileMapping::new(name(*t), Space::Shared) });
+    let ops = facts.ops.iter().enumerate().filter(|(_, o)| o.stream.is_some()).map(|(i, o)| {
+        let contraction = s.contractions.iter().find(|c| c.op == i);
+        let columns = contraction.map(|c| if c.n == stream.axis { steps } else { n }.min(COLUMNS));
+        let atom = columns.map(|columns| format!("fma.m{unit}n{columns}k4.f32"));
+        OpMapping { atom, slot: u64::from(!s.fetches(&facts, i)), ..OpMapping::new(&o.name) }
+    });
+    let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
+    let grid = kernel.axes.iter().filter(|(id, a)| a.kind == AxisKind::Grid && *id != rows).map(|(id, _)| id);
+    let order = grid.chain([rows]).map(|a| kernel.axes[a].name.clone()).collect();
+    let m = KernelMapping {
+        kernel: kernel.name.clone(),
+        axes: axes.collect(),
+        tiles: fetched.chain(turned).collect(),
+        ops: ops.collect(),
+        roles: vec![role],
+        work: Work { order, ..Work::default() },
+        ..KernelMapping::default()
+    };
+    Some((m, FED.div_ceil(units)))
+}
+
 /// Tiles of a task from the registers, threads and shared memory that there are.
-fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction) -> KernelMapping {
-    let large = gpu.thread_registers >= LARGE;
-    let (atom, rows) = if large { ("fma.m32n64k4.f32", 32) } else { ("fma.m16n64k4.f32", 16) };
+fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>) -> KernelMapping {
+    let most = if gpu.thread_registers >= LARGE { 32 } else { 16 };
+    // No more rows than there are, as far as that is known.
+    let extent = f.extent(c.rows).unwrap_or(u64::MAX);
+    let rows = ROWS.into_iter().find(|n| extent <= *n).unwrap_or(most).min(most);
+    let atom = format!("fma.m{rows}n{COLUMNS}k4.f32");
     let units = 4.min(gpu.threads_per_task / Scope::Warp.threads()).max(1);
-    let fits = |depth: &u64| WORD * depth * (rows * units + COLUMNS) <= gpu.shared_per_task;
+    let units = units.min(extent.div_ceil(rows).checked_next_power_of_two().unwrap_or(units));
+    // Rows are a word longer, four of them a vector.
+    let fits = |depth: &u64| WORD * (rows * units * (depth + 1) + depth * COLUMNS) <= gpu.shared_per_task;
     let depth = DEPTHS.into_iter().find(fits).unwrap_or(DEPTHS[1]);
     let name = |a: AxisId| kernel.axes[a].name.clone();
     let axes = kernel.axes.ids().map(|a| match a {
@@ -135,11 +274,11 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction) -> KernelMapp
     let tiles = c.operands.map(|t| TileMapping { engine: Some(Engine::CpAsync), ..copied(t) });
     let names = kernel.op_names(plan);
     let loads = c.operands.map(|t| OpMapping { slot: 0, ..OpMapping::new(&kernel.tiles[t].name) });
-    let contract = OpMapping { atom: Some(atom.to_owned()), slot: 1, ..OpMapping::new(&names[c.op]) };
+    let contract = OpMapping { atom: Some(atom), slot: 1, ..OpMapping::new(&names[c.op]) };
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
     let grid = |id: &AxisId| kernel.axes[*id].kind == AxisKind::Grid && ![c.rows, c.columns].contains(id);
     let order = kernel.axes.ids().filter(grid).chain([c.rows, c.columns]).map(name).collect();
-    KernelMapping {
+    let m = KernelMapping {
         kernel: kernel.name.clone(),
         axes: axes.collect(),
         tiles: tiles.to_vec(),
@@ -147,5 +286,6 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction) -> KernelMapp
         roles: vec![role],
         work: Work { order, ..Work::default() },
         ..KernelMapping::default()
-    }
+    };
+    cut(kernel, plan, gpu, FED.div_ceil(units), f, m.clone()).unwrap_or(m)
 }

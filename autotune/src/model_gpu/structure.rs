@@ -196,9 +196,9 @@ pub fn structures(facts: &Facts<'_>, family: Family) -> Result<Vec<Structure>, U
     }
     let mut out: Vec<Structure> = Vec::new();
     let mut why = None;
-    for sized in cuts(facts)? {
+    for sized in cuts(facts, family)? {
         for swaps in 0..1u32 << facts.contractions().count().min(6) {
-            let contractions = match oriented(facts, &sized, swaps) {
+            let contractions = match oriented(facts, family, &sized, swaps) {
                 Ok(c) => c,
                 Err(e) => {
                     why = why.or(Some(e));
@@ -223,8 +223,30 @@ pub fn structures(facts: &Facts<'_>, family: Family) -> Result<Vec<Structure>, U
     }
 }
 
+/// The simplest structure whose contractions share their rows, with what is computed in registers and what is loaded in
+/// shared memory.
+///
+/// # Errors
+/// Why there is none.
+pub fn in_registers(facts: &Facts<'_>, family: Family) -> Result<Structure, Unsupported> {
+    let mut why = None;
+    for sized in cuts(facts, family)? {
+        let found = oriented(facts, family, &sized, 0).and_then(|c| placed(facts, family, &sized, &c, true, false));
+        match found {
+            Ok(s) if s.written().next().is_some() => {}
+            Ok(s) if s.contractions.windows(2).any(|c| c[0].m != c[1].m) => {}
+            Ok(s) => return Ok(s),
+            Err(e) => why = why.or(Some(e)),
+        }
+    }
+    match why {
+        Some(e) => Err(e),
+        None => unsupported("operand source", "no rows are shared, or a right operand is computed"),
+    }
+}
+
 /// Ways to choose which axes are cut.
-fn cuts(facts: &Facts<'_>) -> Result<Vec<Vec<bool>>, Unsupported> {
+fn cuts(facts: &Facts<'_>, family: Family) -> Result<Vec<Vec<bool>>, Unsupported> {
     let touched = |t: TileId| facts.ops.iter().any(|o| o.touches(t));
     let used = |a: AxisId| {
         facts.streams.iter().any(|s| s.axis == a)
@@ -261,7 +283,7 @@ fn cuts(facts: &Facts<'_>) -> Result<Vec<Vec<bool>>, Unsupported> {
         for (bit, i) in may.iter().enumerate() {
             sized[*i] = code >> bit & 1 == 1;
         }
-        match oriented(facts, &sized, 0) {
+        match oriented(facts, family, &sized, 0) {
             Ok(_) => all.push(sized),
             // Rules of types say more than those of shapes that another cut may have.
             Err(e) if why.as_ref().is_none_or(|w: &Unsupported| w.constraint == "atom shape") => why = Some(e),
@@ -274,7 +296,7 @@ fn cuts(facts: &Facts<'_>) -> Result<Vec<Vec<bool>>, Unsupported> {
     Ok(all)
 }
 
-fn oriented(facts: &Facts<'_>, sized: &[bool], swaps: u32) -> Result<Vec<Contraction>, Unsupported> {
+fn oriented(facts: &Facts<'_>, family: Family, sized: &[bool], swaps: u32) -> Result<Vec<Contraction>, Unsupported> {
     let mut out = Vec::new();
     for (i, op) in facts.contractions().enumerate() {
         let Op::Contract { out: o, a, b, over, .. } = facts.ops[op].op else { continue };
@@ -295,7 +317,7 @@ fn oriented(facts: &Facts<'_>, sized: &[bool], swaps: u32) -> Result<Vec<Contrac
             return unsupported("atom shape", format!("{name} has a batch axis"));
         }
         let (x, y) = (facts.kernel.tiles[a].dtype, facts.kernel.tiles[b].dtype);
-        if x != y || !matches!(x, DType::BF16 | DType::F16) {
+        if !family.takes(x, y) {
             return unsupported(
                 "atom types",
                 format!("{name} takes {x} and {y}; instructions take two of bf16 or f16"),

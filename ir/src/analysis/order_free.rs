@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::tile::{AxisId, Expr, ExprId, Kernel, Node, Op, Stream, TileId};
+use crate::tile::{AxisId, Expr, ExprId, Kernel, Node, Op, Plan, Stream, TileId};
 
 /// What an expression depends on.
 struct Reads {
@@ -137,6 +137,31 @@ pub fn check(kernel: &Kernel, s: &Stream) -> Result<(), String> {
 /// # Errors
 /// What keeps the parts from being computed apart.
 pub fn parts(kernel: &Kernel, place: usize) -> Result<(), String> {
+    parts_where(kernel, place, &|_| false)
+}
+
+/// As [`parts`], where every part but the last has as many blocks: what is loaded is then 0 beyond the last part's end if
+/// the stream goes along a whole dimension of the array.
+///
+/// # Errors
+/// As [`parts`].
+pub fn equal_parts(plan: &Plan, kernel: &Kernel, place: usize) -> Result<(), String> {
+    let Some(Node::Stream(s)) = kernel.body.get(place) else { return Err("it is no stream".to_string()) };
+    let extent = &kernel.axes[s.axis].extent;
+    let whole = |t: TileId| {
+        s.body.iter().any(|n| match n {
+            Node::Op(Op::Load { out, buffer, at }) if *out == t => {
+                let dims = &plan.buffers[*buffer].dims;
+                at.iter().zip(dims).any(|(e, d)| kernel.exprs[*e] == Expr::Coord(s.axis) && d == extent)
+            }
+            Node::Op(_) | Node::Stream(_) => false,
+        })
+    };
+    parts_where(kernel, place, &whole)
+}
+
+/// `ends`: whether what is loaded into a tile is 0 beyond a part's end.
+fn parts_where(kernel: &Kernel, place: usize, ends: &dyn Fn(TileId) -> bool) -> Result<(), String> {
     let Some(Node::Stream(s)) = kernel.body.get(place) else { return Err("it is no stream".to_string()) };
     check(kernel, s)?;
     let carried = carried(kernel, s);
@@ -148,6 +173,7 @@ pub fn parts(kernel: &Kernel, place: usize) -> Result<(), String> {
             && over.contains(&s.axis)
             && !mapped(*a)
             && !mapped(*b)
+            && !(ends(*a) && ends(*b))
         {
             return Err(format!("nothing masks the operands {} and {} beyond a part", name(*a), name(*b)));
         }

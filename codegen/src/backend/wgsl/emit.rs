@@ -39,6 +39,8 @@ pub(super) struct Emit<'a> {
     /// The body so far.
     pub(super) out: String,
     indent: usize,
+    /// Integers that extents alone decide, by their text: names that the kernel begins with.
+    settled: Vec<(String, String)>,
     /// Lines before the body.
     pub(super) head: String,
     /// Declarations of function variables.
@@ -82,6 +84,7 @@ impl<'a> Emit<'a> {
             target,
             out: String::new(),
             indent: 1,
+            settled: Vec::new(),
             head: String::new(),
             vars: String::new(),
             frags: Frags::new(&k.frags),
@@ -264,6 +267,20 @@ impl<'a> Emit<'a> {
         Val { s: name, ..v.clone() }
     }
 
+    /// An integer that extents alone decide, computed once at the kernel's start.
+    pub(super) fn settled(&mut self, v: &Val) -> Val {
+        if v.ty != Ty::Int || v.known().is_some() {
+            return v.clone();
+        }
+        let found = self.settled.iter().find(|(text, name)| *text == v.s || *name == v.s);
+        let name = found.map(|(_, name)| name.clone()).unwrap_or_else(|| {
+            let name = format!("e_{}", self.settled.len());
+            self.settled.push((v.s.clone(), name.clone()));
+            name
+        });
+        Val { s: name, ..v.clone() }
+    }
+
     /// A function variable, which keeps its value across barriers.
     pub(super) fn kept(&mut self, ty: Ty) -> String {
         let name = self.fresh("k");
@@ -335,7 +352,8 @@ impl<'a> Emit<'a> {
         self.find_partial(body);
         self.body(body)?;
         let body = std::mem::take(&mut self.out);
-        Ok(format!("{placed}{}{}{body}", self.head, self.vars))
+        let settled: String = self.settled.iter().map(|(text, name)| format!("    let {name} = {text};\n")).collect();
+        Ok(format!("{settled}{placed}{}{}{body}", self.head, self.vars))
     }
 
     /// Finds the sums whose lanes are joined once.

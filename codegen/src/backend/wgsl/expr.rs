@@ -22,6 +22,22 @@ pub(super) type Memo = memo::Memo<(usize, Vec<i64>), Val>;
 /// What no literal of WGSL is.
 const BEYOND: &str = "an integer constant beyond 32 bits";
 
+/// Whether extents alone decide an integer: it is the same wherever it stands.
+fn of_extents(e: &Expr) -> bool {
+    match e {
+        Expr::Int(_) | Expr::Extent(_) => true,
+        Expr::Binary(_, a, b) => of_extents(a) && of_extents(b),
+        _ => false,
+    }
+}
+
+/// Whether something in it is divided by what is not known before the launch, which takes dozens of instructions.
+fn divides(e: &Expr) -> bool {
+    let Expr::Binary(op, a, b) = e else { return false };
+    let here = matches!(op, BinaryOp::Div | BinaryOp::Mod) && !matches!(**b, Expr::Int(_));
+    here || divides(a) || divides(b)
+}
+
 impl Emit<'_> {
     /// A uniform expression.
     pub(super) fn uniform(&mut self, e: &Expr) -> Res<Val> {
@@ -37,6 +53,10 @@ impl Emit<'_> {
     /// The value of `e`; `el` says for which element.
     pub(super) fn value(&mut self, e: &Expr, el: Option<&Element>, memo: &mut Memo) -> Res<Val> {
         let leaf = matches!(e, Expr::Int(_) | Expr::Float(_) | Expr::Var(_) | Expr::Frag { .. } | Expr::Coord(_));
+        if !leaf && divides(e) && of_extents(e) {
+            let v = self.compute(e, None, memo)?;
+            return Ok(self.settled(&v));
+        }
         let Some(el) = el.filter(|_| !leaf) else { return self.compute(e, el, memo) };
         let dims = memo.dims(e);
         let key = (std::ptr::from_ref(e) as usize, dims.iter().map(|d| el.at[*d]).collect::<Vec<_>>());

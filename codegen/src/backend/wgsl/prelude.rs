@@ -265,24 +265,27 @@ const FUNCTIONS: &[(&str, &str)] = &[
     if (exponent == 0) { return mantissa * power_of_two(least - bits); }
     return (mantissa * power_of_two(-bits) + 1.0) * power_of_two(exponent - 1 + least);
 }"),
-    ("round_f16", "fn round_f16(x: f32) -> f32 {
-    if (is_nan(x)) { return x; }
-    let a = select(rounded_to(x, 10, -14), infinity(), abs(x) >= 65520.0);
-    return select(a, -a, x < 0.0);
-}"),
+    ("round_f16", "fn round_f16(x: f32) -> f32 { return get_f16(f16_bits(x), 0); }"),
+    // By its bits, ties to even: exponents from -14 on lose 13 bits of mantissa, smaller numbers are multiples of 2^-24.
     ("f16_bits", "fn f16_bits(x: f32) -> u32 {
-    let sign = (bitcast<u32>(x) >> 16u) & 0x8000u;
-    if (is_nan(x)) { return 0x7e00u; }
-    if (abs(x) >= 65520.0) { return sign | 0x7c00u; }
-    return sign | narrow_bits(rounded_to(x, 10, -14), 10, -14);
+    let b = bitcast<u32>(x);
+    let a = b & 0x7fffffffu;
+    let sign = (b >> 16u) & 0x8000u;
+    let steps = bitcast<f32>(min(a, 0x38800000u)) * 0x1p24f;
+    let down = u32(steps);
+    let rest = steps - f32(down);
+    let small = down + select(0u, 1u, rest > 0.5 || (rest == 0.5 && (down & 1u) == 1u));
+    let large = min(((a + 0xfffu + ((a >> 13u) & 1u)) >> 13u) - 0x1c000u, 0x7c00u);
+    let magnitude = select(large, small, a < 0x38800000u);
+    return sign | select(magnitude, 0x7e00u, a > 0x7f800000u);
 }"),
     ("get_f16", "fn get_f16(word: u32, i: i32) -> f32 {
     let code = (word >> (u32(i & 1) * 16u)) & 0xffffu;
     let magnitude = code & 0x7fffu;
-    var a = widened(magnitude, 10, -14);
-    if (magnitude == 0x7c00u) { a = infinity(); }
-    if (magnitude > 0x7c00u) { a = nan(); }
-    return select(a, -a, code >= 0x8000u);
+    // Exponents of all ones stay so.
+    let bits = (magnitude << 13u) + select(0x38000000u, 0x70000000u, magnitude >= 0x7c00u);
+    let small = bitcast<u32>(f32(magnitude) * 0x1p-24f);
+    return bitcast<f32>(select(bits, small, magnitude < 0x400u) | ((code & 0x8000u) << 16u));
 }"),
     ("round_e4m3", "fn round_e4m3(x: f32) -> f32 {
     if (is_nan(x)) { return x; }

@@ -39,7 +39,7 @@ pub(super) fn derive_schedule(program: &Program<'_>, s: &Schedule) -> Option<Der
         replace_ranks(&mut d.cascade, &mut |r| (r == rank).then(|| extent.clone()));
     }
     // Without a stream of its own, the derived form must be one kernel as it stands.
-    (d.stream.is_some() || ordinary(&d.cascade).is_ok_and(|o| o.is_some())).then_some(d)
+    (d.stream.is_some() || ordinary(program, s, &d.cascade).is_ok_and(|o| o.is_some())).then_some(d)
 }
 
 /// The group as a cascade: other tensors are inputs, stored ones outputs, guards filters; and the streamed rank, a
@@ -192,10 +192,13 @@ fn emit_form(
         }
     }
     let Some(index) = d.index else {
-        let (program, schedule) = ordinary(c)?.expect("accepted as one kernel");
+        let (program, schedule) = ordinary(program, s, c)?.expect("accepted as one kernel");
         return emit_group(&program, &schedule, name, &buffers, types);
     };
-    let classes = unify(c, d, &before, &after);
+    let mut classes = unify(c, d, &before, &after);
+    for (i, j) in together(program, s, c, before.iter().chain(&after)) {
+        classes.join(i, j);
+    }
 
     let find = classes.clone();
     let mut em = Emitter::new(c, name, &buffers, move |i| find.find(i));
@@ -330,7 +333,11 @@ fn reads(c: &Cascade, root: ExprId, tensor: TensorId) -> bool {
 
 /// A derived group without anchors: an ordinary group whose reductions no longer wait for each other, and its
 /// schedule if it is one kernel.
-fn ordinary(c: &Cascade) -> Result<Option<(Program<'_>, Schedule)>, Unsupported> {
+fn ordinary<'c>(
+    outer: &Program<'_>,
+    s: &Schedule,
+    c: &'c Cascade,
+) -> Result<Option<(Program<'c>, Schedule)>, Unsupported> {
     let mut nodes = Vec::new();
     for e in c.einsums() {
         nodes.push(Node::new(c, e)?);
@@ -347,7 +354,9 @@ fn ordinary(c: &Cascade) -> Result<Option<(Program<'_>, Schedule)>, Unsupported>
         .collect();
     let consumers = reductions_of_dims(c, &nodes);
     let all: Vec<usize> = (0..nodes.len()).collect();
-    let program = Program::new(c, nodes, producer, consumers, pinned);
+    let joined = together(outer, s, c, nodes.iter());
+    let mut program = Program::new(c, nodes, producer, consumers, pinned);
+    program.joined = joined;
     Ok(program.schedule(&all).map(|s| (program, s)))
 }
 
@@ -387,17 +396,40 @@ fn unify(c: &Cascade, d: &Derivation, before: &[Node], after: &[Node]) -> Classe
     classes
 }
 
-/// The grid of the schedule in the derived cascade's indices: statements keep their names and order of indices.
-fn grid<'n>(program: &Program<'_>, s: &Schedule, c: &Cascade, nodes: impl Iterator<Item = &'n Node>) -> Vec<IndexId> {
-    let mut same: HashMap<IndexId, IndexId> = HashMap::new();
+/// Indices of the derived cascade that are one index of the schedule, whether or not their statements still read one
+/// another.
+fn together<'n>(
+    program: &Program<'_>,
+    s: &Schedule,
+    c: &Cascade,
+    nodes: impl Iterator<Item = &'n Node>,
+) -> Vec<(IndexId, IndexId)> {
+    let mut first: HashMap<IndexId, IndexId> = HashMap::new();
+    let pairs = placed(program, s, c, nodes);
+    pairs.into_iter().map(|(o, i)| (*first.entry(o).or_insert(i), i)).filter(|(i, j)| i != j).collect()
+}
+
+/// Every free index of statements that the schedule has too: its class there, and what it is called here.
+fn placed<'n>(
+    program: &Program<'_>,
+    s: &Schedule,
+    c: &Cascade,
+    nodes: impl Iterator<Item = &'n Node>,
+) -> Vec<(IndexId, IndexId)> {
+    let mut out = Vec::new();
     for n in nodes {
         let name = &c.tensors[n.target()].name;
         let original =
             s.nodes.iter().map(|&k| &program.nodes[k]).find(|o| program.cascade.tensors[o.target()].name == *name);
         let Some(original) = original else { continue };
-        for (&o, &i) in original.einsum.free.iter().zip(&n.einsum.free) {
-            same.insert(s.classes.find(o), i);
-        }
+        let free = original.einsum.free.iter().zip(&n.einsum.free);
+        out.extend(free.map(|(&o, &i)| (s.classes.find(o), i)));
     }
+    out
+}
+
+/// The grid of the schedule in the derived cascade's indices: statements keep their names and order of indices.
+fn grid<'n>(program: &Program<'_>, s: &Schedule, c: &Cascade, nodes: impl Iterator<Item = &'n Node>) -> Vec<IndexId> {
+    let same: HashMap<IndexId, IndexId> = placed(program, s, c, nodes).into_iter().collect();
     s.grid.iter().filter_map(|i| same.get(i).copied()).collect()
 }

@@ -78,6 +78,8 @@ pub(super) struct Program<'a> {
     pub consumers: Vec<Vec<usize>>,
     /// Tensors that must be stored whatever reads them: outputs, and what iterations read.
     pub pinned: HashSet<TensorId>,
+    /// Indices that are one whatever the statements read.
+    pub joined: Vec<(IndexId, IndexId)>,
     /// Contractions that must not be computed inside another reduction's stream, found out while grouping.
     pub own_kernel: std::cell::RefCell<HashSet<usize>>,
     /// One-pass forms found, by the statements of the group.
@@ -99,6 +101,7 @@ impl<'a> Program<'a> {
             producer,
             consumers,
             pinned,
+            joined: Vec::new(),
             own_kernel: Default::default(),
             derivations: Default::default(),
         }
@@ -189,6 +192,7 @@ impl<'a> Program<'a> {
     /// Joins the indices along which members read each other; none if they do not line up.
     fn unify(&self, members: &[usize], inside: &HashSet<usize>) -> Option<Classes> {
         let mut classes = Classes::default();
+        self.joined.iter().for_each(|(i, j)| classes.join(*i, *j));
         for &k in members {
             for (t, at) in &self.nodes[k].reads {
                 let Some(p) = self.producer.get(t).filter(|p| inside.contains(p)) else { continue };

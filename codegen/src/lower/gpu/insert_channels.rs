@@ -7,7 +7,7 @@
 //! "mbarrier.test_wait.parity"). Invariant: every shared tile is in one channel, or private to its unit.
 
 use einfall_ir::arena::Id;
-use einfall_ir::kernel::Engine;
+use einfall_ir::kernel::{AtomName, Engine, atoms};
 use einfall_ir::tile::{AxisId, Op, Space, TileId};
 
 use super::apply_mapping::{Facts, Item};
@@ -131,7 +131,12 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
             let message = format!("{} is copied by cp_async", tile.name);
             return refuse("multicast", message, "write `by tma`");
         }
-        let contracted = readers.iter().any(|r| matches!(f.ops[*r].op, Op::Contract { .. }));
+        // Threads that load what they multiply read it as they do any other tile.
+        let loads = |r: &usize| {
+            let atom = f.ops[*r].mapping.atom.clone().and_then(|name| atoms::find(&AtomName(name)));
+            atom.is_some_and(|a| a.threads_alone())
+        };
+        let contracted = readers.iter().any(|r| matches!(f.ops[*r].op, Op::Contract { .. }) && !loads(r));
         let persistent = f.work_loop.as_ref().is_some_and(|w| w.persistent);
         let meets = engine.is_none() && f.roles.len() == 1 && !contracted && !persistent;
         if meets && stream.is_some() && stages < 2 {

@@ -1,6 +1,7 @@
 //! GPU lowering: a tile plan with a mapping becomes kernels with roles, channels and schedules.
 //!
 //! The steps, one file each: [`stage_stores`] (stores that leave through shared memory get a staging tile),
+//! [`stage_operands`] (so do operands that a step computes and uses otherwise too),
 //! [`reduce_products`] (contractions without an instruction), [`hold_rows`], [`walk_inner`] and [`share_reads`] (which
 //! axes are whole in a block, and what is read once then), [`apply_mapping`] (blocks, spaces, roles and places in the
 //! schedule of every operation), [`work_loop`] (which blocks a task computes, and in which order), [`assign_layouts`]
@@ -36,6 +37,7 @@ mod share_reads;
 mod split_domains;
 pub mod split_streams;
 mod spread;
+mod stage_operands;
 pub mod stage_stores;
 mod variants;
 mod walk_inner;
@@ -148,6 +150,7 @@ pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kern
             // Each entry stages what it sends.
             let one = Mapping { kernels: vec![m.clone()], ..mapping.clone() };
             let (staged, one) = stage_stores::run(plan, &one).map_err(|d| vec![d])?;
+            let (staged, one) = stage_operands::run(&staged, &one);
             einfall_ir::mapping::verify::verify(&one, &staged)?;
             let (m, own) = (&one.kernels[0], staged.kernels.iter().find(|x| x.name == k.name).unwrap_or(k));
             let Some(lowered) = variant(&staged, own, m, limits).map_err(|d| vec![d])? else { continue };

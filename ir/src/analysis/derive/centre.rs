@@ -7,8 +7,10 @@
 //! accumulators of parts of a fiber still add. With a an element of the fiber, (a − μ)² ≤ N·σ²: what is subtracted is
 //! at most N times what remains, whatever the mean, as in the error bound of a sum of N terms (Chan, Golub & LeVeque
 //! 1983 on shifted data). Where third and higher powers are summed, a is the mean of up to [`NEAR_POINTS`] elements: one
-//! alone may be an outlier, whose distance from μ those powers magnify. Invariant: a value is rewritten only when a is
-//! gone from it, or stands in it once as an offset.
+//! alone may be an outlier, whose distance from μ those powers magnify. Where a stays as an offset, as in the mean
+//! a + (Σx')/N, the result is off by up to half an ulp of a − μ, which may be larger by any factor than a mean near 0 and
+//! what summing x itself leaves of it: sums that are results are taken as they are written. Invariant: a value is rewritten
+//! only when a is gone from it, or stands in it once as an offset and it is no result.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +21,8 @@ use super::super::symbolic::{Atom, AtomId, Mono, PolyId, Rat, Symbols, Var};
 use super::{build, needed_finals, over, top_reductions};
 use crate::arena::Id;
 use crate::cascade::{
-    Cascade, Einsum, Expr, ExprId, IndexKind, RankId, Reducer, Size, Stmt, Target, TensorId, TensorKind,
+    Cascade, Einsum, Expr, ExprId, IndexKind, Output, OutputSource, RankId, Reducer, Size, Stmt, Target, TensorId,
+    TensorKind,
 };
 use crate::diag::Span;
 use crate::dtype::DType;
@@ -65,6 +68,10 @@ pub(super) fn centre(c: &Cascade, x: &mut Inlined, rank: RankId) -> Option<Casca
         x.tensors.iter().filter(|(t, _)| !waiting.contains(t)).map(|(t, d)| (*t, d.clone())).collect();
     let inputs: BTreeSet<TensorId> =
         c.tensors.iter().filter(|(_, t)| t.kind == TensorKind::Input).map(|(t, _)| t).collect();
+    let whole = |o: &Output| match o.source {
+        OutputSource::Whole(t) | OutputSource::Points { state: t, .. } | OutputSource::Point { state: t, .. } => t,
+    };
+    let results: BTreeSet<TensorId> = c.outputs.iter().map(whole).collect();
     let mut out: Option<Cascade> = None;
     let mut made = 0;
     while made < MAX_CENTRED {
@@ -73,7 +80,7 @@ pub(super) fn centre(c: &Cascade, x: &mut Inlined, rank: RankId) -> Option<Casca
         let ids = (TensorId::new(target.tensors.len()), TensorId::new(target.tensors.len() + 1));
         let found = candidates(&mut x.symbols, &sums, &element, &inputs)
             .into_iter()
-            .find_map(|k| rewritten(x, &finals, &sums, &k, &element, ids).map(|r| (k, r)));
+            .find_map(|k| rewritten(x, (&finals, &results), &sums, &k, &element, ids).map(|r| (k, r)));
         let Some((candidate, made_of)) = found else { break };
         let mut next = target.clone();
         statements(&mut next, x, &readable, &finals, &candidate, &made_of, &element, ids)?;
@@ -200,10 +207,10 @@ fn dims(s: &Symbols, value: PolyId, lead: AtomId, element: &Var) -> Vec<Var> {
 }
 
 /// The finals in terms of T' = T − a; none unless a leaves some final. A final that a does not leave is rewritten only
-/// where a is an offset of it.
+/// where a is an offset of it and it is none of the results.
 fn rewritten(
     x: &mut Inlined,
-    finals: &[TensorId],
+    (finals, results): (&[TensorId], &BTreeSet<TensorId>),
     sums: &[Opened],
     k: &Candidate,
     element: &Var,
@@ -284,7 +291,7 @@ fn rewritten(
             offsets &= outside.is_none_or(|f| f.1.is_one()) && !occurs(s, &rest, a);
         }
         gained |= new != old && !present;
-        if new != old && (!present || offsets) {
+        if new != old && (!present || offsets && !results.contains(t)) {
             values.push((*t, new));
         }
     }

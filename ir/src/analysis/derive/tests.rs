@@ -5,8 +5,10 @@ use super::super::samples::{self, one};
 use super::*;
 use crate::array::Array;
 use crate::cascade::bind::{Given, bind};
-use crate::cascade::eval::evaluate;
+use crate::cascade::eval::declared::Rounding;
+use crate::cascade::eval::{Options, evaluate, evaluate_declared};
 use crate::cascade::print::print_cascade;
+use crate::tolerance::expect;
 
 /// Random inputs of a cascade at these extents; integers index below 2.
 fn inputs(c: &Cascade, sizes: &[(&str, u64)], seed: u64, spread: f64) -> (crate::cascade::bind::Bindings, Vec<Array>) {
@@ -247,4 +249,28 @@ fn an_anchor_is_an_element_that_counts() {
     let (want, have) = (evaluate(&c, &b, &given).unwrap(), evaluate(&d.cascade, &b, &given).unwrap());
     assert_eq!(have[0].data[0], want[0].data[0]);
     assert!(want[1].data[0].is_nan() && have[1].data[0].is_nan());
+}
+
+/// The mean of a row and its variance, both results, in f32: the mean is summed as it is written. As an offset from the
+/// anchor it would be rounded at the anchor's distance, beyond what roundings of its own sum come to.
+#[test]
+fn means_that_are_results_are_as_exact_as_their_sums() {
+    let (c, d, text) = derived_text(
+        "x: f32[M,N]) -> (u: f32[M], v: f32[M]",
+        "u[m] = (sum(n) x[m,n]) / N\n v[m] = (sum(n) (x[m,n] - u[m]) * (x[m,n] - u[m])) / N",
+    );
+    assert!(text.contains("x_centred"), "{text}");
+    let options = Options::default();
+    for seed in 0..40 {
+        let (b, mut x) = inputs(&c, &[("M", 1), ("N", 65)], seed, 1.0);
+        // The anchor is far from a mean near 0.
+        x[0].data[0] = 3.7;
+        let rest: f64 = x[0].data.iter().sum();
+        x[0].data[64] = f64::from((x[0].data[64] - rest + 1e-3) as f32);
+        x[0].data.iter_mut().for_each(|v| *v = f64::from(*v as f32));
+        let expected = expect(&c, &b, &x, &options).expect("the text");
+        let found = evaluate_declared(&d, &b, &x, &options, seed, Rounding::Nearest).expect("the derived form");
+        let (name, u) = found.results().remove(0);
+        expected[0].compare(&u.values).unwrap_or_else(|why| panic!("{name}, seed {seed}: {why}\n{text}"));
+    }
 }

@@ -301,16 +301,29 @@ impl Emit<'_, '_> {
 
 /// Whether a uniform expression cannot be negative, by its form.
 fn non_negative(e: &Expr) -> bool {
+    least(e).is_some_and(|n| n >= 0)
+}
+
+/// What a uniform expression is at least, by its form.
+fn least(e: &Expr) -> Option<i64> {
     match e {
-        Expr::Int(n) => *n >= 0,
-        Expr::Extent(_) | Expr::Grid(_) | Expr::Unit | Expr::ClusterRank | Expr::Var(_) => true,
-        Expr::Binary(BinaryOp::Add | BinaryOp::Mul | BinaryOp::Min | BinaryOp::Div | BinaryOp::Mod, a, b) => {
-            non_negative(a) && non_negative(b)
+        Expr::Int(n) => Some(*n),
+        Expr::Extent(_) | Expr::Grid(_) | Expr::Unit | Expr::ClusterRank | Expr::Var(_) => Some(0),
+        Expr::Binary(BinaryOp::Add, a, b) => least(a)?.checked_add(least(b)?),
+        // What is rounded up to a multiple: the number and the divisor without 1.
+        Expr::Binary(BinaryOp::Sub, a, b) => match **b {
+            Expr::Int(n) => least(a)?.checked_sub(n),
+            _ => None,
+        },
+        Expr::Binary(BinaryOp::Mul, a, b) => {
+            let (a, b) = (least(a)?, least(b)?);
+            (a >= 0 && b >= 0).then(|| a.checked_mul(b)).flatten()
         }
-        Expr::Binary(BinaryOp::Max, a, b) => non_negative(a) || non_negative(b),
+        Expr::Binary(BinaryOp::Div | BinaryOp::Mod, a, b) => (least(a)? >= 0 && least(b)? >= 0).then_some(0),
+        Expr::Binary(BinaryOp::Min, a, b) => Some(least(a)?.min(least(b)?)),
+        Expr::Binary(BinaryOp::Max, a, b) => least(a).max(least(b)),
         Expr::Binary(
-            BinaryOp::Sub
-            | BinaryOp::Pow
+            BinaryOp::Pow
             | BinaryOp::Lt
             | BinaryOp::Le
             | BinaryOp::Gt
@@ -330,6 +343,6 @@ fn non_negative(e: &Expr) -> bool {
         | Expr::Fma(..)
         | Expr::Select(..)
         | Expr::Cast(..)
-        | Expr::Rand(_) => false,
+        | Expr::Rand(_) => None,
     }
 }

@@ -94,18 +94,6 @@ impl MemLayout {
         Some(MemLayout { dims, swizzle: Some(swizzle) })
     }
 
-    /// Two dimensions, the last contiguous, with 16 bytes between groups of four rows: threads that read vectors along rows
-    /// four apart find them in different banks.
-    pub fn staggered(extents: [u64; 2], elem_bytes: u64) -> Option<MemLayout> {
-        let [rows, columns] = extents;
-        let gap = 16 / elem_bytes;
-        if rows <= 4 || !rows.is_multiple_of(4) || !columns.is_multiple_of(gap) {
-            return None;
-        }
-        let outer = vec![Digit { extent: 4, stride: columns }, Digit { extent: rows / 4, stride: 4 * columns + gap }];
-        Some(MemLayout { dims: vec![outer, vec![Digit { extent: columns, stride: 1 }]], swizzle: None })
-    }
-
     /// Two dimensions, `inner` contiguous in panels of 16 bytes: what unswizzled operands of wgmma are, 8 rows of a panel
     /// a core matrix.
     pub fn core_matrices(extents: [u64; 2], inner_dim: usize, elem_bytes: u64) -> Option<MemLayout> {

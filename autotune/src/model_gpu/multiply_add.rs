@@ -6,7 +6,7 @@
 //! operands of 64, and what addresses take), else 4 by 8; warps one below the other. 32 steps of k at a time where shared
 //! memory holds them, one stage of them, else half as many (docs/tuning-log.md, section 11: on an H200 twice as fine
 //! pieces in two stages are a seventh slower, and sections of tasks gain nothing). Tiles in shared memory have one word per
-//! element. Invariant: what is returned keeps within the sheet's registers and threads, and its shared memory where 16 steps fit (13 KB at most). Kernels of any
+//! element. Invariant: what is returned keeps within the sheet's registers and threads, and its shared memory where 16 steps fit (12 KB at most). Kernels of any
 //! other form get blocks alone: small ones, whose products are held in registers, where an inner axis is whole; else those of
 //! [`products`], whose threads share a row, or a state that goes from step to step.
 
@@ -204,9 +204,7 @@ fn fused(
             AxisKind::Stream | AxisKind::Grid => 1,
         };
         let elems = |t: TileId| facts.tile_axes(t).iter().map(|a| block(*a)).product::<u64>();
-        // Rows are up to a word longer, four of them a vector.
-        let words = |t: TileId| elems(t) + elems(t) / facts.tile_axes(t).last().map_or(1, |a| block(*a));
-        let bytes = WORD * (s.fetched().map(words).sum::<u64>() + 2 * computed.iter().map(|t| words(*t)).sum::<u64>());
+        let bytes = WORD * (s.fetched().map(elems).sum::<u64>() + 2 * computed.iter().map(|t| elems(*t)).sum::<u64>());
         // Accumulators, what is computed of them, operands of a step of 4, and values of rows.
         let own = s.contractions.iter().map(|c| unit / 4 * block(c.n) / 8).sum::<u64>();
         let more = computed.iter().map(|t| elems(*t) / (32 * units)).sum::<u64>();
@@ -260,8 +258,7 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>
     let atom = format!("fma.m{rows}n{COLUMNS}k4.f32");
     let units = 4.min(gpu.threads_per_task / Scope::Warp.threads()).max(1);
     let units = units.min(extent.div_ceil(rows).checked_next_power_of_two().unwrap_or(units));
-    // Rows are a word longer, four of them a vector.
-    let fits = |depth: &u64| WORD * (rows * units * (depth + 1) + depth * COLUMNS) <= gpu.shared_per_task;
+    let fits = |depth: &u64| WORD * depth * (rows * units + COLUMNS) <= gpu.shared_per_task;
     let depth = DEPTHS.into_iter().find(fits).unwrap_or(DEPTHS[1]);
     let name = |a: AxisId| kernel.axes[a].name.clone();
     let axes = kernel.axes.ids().map(|a| match a {

@@ -29,6 +29,11 @@ impl Origin {
             Origin::Given => "given",
         }
     }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Origin> {
+        [Origin::Model, Origin::Drawn, Origin::Given].into_iter().find(|o| o.name() == name)
+    }
 }
 
 /// What the model says of a mapping.

@@ -173,7 +173,9 @@ fn cut(
 /// Several contractions of the same rows in one stream, each by register tiles: the rows' operands and results stay with
 /// the warp that has the rows, what a step loads lies in shared memory, and so does what it computes and multiplies, in two
 /// copies by turns. With how many such tasks a multiprocessor is fed by. None where shared memory or registers do not hold the
-/// least of them at inner axes of `n`, where the rows are fewer than an atom's, and for kernels that are not so.
+/// least of them at inner axes of `n`, where the rows are fewer than an atom's, and for kernels that are not so. None for
+/// adapters of few registers or unknown ones either: of attention these are thousands of lines, which a browser that has no
+/// card compiles for minutes.
 fn fused(
     kernel: &Kernel,
     plan: &Plan,
@@ -186,6 +188,9 @@ fn fused(
     // Where lanes do not shuffle, they meet in shared memory: up to eight values of a thread, in two copies.
     let alone = sheet.webgpu.as_ref().is_none_or(|w| w.subgroup < 2);
     let exchange = if alone { 16 * WORD * Scope::Warp.threads() } else { 0 };
+    if gpu.thread_registers < LARGE {
+        return None;
+    }
     let facts = facts::Facts::new(plan, kernel, sizes).ok()?.with_inner(|_| Some(n));
     let [stream] = facts.streams.as_slice() else { return None };
     let s = in_registers(&facts, Family::FMA).ok().filter(|s| s.contractions.len() > 1)?;

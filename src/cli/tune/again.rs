@@ -32,8 +32,7 @@ pub fn again(
     records: &[Record],
 ) -> Result<Option<(Judged, Vec<Record>)>, Failure> {
     let begin = std::time::Instant::now();
-    let statics = case.statics.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(",");
-    let own = |r: &&Record| (&r.cascade, &r.sizes, &r.statics) == (&case.cascade, &case.extents(), &statics);
+    let own = |r: &&Record| (&r.cascade, &r.sizes, &r.statics) == (&case.cascade, &case.extents(), &case.fixed());
     let mut own: Vec<Record> = records.iter().filter(own).cloned().collect();
     let c = case.load().map_err(Failure::Wrong)?;
     let plan = device.plan(&c).map_err(Failure::wrong)?;

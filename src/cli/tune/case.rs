@@ -59,8 +59,17 @@ impl Case {
 
     /// `M=1,N=2`.
     pub fn extents(&self) -> String {
-        self.sizes.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(",")
+        joined(&self.sizes)
     }
+
+    /// As [`Case::extents`], those that are fixed at compile time.
+    pub fn fixed(&self) -> String {
+        joined(&self.statics)
+    }
+}
+
+fn joined(pairs: &[(String, u64)]) -> String {
+    pairs.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(",")
 }
 
 fn names(c: &Cascade) -> impl Iterator<Item = String> + '_ {

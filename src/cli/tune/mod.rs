@@ -16,7 +16,7 @@ mod pool;
 mod sizes;
 mod worker;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use einfall_autotune::table::{Class, Entry, Table, fingerprint};
 use einfall_autotune::tune::{self, Candidate, Origin};
 use einfall_ir::cascade::Cascade;
 use einfall_ir::mapping::Mapping;
+use einfall_ir::mapping::parse::parse;
 use einfall_ir::target::DataSheet;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -340,7 +341,7 @@ impl Search<'_> {
             device: self.device.name.clone(),
             driver: self.device.driver.clone(),
             cascade: self.case.cascade.clone(),
-            statics: self.case.statics.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(","),
+            statics: self.case.fixed(),
             sizes: self.case.extents(),
             origin: c.origin.name().to_owned(),
             index: at,
@@ -481,6 +482,25 @@ fn one(
         candidates.push(Candidate { mapping: m.clone(), origin: Origin::Given, prediction });
     }
     candidates.extend(tune::drawn(&plan, &device.sheet, &ranks, args.seed, args.draws));
+    // What an interrupted run measured counts, also where the model, whose rates are measured anew, would not ask again.
+    let known: BTreeSet<String> = candidates.iter().map(|c| c.mapping.to_string()).collect();
+    let of_case = |r: &&Record| {
+        (r.einfall.as_str(), &r.device, &r.driver) == (env!("CARGO_PKG_VERSION"), &device.name, &device.driver)
+            && (&r.cascade, &r.sizes, &r.statics) == (&case.cascade, &case.extents(), &case.fixed())
+            && !known.contains(&r.mapping)
+    };
+    let texts: BTreeMap<&str, Origin> = log
+        .before
+        .iter()
+        .filter(of_case)
+        .filter_map(|r| Some((r.mapping.as_str(), Origin::named(&r.origin)?)))
+        .collect();
+    for (text, origin) in texts {
+        if let Some(mapping) = parse(text).ok().filter(|m| einfall::fits(m, &plan).is_ok()) {
+            let prediction = tune::predict(&plan, &device.sheet, &ranks, &mapping);
+            candidates.push(Candidate { mapping, origin, prediction });
+        }
+    }
     let bar = ProgressBar::new(candidates.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}") {
         bar.set_style(style);

@@ -88,7 +88,7 @@ impl Emit<'_> {
                 if exists.known().is_none() {
                     self.enter(&format!("if ({}) {{", exists.s));
                 }
-                self.store_group(dst.buf, &to, &values)?;
+                self.store_group(dst.buf, &to, &values, k.bufs[src.buf].dtype)?;
                 if exists.known().is_none() {
                     self.leave();
                 }

@@ -99,12 +99,14 @@ impl Emit<'_> {
         Ok(self.bin(BinaryOp::Add, &first, &Val::int(i as i64))?.s)
     }
 
-    /// Stores one element or a group.
-    pub(super) fn store_group(&mut self, buf: BufId, group: &Val, values: &[Val]) -> Res<()> {
+    /// Stores one element or a group of a type.
+    pub(super) fn store_group(&mut self, buf: BufId, group: &Val, values: &[Val], of: DType) -> Res<()> {
         self.storable(buf)?;
         let (dtype, form, name) = (self.k.bufs[buf].dtype, self.form(buf), self.variable(buf));
         let (ty, packed) = (class(dtype), self.packed(buf));
-        let values = values.iter().map(|v| self.rounded(v, dtype)).collect::<Res<Vec<Val>>>()?;
+        // Values of its type are as they are to be.
+        let rounded = |v: &Val| if of == dtype { Ok(v.clone()) } else { self.rounded(v, dtype) };
+        let values = values.iter().map(rounded).collect::<Res<Vec<Val>>>()?;
         let values: Vec<Val> = values.iter().map(|v| self.to(v, ty)).collect();
         let bits = values.len() as u64 * u64::from(self.bits(buf));
         if bits < 32 {
@@ -232,7 +234,7 @@ impl Emit<'_> {
                         let index = e.item_index(index, values.len() as u64, i as u64)?;
                         e.join_in_memory(dst.buf, &index, x, op)
                     }),
-                    None => e.store_group(dst.buf, index, &values),
+                    None => e.store_group(dst.buf, index, &values, e.held(src).dtype),
                 }
             },
         )
@@ -331,7 +333,7 @@ impl Emit<'_> {
             let x = self.element(src, v);
             match join {
                 Some(op) => self.join_in_memory(buf, &index.s, &x, op)?,
-                None => self.store_group(buf, &index, &[x])?,
+                None => self.store_group(buf, &index, &[x], self.held(src).dtype)?,
             }
             self.leave();
         }

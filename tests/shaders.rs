@@ -277,6 +277,31 @@ fn mixtures_of_experts_agree_however_rows_are_shared_out() {
     }
 }
 
+/// Products of the same rows are register tiles on adapters with many registers, and on no others.
+#[test]
+fn products_of_the_same_rows_by_register_tiles_agree() {
+    for name in ["attention", "attention_full", "attention_softcap"] {
+        let c = parse(einfall_kernels::source(name).expect("a library file")).expect("parses").cascades.remove(0);
+        let tiles = |sheet: &str| {
+            let sheet = DataSheet::named(sheet).expect("a sheet");
+            let plan = wgsl_plan(&c, &Target::of(&sheet).expect("an adapter")).expect("a plan");
+            model_gpu::choose(&plan, &sheet, None).to_string().contains("atom fma.m16n")
+        };
+        assert_eq!(["webgpu-nvidia", "webgpu"].map(tiles), [true, false], "{name}");
+        let artifact = compiled(&c, "webgpu-nvidia").expect("WGSL");
+        for (m, n, e) in [(67, 70, 32), (1, 33, 20)] {
+            let size = |rank: &str| match rank {
+                "M" => m,
+                "N" => n,
+                "E" | "F" => e,
+                _ => 1,
+            };
+            let sizes = c.ranks.iter().map(|(_, r)| (r.name.clone(), size(&r.name))).collect();
+            computes(&c, &artifact, sizes, 1).unwrap_or_else(|why| panic!("{name} at {m}, {n}, {e}: {why}"));
+        }
+    }
+}
+
 /// An adapter with more than what the sheet of its kind says is given what it has.
 #[test]
 fn an_adapters_own_limits_count() {

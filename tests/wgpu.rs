@@ -272,38 +272,6 @@ fn streams_are_cut_where_there_are_few_tasks() {
     }
 }
 
-/// On adapters with many registers products of the same rows are register tiles, fed from workgroup memory: right on one that
-/// would spill.
-#[test]
-fn products_of_the_same_rows_by_register_tiles_agree() {
-    use einfall::autotune::model_gpu;
-
-    let Some(engine) = lavapipe() else { return };
-    let mut sheet = engine.data_sheet().clone();
-    sheet.gpu.as_mut().expect("a GPU's sheet").thread_registers = 255;
-    for name in ["attention", "attention_full", "attention_softcap"] {
-        let text = einfall::kernels::source(name).expect("a library file");
-        let c = parse(text).expect("parses").cascades.remove(0);
-        let plan = engine.compile(&c).expect("compiles").plan().clone();
-        let mapping = model_gpu::choose(&plan, &sheet, None);
-        let lines = mapping.to_string();
-        assert!(lines.contains("atom fma.m16n") && lines.contains("in shared stages 2"), "{lines}");
-        let options = einfall::CompileOptions { mapping: Some(mapping), ..einfall::CompileOptions::default() };
-        let kernel = engine.compile_with(&c, &options).expect("compiles");
-        for (m, n, e) in [(67, 70, 32), (1, 33, 20), (64, 64, 60)] {
-            let size = |rank: &str| match rank {
-                "M" => m,
-                "N" => n,
-                "E" | "F" => e,
-                _ => 2,
-            };
-            let ranks: Vec<String> = c.ranks.iter().map(|(_, r)| r.name.clone()).collect();
-            let sizes: Vec<(&str, u64)> = ranks.iter().map(|r| (r.as_str(), size(r))).collect();
-            agrees(&kernel, &c, &sizes);
-        }
-    }
-}
-
 /// Every number of f16 is read as it is; what lies between two is rounded to the nearer one, in a tie to the even one.
 #[test]
 fn f16_is_read_and_rounded_by_its_bits() {

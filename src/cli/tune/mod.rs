@@ -26,7 +26,6 @@ use einfall_autotune::tune::{self, Candidate, Origin};
 use einfall_ir::cascade::Cascade;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::mapping::parse::parse;
-use einfall_ir::target::DataSheet;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Failure;
@@ -112,8 +111,8 @@ pub struct TuneArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "draws", "mapping"])]
     again: Option<PathBuf>,
     /// With --again: the data sheet, by name or from a file, of the device that was measured
-    #[arg(long, value_name = "NAME|FILE", value_parser = data_sheet, requires = "again")]
-    sheet: Option<DataSheet>,
+    #[arg(long, value_name = "NAME|FILE", requires = "again")]
+    sheet: Option<String>,
     /// Serve a parent process
     #[arg(long, hide = true)]
     worker: bool,
@@ -191,7 +190,10 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
 
 /// Judges the model by what was recorded.
 fn price_again(args: &TuneArgs, path: &Path, cases: &[Case]) -> Result<(), Failure> {
-    let sheet = args.sheet.clone().map_or_else(|| args.device.open().map(|d| d.sheet), Ok)?;
+    let sheet = match &args.sheet {
+        Some(name) => data_sheet(name).map_err(Failure::Usage)?,
+        None => args.device.open()?.sheet,
+    };
     let records = journal::read(path)?;
     let mut log = Log::new(args.jsonl.as_deref(), None)?;
     let mut judged: Vec<Judged> = Vec::new();

@@ -216,9 +216,15 @@ fn multiply_add(m: u64, n: u64) -> Option<Atom> {
 /// `b` with pairs of neighbours along k together ([`super::BufSpace::Scratch`]). Subnormal operands count as 0, and
 /// subnormal sums become 0.
 fn amx(operand: DType) -> Option<Atom> {
-    (operand == DType::BF16).then(|| Atom {
-        name: AtomName(format!("amx.m16n16k32.{operand}")),
-        shape: [16, 16, 32],
+    let name = AtomName(format!("amx.m16n16k32.{operand}"));
+    (operand == DType::BF16).then(|| of_memory(name, [16, 16, 32], operand, 16))
+}
+
+/// An instruction of a processor's thread that reads both operands from memory and sums in f32, so many lanes to a vector.
+fn of_memory(name: AtomName, shape: [u64; 3], operand: DType, lanes: u64) -> Atom {
+    Atom {
+        name,
+        shape,
         operand,
         acc: DType::F32,
         acc_mantissa: 23,
@@ -226,11 +232,11 @@ fn amx(operand: DType) -> Option<Atom> {
         scope: Scope::Thread,
         a_dist: None,
         b_dist: None,
-        acc_dist: Distribution::vectors(&[16, 16], Some(1), 16),
+        acc_dist: Distribution::vectors(&shape[..2], Some(1), lanes),
         a_memory: true,
         b_memory: true,
         mn_major: false,
-    })
+    }
 }
 
 /// `dotL.mMnNk2.bf16`: M·N/L instructions of a processor, `vdpbf16ps` where vectors have 16 lanes, each of which adds the
@@ -240,21 +246,7 @@ fn amx(operand: DType) -> Option<Atom> {
 fn dot(lanes: u64, m: u64, n: u64, operand: DType) -> Option<Atom> {
     let fits = operand == DType::BF16 && [4, 8, 16].contains(&lanes) && m > 0 && n > 0 && n.is_multiple_of(lanes);
     let k = 32 / u64::from(operand.bits());
-    fits.then(|| Atom {
-        name: AtomName(format!("dot{lanes}.m{m}n{n}k{k}.{operand}")),
-        shape: [m, n, k],
-        operand,
-        acc: DType::F32,
-        acc_mantissa: 23,
-        asynchronous: false,
-        scope: Scope::Thread,
-        a_dist: None,
-        b_dist: None,
-        acc_dist: Distribution::vectors(&[m, n], Some(1), lanes),
-        a_memory: true,
-        b_memory: true,
-        mn_major: false,
-    })
+    fits.then(|| of_memory(AtomName(format!("dot{lanes}.m{m}n{n}k{k}.{operand}")), [m, n, k], operand, lanes))
 }
 
 /// Dot products of pairs on processors that have them, one row by a vector of so many lanes; [`Atom::over`] more of them.

@@ -64,12 +64,67 @@ fn the_rule_is_admitted_and_candidates_lower() {
 
 /// A processor of so many cores.
 fn cores(n: u64) -> DataSheet {
-    let mut sheet = DataSheet::named("x86-64-v3").expect("a built-in sheet");
+    with_cores("x86-64-v3", n)
+}
+
+/// The library's plan of this name.
+fn library(name: &str) -> Plan {
+    plans().into_iter().find(|p| p.name == name).expect("a plan of the library")
+}
+
+/// A sheet's processor with so many cores.
+fn with_cores(name: &str, n: u64) -> DataSheet {
+    let mut sheet = DataSheet::named(name).expect("a built-in sheet");
     for level in sheet.levels.iter_mut().filter(|l| l.name != "dram") {
         level.instances = n;
     }
     sheet.peak.iter_mut().for_each(|(_, rate)| *rate *= n as f64);
     sheet
+}
+
+/// Products of tiles are chosen as all others: where the rule leaves one large task a core and the model prices smaller
+/// ones plainly lower.
+#[test]
+fn products_of_tiles_are_chosen_by_the_model() {
+    let (plan, sheet) = (library("matmul"), with_cores("x86-64-v4-amx", 16));
+    let sizes = [512, 512, 512];
+    let seconds = |m: &Mapping| price(&plan, &sheet, Some(&sizes), m).expect("admitted").seconds;
+    let (rule, chosen) = (rule_at(&plan, &sheet, &sizes), choose_at(&plan, &sheet, &sizes));
+    let large = with_cores("x86-64-v4-amx", 2);
+    // Also where the rule's tasks are as many as the cores.
+    let (few, own) = (rule_at(&plan, &large, &sizes), choose_at(&plan, &large, &sizes));
+    assert!(seconds(&chosen) < seconds(&rule), "{chosen}");
+    let at_two = |m: &Mapping| price(&plan, &large, Some(&sizes), m).expect("admitted");
+    let best = candidates(&plan, &large, Some(&sizes), 1).swap_remove(0);
+    assert!(at_two(&few).tasks >= 2.0);
+    assert_eq!(own, if best.1.seconds < 0.9 * at_two(&few).seconds { best.0 } else { few });
+}
+
+/// Tasks that are as many as the cores, and even, are not priced as if every core were as fast as the others.
+#[test]
+fn some_core_is_slower() {
+    let plan = library("matmul");
+    let uneven = |n: u64, m: u64| {
+        let own = mapping(&plan, &format!("axis m block {m}\naxis n block 512\naxis k block 256"));
+        let cost = price(&plan, &cores(n), Some(&[2016, 512, 512]), &own).expect("admitted");
+        cost.terms.iter().find(|t| t.0 == "uneven tasks").expect("a term").1 / cost.seconds
+    };
+    assert_eq!(uneven(1, 126), 0.0);
+    assert!(uneven(16, 126) > uneven(2, 126) && uneven(2, 126) > 0.0);
+    assert!(uneven(2, 1008) > uneven(2, 126), "smaller tasks leave less to wait for");
+}
+
+/// Rows that are open at a time cost where the sheet says how many its prefetchers follow, from that number on.
+#[test]
+fn open_pages_cost_where_they_are_bounded() {
+    let plan = library("matmul");
+    let seconds = |followed_pages: Option<u64>, k: u64| {
+        let sheet = DataSheet { followed_pages, ..cores(1) };
+        let own = mapping(&plan, &format!("axis m block 1\naxis n block 1024\naxis k block {k}"));
+        price(&plan, &sheet, Some(&[1, 4096, 4096]), &own).expect("admitted").seconds
+    };
+    assert!(seconds(Some(16), 256) > seconds(None, 256));
+    assert_eq!(seconds(Some(16), 16), seconds(None, 16));
 }
 
 /// What is chosen at known sizes is admitted, lowers and is not priced above the rule, however many cores there are.

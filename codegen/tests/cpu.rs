@@ -4,11 +4,13 @@
 mod common;
 
 use common::{Split, compile, isas, run};
+use einfall_codegen::lower::cpu;
 use einfall_codegen::pipeline::{Context, Program};
 use einfall_codegen::tables;
 use einfall_ir::array::Array;
 use einfall_ir::cascade::bind::{Bindings, Given, bind, check_facts};
 use einfall_ir::cascade::{Cascade, Expr, eval, parse};
+use einfall_ir::dtype::DType;
 use einfall_ir::tile::{AxisKind, Plan};
 use einfall_ir::tolerance::{self, inputs};
 
@@ -262,6 +264,42 @@ fn removed_points_of_a_straddling_block_are_factors_of_zero() {
             0..32 => assert!((x - y).abs() <= finite[0].tolerance[i], "row {m}: {x} against {y}"),
             32..39 => assert!(y.is_nan(), "row {m}: {y}; then docs/language.md is out of date"),
             _ => assert!(m == last && *y == f64::INFINITY, "row {m}: {y}"),
+        }
+    }
+}
+
+/// Rows by an index are loaded and stored under one test of the index, which lanes need not repeat: positions that are
+/// beyond the array read zeros and are dropped, and what provably lies inside is not tested.
+#[test]
+fn rows_by_an_index_are_tested_once() {
+    let take = "cascade take[N, V, D](x: f32[V,D], at: i32[N]) -> (y: f32[N,D]) { y[n,d] = x[at[n],d] }";
+    let halves = "cascade halves[N, D](x: bf16[N,2*D]) -> (y: bf16[N,2*D]) {
+        y[n,c*D+d] for c in 2 = x[n,(1-c)*D+d] + x[n,c*D+d]
+    }";
+    let turned = halves.replace("(1-c)*D+d", "(2-c)*D+d");
+    let texts = [take, einfall_kernels::source("kv_append").unwrap(), halves, &turned];
+    for (text, [gathers, tests]) in texts.into_iter().zip([[0, 3], [0, 3], [0, 0], [0, 3]]) {
+        let c = parse(text).unwrap().cascades.remove(0);
+        let p = plan(c.clone()).unwrap();
+        for isa in isas() {
+            let lowered = einfall_ir::kernel::print::print(&cpu::lower(&p, &isa).unwrap());
+            let count = |what: &str| lowered.lines().filter(|l| l.trim_start().starts_with(what)).count();
+            // Of loops hoisted operands stand under a test of their own.
+            let tested = lowered.lines().filter(|l| l.contains(" and ") && l.trim_start().starts_with("if ")).count();
+            assert_eq!([count("gather") + count("scatter"), tested], [gathers, tests], "{lowered}");
+            let compiled = compile(&p, &isa).unwrap();
+            for (seed, d) in [(1, 1), (2, 16), (3, 37), (5, 67)] {
+                let sizes = c.ranks.iter().map(|(_, r)| (r.name.clone(), if r.name == "D" { d } else { 5 })).collect();
+                let b = bind(&c, &Given { sizes, ..Given::default() }).unwrap();
+                let mut given = inputs::random(&c, &b, seed, inputs::Variant::ALL[0]).unwrap();
+                if let Some(at) = c.params.iter().position(|t| c.tensors[*t].dtype == DType::I32) {
+                    given[at].data = vec![-1.0, 4.0, 5.0, f64::from(i32::MAX), 0.0];
+                }
+                let want = tolerance::expect(&c, &b, &given, &eval::Options::default()).unwrap();
+                for (w, g) in want.iter().zip(run(&compiled, &b.extents, &given, Split::Whole)) {
+                    w.compare(&g.data).unwrap_or_else(|e| panic!("{text}, {d}: {e}"));
+                }
+            }
         }
     }
 }

@@ -67,11 +67,6 @@ fn cores(n: u64) -> DataSheet {
     with_cores("x86-64-v3", n)
 }
 
-/// The library's plan of this name.
-fn library(name: &str) -> Plan {
-    plans().into_iter().find(|p| p.name == name).expect("a plan of the library")
-}
-
 /// A sheet's processor with so many cores.
 fn with_cores(name: &str, n: u64) -> DataSheet {
     let mut sheet = DataSheet::named(name).expect("a built-in sheet");
@@ -86,7 +81,7 @@ fn with_cores(name: &str, n: u64) -> DataSheet {
 /// ones plainly lower.
 #[test]
 fn products_of_tiles_are_chosen_by_the_model() {
-    let (plan, sheet) = (library("matmul"), with_cores("x86-64-v4-amx", 16));
+    let (matmul, sheet) = (plan("matmul"), with_cores("x86-64-v4-amx", 16));
     let sizes = [512, 512, 512];
     let seconds = |m: &Mapping| price(&plan, &sheet, Some(&sizes), m).expect("admitted").seconds;
     let (rule, chosen) = (rule_at(&plan, &sheet, &sizes), choose_at(&plan, &sheet, &sizes));
@@ -103,7 +98,7 @@ fn products_of_tiles_are_chosen_by_the_model() {
 /// Tasks that are as many as the cores, and even, are not priced as if every core were as fast as the others.
 #[test]
 fn some_core_is_slower() {
-    let plan = library("matmul");
+    let plan = plan("matmul");
     let uneven = |n: u64, m: u64| {
         let own = mapping(&plan, &format!("axis m block {m}\naxis n block 512\naxis k block 256"));
         let cost = price(&plan, &cores(n), Some(&[2016, 512, 512]), &own).expect("admitted");
@@ -117,7 +112,7 @@ fn some_core_is_slower() {
 /// Rows that are open at a time cost where the sheet says how many its prefetchers follow, from that number on.
 #[test]
 fn open_pages_cost_where_they_are_bounded() {
-    let plan = library("matmul");
+    let plan = plan("matmul");
     let seconds = |followed_pages: Option<u64>, k: u64| {
         let sheet = DataSheet { followed_pages, ..cores(1) };
         let own = mapping(&plan, &format!("axis m block 1\naxis n block 1024\naxis k block {k}"));
@@ -181,6 +176,30 @@ fn steps_are_shared_by_idle_cores() {
     assert_eq!(launched(1, &[512, 16, 512, 512]), (None, 0));
     assert_eq!(launched(2, &[512, 500, 512, 512]), (None, 0));
     assert_eq!(launched(16, &[512, 16, 512, 64]), (None, 0));
+    // What is launched is priced as shared, and measured first.
+    let sizes = [512, 16, 512, 512];
+    let price = |n: u64, m: &Mapping| price(&layer, &cores(n), Some(&sizes), m).expect("admitted").seconds;
+    let shared = choose_at(&layer, &cores(16), &sizes);
+    let mut alone = shared.clone();
+    alone.kernels[1] = rule_at(&layer, &cores(16), &sizes).kernels[1].clone();
+    assert!(price(16, &shared) < 0.5 * price(16, &alone));
+    assert!(price(2, &shared) > 0.9 * price(1, &alone) / 2.0, "steps that are launches are not free");
+    let first = &candidates(&layer, &cores(16), Some(&sizes), 4)[0].0;
+    assert_eq!(first.kernels[1], shared.kernels[1]);
+}
+
+/// Neighbours go on over axes that lie side by side: both halves of a row are a run twice as long as each.
+#[test]
+fn runs_go_on_over_axes() {
+    let rotary = plan("rotary");
+    let memory = |c: u64, h: u64| {
+        let lines = format!("axis b block 1\naxis t block 16\naxis h block {h}\naxis c block {c}\naxis d block 64");
+        let cost = price(&rotary, &cores(1), Some(&[8, 4096, 8, 32]), &mapping(&rotary, &lines)).expect("admitted");
+        cost.terms.iter().find(|t| t.0 == "memory").expect("a term").1
+    };
+    assert!(memory(2, 8) < memory(2, 4) && memory(2, 4) < memory(1, 4));
+    // Every second half is no run, however many heads there are.
+    assert_eq!(memory(1, 8), memory(1, 4));
 }
 
 fn plan(name: &str) -> Plan {

@@ -198,11 +198,14 @@ impl Bound {
             });
         }
         let function = exe.code.functions[index];
-        let call = |first: u64, end: u64| -> Result<(), Error> {
-            let mut scratch = self.memory.take(step.scratch_bytes)?;
+        let call = |first: u64, end: u64, scratch: &mut HostArray| {
             // SAFETY: the loader's caller vouches for the code; slots, ranges and scratch are as the convention says,
             // and the arrays were checked.
             unsafe { function(slots.as_ptr(), first as i64, end as i64, scratch.bytes_mut().as_mut_ptr()) };
+        };
+        let with_scratch = |work: &mut dyn FnMut(&mut HostArray)| -> Result<(), Error> {
+            let mut scratch = self.memory.take(step.scratch_bytes)?;
+            work(&mut scratch);
             self.memory.give(scratch);
             Ok(())
         };
@@ -213,22 +216,29 @@ impl Bound {
         }
         // Tasks are numbered with those of a round after one another.
         if !step.is_shared(threads) {
-            return call(0, step.tasks);
+            return with_scratch(&mut |scratch| call(0, step.tasks, scratch));
         }
         let tasks = step.tasks / step.rounds;
         let ranges = tasks.min(threads as u64 * if step.rounds > 1 { 1 } else { RANGES_PER_THREAD });
         // Ranges differ by at most one task.
         let bound = |i: usize| (i as u128 * u128::from(tasks) / u128::from(ranges)) as u64;
         let failed = OnceLock::new();
-        for round in 0..step.rounds {
-            let first = round * tasks;
+        // One of several failures is as good as another.
+        let tell = |done: Result<(), Error>| drop(done.map_err(|e| failed.set(e)));
+        if step.rounds == 1 {
             team.share(ranges as usize, &|i| {
-                if failed.get().is_none()
-                    && let Err(e) = call(first + bound(i), first + bound(i + 1))
-                {
-                    // One of several is as good as another.
-                    let _ = failed.set(e);
+                if failed.get().is_none() {
+                    tell(with_scratch(&mut |scratch| call(bound(i), bound(i + 1), scratch)));
                 }
+            });
+        } else {
+            team.rounds(step.rounds as usize, ranges as usize, &|turns| {
+                tell(with_scratch(&mut |scratch| {
+                    turns.by_ref().for_each(|(round, i)| {
+                        let first = round as u64 * tasks;
+                        call(first + bound(i), first + bound(i + 1), scratch);
+                    });
+                }));
             });
         }
         failed.into_inner().map_or(Ok(()), Err)

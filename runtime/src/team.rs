@@ -2,7 +2,8 @@
 //!
 //! The launching thread takes ranges itself, so that a launch waits for no thread to wake: threads of the pool take
 //! what is left when they come, and then watch for the next launch for [`WATCH`] before the pool has them back, as
-//! threads of OpenMP do. (A pool alone, entered for each launch, puts its threads to sleep between launches; on a
+//! threads of OpenMP do. Rounds of ranges that follow one another ([`Team::rounds`]) are one launch: threads stay in it,
+//! each with the same range of every round, so that what it reads again is in its own cache. (A pool alone, entered for each launch, puts its threads to sleep between launches; on a
 //! virtual machine waking one takes longer than most kernels.) Invariants: each range is done once; [`Team::share`]
 //! returns when all are, and nothing that it was given is touched afterwards; at most as many threads of the pool
 //! help as it has but one, whatever is launched at once.
@@ -141,6 +142,79 @@ impl Board {
     }
 }
 
+/// A number on cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Line(AtomicUsize);
+
+/// Rounds of ranges, each round after the one before.
+struct Rounds {
+    rounds: usize,
+    /// For every range, in how many rounds it was handed out.
+    handed: Vec<Line>,
+    /// Ranges done, of all rounds.
+    done: Line,
+    failed: AtomicBool,
+}
+
+impl Rounds {
+    fn claim(&self, round: usize, range: usize) -> bool {
+        self.handed[range].0.compare_exchange(round, round + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// What one thread does of rounds of ranges: pairs of a round and a range, which is done when the next pair is asked for.
+pub(crate) struct Turns<'r> {
+    of: &'r Rounds,
+    own: usize,
+    /// Whether a range was handed out that is not done.
+    busy: bool,
+    /// Looks in vain before ranges that nobody came for are taken.
+    patience: u32,
+}
+
+impl Iterator for Turns<'_> {
+    type Item = (usize, usize);
+
+    fn next(&mut self) -> Option<(usize, usize)> {
+        let of = self.of;
+        if std::mem::take(&mut self.busy) {
+            of.done.0.fetch_add(1, Ordering::SeqCst);
+        }
+        let ranges = of.handed.len();
+        let (mut patience, mut looks) = (Patience::default(), 0);
+        loop {
+            // Ranges of a round are handed out when those of the one before are done.
+            let round = of.done.0.load(Ordering::SeqCst) / ranges;
+            if round >= of.rounds || of.failed.load(Ordering::SeqCst) {
+                return None;
+            }
+            let mut found = Some(self.own).filter(|i| of.claim(round, *i));
+            if found.is_none() && looks >= self.patience {
+                found = (0..ranges).find(|i| of.claim(round, *i));
+                // Threads that did not come for this round are late for the next, too.
+                self.patience = if found.is_some() { 4 } else { LOOKS };
+                looks = 0;
+            }
+            if let Some(range) = found {
+                self.busy = true;
+                return Some((round, range));
+            }
+            looks += 1;
+            patience.wait();
+        }
+    }
+}
+
+impl Drop for Turns<'_> {
+    fn drop(&mut self) {
+        // A range that was handed out and not done, by a panic: no later round follows.
+        if self.busy {
+            self.of.failed.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
 impl Team {
     pub(crate) fn new(pool: Arc<rayon::ThreadPool>) -> Team {
         Team { pool, board: Arc::default() }
@@ -218,6 +292,22 @@ impl Team {
     }
 }
 
+impl Team {
+    /// Calls `work` on this thread and those of the pool that come in time, each with its share of `rounds` times every
+    /// number below `ranges`: a round begins when the one before is done. Who returns before its turns end leaves them to
+    /// the others, who must not all do so.
+    pub(crate) fn rounds(&self, rounds: usize, ranges: usize, work: &(dyn Fn(&mut Turns<'_>) + Sync)) {
+        if ranges == 0 {
+            return;
+        }
+        let handed = (0..ranges).map(|_| Line::default()).collect();
+        let of = Rounds { rounds, handed, done: Line::default(), failed: AtomicBool::new(false) };
+        self.share(self.threads().min(ranges), &|own| {
+            work(&mut Turns { of: &of, own, busy: false, patience: LOOKS });
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,6 +371,67 @@ mod tests {
         }
         assert_eq!(team.board.helpers.load(Ordering::SeqCst), 0, "it watches for ever");
         assert!(team.board.lock().is_empty());
+    }
+
+    #[test]
+    fn rounds_follow_one_another() {
+        for (threads, ranges) in [(1, 3), (2, 2), (3, 7), (5, 5), (5, 2), (4, 0)] {
+            let team = team(threads);
+            for rounds in [0, 1, 2, 400] {
+                let done: Vec<AtomicUsize> = (0..ranges).map(|_| AtomicUsize::new(0)).collect();
+                team.rounds(rounds, ranges, &|turns| {
+                    for (round, range) in turns {
+                        // Nothing of this round was done before all of the one before.
+                        assert!(done.iter().all(|d| (round..=round + 1).contains(&d.load(Ordering::SeqCst))));
+                        assert_eq!(done[range].fetch_add(1, Ordering::SeqCst), round);
+                    }
+                });
+                assert!(done.into_iter().all(|d| d.into_inner() == rounds), "{rounds} of {ranges} on {threads}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounds_go_on_without_those_who_leave() {
+        let team = team(3);
+        let here = std::thread::current().id();
+        let done = AtomicUsize::new(0);
+        team.rounds(50, 6, &|turns| {
+            for _ in turns {
+                done.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        });
+        assert_eq!(done.swap(0, Ordering::SeqCst), 300);
+        team.rounds(50, 6, &|turns| {
+            if std::thread::current().id() == here {
+                turns.for_each(|_| {
+                    done.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+        });
+        assert_eq!(done.into_inner(), 300, "one thread does what the others left");
+    }
+
+    #[test]
+    fn a_panic_in_a_round_ends_the_rounds() {
+        let team = team(3);
+        let here = std::thread::current().id();
+        let last = AtomicUsize::new(0);
+        let work = |turns: &mut Turns<'_>| {
+            for (round, _) in turns {
+                last.fetch_max(round, Ordering::SeqCst);
+                assert!(std::thread::current().id() != here || round < 5, "planted");
+            }
+        };
+        // The others may do all of it before this thread has a turn.
+        let caught = (0..100).any(|_| {
+            last.store(0, Ordering::SeqCst);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| team.rounds(1000, 3, &work))).is_err()
+        });
+        assert!(caught);
+        assert!(last.into_inner() < 1000 - 1);
+        assert_eq!(counts(&team, 9), vec![1; 9]);
     }
 
     #[test]

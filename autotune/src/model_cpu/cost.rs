@@ -13,7 +13,7 @@ use einfall_ir::cascade::Size;
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::atoms::{self, Atom};
 use einfall_ir::target::DataSheet;
-use einfall_ir::tile::{Axis, AxisId, AxisKind, BufferKind};
+use einfall_ir::tile::{Axis, AxisId, BufferKind};
 
 use super::space::Space;
 use super::task::Chosen;
@@ -26,6 +26,8 @@ const RANGES_PER_THREAD: f64 = 8.0;
 /// Seconds to wake the other threads and wait for them, and to hand out a range.
 const WAKE: f64 = 8e-6;
 const RANGE: f64 = 5e-7;
+/// Seconds to begin a launch that follows another at once, and to wait for its end: no thread sleeps.
+const FOLLOWING: f64 = 3e-6;
 /// Share of a range by which the slowest of two cores is behind; of more cores as many times as they can be halved.
 const SLOWER: f64 = 0.2;
 /// Share of a sheet's rates that are surely not exceeded: they are measured, on a machine that may be busy.
@@ -194,8 +196,8 @@ impl<'s, 'a> Pricer<'s, 'a> {
             let share = *self.kept.borrow_mut().entry(key).or_insert_with(|| kept(space, f, &full));
             trips[f.axis.index()] *= share;
         }
-        let grid = || kernel.axes.iter().filter(|(_, a)| a.kind == AxisKind::Grid).map(|(id, _)| id);
-        let tasks: f64 = grid().map(count).product();
+        let tasks: f64 = kernel.axes.ids().filter(|a| space.parallel(*a)).map(count).product();
+        let steps = space.launched.as_ref().map_or(1.0, |l| count(l.0));
         let chosen = Chosen::new(self, most, full, trips);
         let task = chosen.task();
         let seconds = |slots: f64| slots * m.slot;
@@ -204,7 +206,8 @@ impl<'s, 'a> Pricer<'s, 'a> {
         let longest = if self.alone || tasks < 2.0 { tasks } else { self.longest(&chosen, tasks) };
         let shared = !self.alone && tasks > 1.0;
         let ranges = tasks.min(m.cores * RANGES_PER_THREAD);
-        let launch = if shared { WAKE + RANGE * (ranges / m.cores).ceil() } else { 0.0 };
+        let handed = if shared { RANGE * (ranges / m.cores).ceil() } else { 0.0 };
+        let launch = handed * steps + FOLLOWING * (steps - 1.0) + if shared { WAKE } else { 0.0 };
         // Some core is slower than the others, with another machine's work or with a late start: by part of a range.
         let longest = longest + if shared { SLOWER * m.cores.log2() * (tasks / ranges) } else { 0.0 };
         let used = if shared { tasks.min(m.cores) } else { 1.0 };
@@ -237,7 +240,7 @@ impl<'s, 'a> Pricer<'s, 'a> {
             .kernel
             .axes
             .iter()
-            .filter(|(_, a)| a.kind == AxisKind::Grid)
+            .filter(|(id, _)| self.space.parallel(*id))
             .map(|(id, _)| (self.space.extents[id.index()] as f64, c.full[id.index()]))
             .collect();
         let weight = |task: f64| {

@@ -208,18 +208,27 @@ fn launched(k: &Kernel, cores: u64, sizes: &[u64], m: &KernelMapping) -> Option<
     Some(m)
 }
 
-/// The rule's mapping and the cheapest `k` by the cost model, with what they are predicted to take, cheapest first; each
-/// once.
+/// The rule's mapping and the cheapest `k` by the cost model, a recurrence's also with its steps launched, with what they
+/// are predicted to take, cheapest first; each once.
 pub fn candidates(plan: &Plan, sheet: &DataSheet, sizes: Option<&[u64]>, k: usize) -> Vec<(Mapping, Cost)> {
     let rule = choose(plan, sheet);
+    let cores = sheet.level("registers").map_or(1, |l| l.instances);
+    let at_sizes = sizes.map(|sizes| (sizes, rule_at(plan, sheet, sizes)));
     let mut lists: Vec<Vec<(KernelMapping, Cost)>> = Vec::new();
-    for (kernel, own) in plan.kernels.iter().zip(&rule.kernels) {
+    for (i, (kernel, own)) in plan.kernels.iter().zip(&rule.kernels).enumerate() {
         let space = Space::new(plan, kernel, sizes, multiplies_tiles(sheet), own, None);
         let pricer = Pricer::new(&space, sheet);
-        let best = space.best(&pricer, k).into_iter().map(|v| (space.write(&v), pricer.cost(&v)));
-        let own = (own.clone(), pricer.cost(&space.read(own)));
+        let mut list: Vec<_> = space.best(&pricer, k).into_iter().map(|v| (space.write(&v), pricer.cost(&v))).collect();
+        let steps = at_sizes.as_ref().and_then(|(sizes, m)| launched(kernel, cores, sizes, &m.kernels[i]));
+        if let Some(m) = steps
+            && let Ok(cost) = judged(plan, kernel, sheet, sizes, own, &m)
+        {
+            let at = list.partition_point(|x| x.1.seconds <= cost.seconds);
+            list.insert(at, (m, cost));
+        }
         // Last in each list, so that the last candidate is the rule's whole.
-        lists.push(best.chain([own]).collect());
+        list.push((own.clone(), pricer.cost(&space.read(own))));
+        lists.push(list);
     }
     let most = lists.iter().map(Vec::len).max().unwrap_or(0);
     let mut out: Vec<(Mapping, Cost)> = Vec::new();

@@ -48,6 +48,8 @@ pub struct Space<'a> {
     pub extents: Vec<u64>,
     /// The variable of every axis that is cut.
     pub block: Vec<Option<VarId>>,
+    /// The recurrence whose steps a given mapping launches one by one, and the blocks that it cuts inner axes in for that.
+    pub launched: Option<(AxisId, Vec<(AxisId, u64)>)>,
     /// The CSP.
     pub model: Model,
 }
@@ -77,7 +79,8 @@ impl<'a> Space<'a> {
         let known: Vec<u64> = ranks.iter().map(|r| r.unwrap_or(NOMINAL)).collect();
         let extents = kernel.axes.iter().map(|(_, a)| a.extent.eval(&known).unwrap_or(NOMINAL).max(1)).collect();
         let (model, block) = (Model::new(), Vec::new());
-        let mut space = Space { plan, kernel, ranks: known, extents, block, model };
+        let launched = given.and_then(|m| steps_of(kernel, m));
+        let mut space = Space { plan, kernel, ranks: known, extents, block, launched, model };
         let (rows, columns, long) = roles(plan, kernel);
         let tiles = tiles && all_tiled(plan, kernel);
         for (id, a) in kernel.axes.iter() {
@@ -132,8 +135,19 @@ impl<'a> Space<'a> {
 
     /// The block of every axis in an assignment.
     pub fn blocks(&self, values: &[i64]) -> Vec<f64> {
-        let of = |(i, v): (usize, &Option<VarId>)| v.map_or(self.extents[i] as f64, |v| values[v.idx()] as f64);
+        let whole = |i: usize| self.cut(AxisId::new(i)).map_or(self.extents[i], |b| b.min(self.extents[i])) as f64;
+        let of = |(i, v): (usize, &Option<VarId>)| v.map_or_else(|| whole(i), |v| values[v.idx()] as f64);
         self.block.iter().enumerate().map(of).collect()
+    }
+
+    /// The block of an inner axis that launched steps cut.
+    fn cut(&self, axis: AxisId) -> Option<u64> {
+        self.launched.iter().flat_map(|l| &l.1).find(|c| c.0 == axis).map(|c| c.1)
+    }
+
+    /// Whether blocks along an axis are tasks of their own.
+    pub fn parallel(&self, axis: AxisId) -> bool {
+        self.kernel.axes[axis].kind == AxisKind::Grid || self.cut(axis).is_some()
     }
 
     /// The mapping that an assignment stands for.
@@ -157,7 +171,7 @@ impl<'a> Space<'a> {
     }
 
     /// A line of a mapping that means nothing on a processor, and what it is. What is packed once and steps that are
-    /// launches are no part of the CSP, and priced as if they were not.
+    /// launches are no part of the CSP; the former is priced as if every task packed it.
     pub fn foreign(&self, m: &KernelMapping) -> Option<(String, String)> {
         let only = "a processor's kernel has blocks of axes of the launch and of streams, packed tiles and launched steps: leave \
                     this out";
@@ -175,10 +189,8 @@ impl<'a> Space<'a> {
             let inner = self.kernel.axes.iter().find(|(_, x)| x.name == a.axis && x.kind == AxisKind::Inner);
             see(inner.is_some() && !launches, format!("block {}", a.axis));
         }
-        let named = |name: &String| self.kernel.axes.iter().find(|(_, a)| a.name == *name).map(|(id, _)| id);
-        if let Some(axis) = m.axes.iter().filter(|a| a.launches).find_map(|a| named(&a.axis)) {
-            let inner = |a: &AxisId| self.kernel.axes[*a].kind == AxisKind::Inner;
-            let cut: Vec<AxisId> = m.axes.iter().filter_map(|a| named(&a.axis)).filter(inner).collect();
+        if let Some((axis, blocks)) = steps_of(self.kernel, m) {
+            let cut: Vec<AxisId> = blocks.iter().map(|c| c.0).collect();
             if let Err(why) = steps::check(self.kernel, axis, &cut) {
                 return Some((format!("launches of {}", self.kernel.axes[axis].name), why));
             }
@@ -242,6 +254,14 @@ impl<'a> Space<'a> {
         }
         out
     }
+}
+
+/// The axis of which a mapping launches the steps one by one, and the inner axes that it cuts, with their blocks.
+fn steps_of(kernel: &Kernel, m: &KernelMapping) -> Option<(AxisId, Vec<(AxisId, u64)>)> {
+    let named = |l: &AxisMapping| kernel.axes.iter().find(|(_, a)| a.name == l.axis).map(|(id, _)| (id, l.block));
+    let (axis, _) = m.axes.iter().filter(|l| l.launches).find_map(named)?;
+    let inner = |(a, _): &(AxisId, u64)| kernel.axes[*a].kind == AxisKind::Inner;
+    Some((axis, m.axes.iter().filter_map(named).filter(inner).filter(|c| c.1 > 0).collect()))
 }
 
 /// Whether a stream walks the axis one by one.

@@ -6,7 +6,7 @@
 
 use einfall_ir::analysis::runs::Runs;
 use einfall_ir::arena::Id;
-use einfall_ir::tile::{AxisId, AxisKind, Tile, TileId};
+use einfall_ir::tile::{AxisId, Tile, TileId};
 
 use super::cost::Pricer;
 use super::work::{Access, Kind, Source, Step, Work};
@@ -596,10 +596,8 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
     fn memory(&self) -> f64 {
         let (m, space) = (&self.pricer.machine, self.pricer.space);
         let extent = |a: &AxisId| space.extents[a.index()] as f64;
-        let kind = |a: &AxisId| space.kernel.axes[*a].kind;
         let count = |a: &AxisId| (extent(a) / self.full[a.index()]).ceil();
-        let grid = space.kernel.axes.ids().filter(|a| kind(a) == AxisKind::Grid);
-        let tasks: f64 = grid.map(|a| count(&a)).product();
+        let tasks: f64 = space.kernel.axes.ids().filter(|a| space.parallel(*a)).map(|a| count(&a)).product();
         let mut seen: Vec<usize> = Vec::new();
         let mut seconds = 0.0;
         for s in &self.pricer.work.steps {
@@ -611,13 +609,13 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                 };
                 let reach = |x: &AxisId| match runs {
                     Some((axis, runs)) if axis == *x => runs,
-                    _ if kind(x) == AxisKind::Grid => self.block[x.index()],
+                    _ if space.parallel(*x) => self.block[x.index()],
                     _ => extent(x),
                 };
                 let inside = s.streams.iter().filter(|x| a.axes.contains(x));
                 let kept: f64 = inside.map(|x| self.trips[x.index()] / count(x)).product();
                 // Short runs of neighbours cost lines more: prefetchers begin anew.
-                let run = a.contiguous.map_or(a.bytes, |c| self.block[c.index()] * a.bytes);
+                let run = a.run(|x| self.block[x.index()]);
                 let elements: f64 = a.axes.iter().map(reach).product();
                 let touched = (kept * elements * a.bytes).min(a.whole) * (1.0 + BEGUN / run);
                 let outside = s.streams.iter().filter(|x| !a.axes.contains(x));

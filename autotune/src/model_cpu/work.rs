@@ -26,6 +26,22 @@ pub(super) struct Access {
     pub whole: f64,
     /// The axis along which neighbours lie side by side, where there is one.
     pub contiguous: Option<AxisId>,
+    /// Elements that the position moves by along each axis, in order; those by data are left out.
+    pub strides: Vec<(AxisId, f64)>,
+}
+
+impl Access {
+    /// Bytes of neighbours that blocks of these sizes reach without a gap.
+    pub fn run(&self, block: impl Fn(AxisId) -> f64) -> f64 {
+        let mut reached = 1.0;
+        for (axis, stride) in &self.strides {
+            if *stride > reached {
+                break;
+            }
+            reached += (block(*axis) - 1.0) * stride;
+        }
+        reached * self.bytes
+    }
 }
 
 /// What a value is read from, or goes to.
@@ -198,51 +214,61 @@ impl Work {
 
 /// An access to `buffer` at positions.
 fn access(space: &Space<'_>, buffer: einfall_ir::tile::BufferId, at: &[ExprId]) -> Access {
-    let k = space.kernel;
-    let (mut axes, mut data) = (Vec::new(), Vec::new());
+    let array = &space.plan.buffers[buffer];
+    let (mut axes, mut data, mut strides) = (Vec::new(), Vec::new(), Vec::new());
     let mut contiguous = None;
-    for (a, _) in k.axes.iter() {
-        let factors: Vec<Option<i64>> = at.iter().map(|e| factor(k, *e, a)).collect();
-        if factors.iter().any(|f| *f != Some(0)) {
+    for (a, _) in space.kernel.axes.iter() {
+        let factors: Vec<Option<f64>> = at.iter().map(|e| factor(space, *e, a)).collect();
+        if factors.iter().any(|f| *f != Some(0.0)) {
             axes.push(a);
         }
         if factors.contains(&None) {
             data.push(a);
         }
+        let dims = array.dims.iter().map(|d| size(space, d));
+        let along = |sum: Option<f64>, (f, d): (&Option<f64>, Option<f64>)| Some(sum? * d? + (*f)?);
+        let stride = factors.iter().zip(dims).fold(Some(0.0), along);
+        strides.extend(stride.filter(|s| *s != 0.0).map(|s| (a, s.abs())));
         if let Some((last, rest)) = factors.split_last()
-            && *last == Some(1)
-            && rest.iter().all(|f| *f == Some(0))
+            && *last == Some(1.0)
+            && rest.iter().all(|f| *f == Some(0.0))
         {
             contiguous = Some(a);
         }
     }
-    let array = &space.plan.buffers[buffer];
+    strides.sort_by(|a, b| a.1.total_cmp(&b.1));
     let bytes = array.dtype.bytes(1) as f64;
     let elements: f64 = array.dims.iter().map(|d| size(space, d).unwrap_or(1.0)).product();
-    Access { buffer: buffer.index(), bytes, axes, data, whole: elements * bytes, contiguous }
+    Access { buffer: buffer.index(), bytes, axes, data, whole: elements * bytes, contiguous, strides }
 }
 
 /// What a position moves by per step along an axis; none where that is not the same everywhere.
-fn factor(k: &Kernel, e: ExprId, axis: AxisId) -> Option<i64> {
+fn factor(space: &Space<'_>, e: ExprId, axis: AxisId) -> Option<f64> {
+    let k = space.kernel;
     match &k.exprs[e] {
-        Expr::Int(_) | Expr::Float(_) | Expr::Size(_) => Some(0),
-        Expr::Coord(a) => Some(i64::from(*a == axis)),
-        Expr::Tile(t) => (!k.tiles[*t].axes.contains(&axis)).then_some(0),
-        Expr::TileAt { at, .. } => (!at.contains(&Place::Axis(axis))).then_some(0),
+        Expr::Int(_) | Expr::Float(_) | Expr::Size(_) => Some(0.0),
+        Expr::Coord(a) => Some(if *a == axis { 1.0 } else { 0.0 }),
+        Expr::Tile(t) => (!k.tiles[*t].axes.contains(&axis)).then_some(0.0),
+        Expr::TileAt { at, .. } => (!at.contains(&Place::Axis(axis))).then_some(0.0),
         Expr::Binary(op, a, b) => {
-            let (x, y) = (factor(k, *a, axis)?, factor(k, *b, axis)?);
-            match (op, &k.exprs[*a], &k.exprs[*b]) {
-                (BinaryOp::Add, ..) => Some(x + y),
-                (BinaryOp::Sub, ..) => Some(x - y),
-                (BinaryOp::Mul, Expr::Int(i), _) => Some(i * y),
-                (BinaryOp::Mul, _, Expr::Int(i)) => Some(i * x),
-                _ => (x == 0 && y == 0).then_some(0),
+            let (x, y) = (factor(space, *a, axis)?, factor(space, *b, axis)?);
+            let number = |e: &ExprId| match &k.exprs[*e] {
+                Expr::Int(i) => Some(*i as f64),
+                Expr::Size(s) => size(space, s),
+                _ => None,
+            };
+            match op {
+                BinaryOp::Add => Some(x + y),
+                BinaryOp::Sub => Some(x - y),
+                _ if x == 0.0 && y == 0.0 => Some(0.0),
+                BinaryOp::Mul => number(a).map(|i| i * y).or(number(b).map(|i| i * x)),
+                _ => None,
             }
         }
         other => {
             let mut none = true;
-            other.for_each_operand(|o| none &= factor(k, o, axis) == Some(0));
-            none.then_some(0)
+            other.for_each_operand(|o| none &= factor(space, o, axis) == Some(0.0));
+            none.then_some(0.0)
         }
     }
 }

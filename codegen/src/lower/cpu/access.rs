@@ -1,8 +1,9 @@
 //! Elementwise tile expressions at a point of a nest: which memory they touch, and how.
 //!
-//! An access is a *load* where its position is provably inside the array and affine in the lane, and a checked
-//! *gather* otherwise (the printer turns a gather with unit lane stride into a masked vector load). What does not
-//! depend on the lane is loaded once, as a scalar.
+//! An access is a *load* where its position is provably inside the array and affine in the lane; where what is not
+//! provable is the same for all lanes (a row by an index), a load that one test guards; and a checked *gather* otherwise
+//! (the printer turns a gather with unit lane stride into a masked vector load). What does not depend on the lane is
+//! loaded once, as a scalar.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -277,12 +278,20 @@ impl Lower<'_> {
             let at = at.iter().map(|a| self.uniform(*a, p)).collect::<Out<_>>()?;
             return Ok(self.fetch(E::Fetch { buf, at }, sink));
         }
-        let inside = at.iter().zip(&dims).all(|(a, d)| self.inside(*a, d));
+        if self.run.absent && at.iter().any(|a| self.run.value(*a).is_some()) {
+            return Ok(absent(dtype));
+        }
+        let inside: Vec<bool> = at.iter().zip(&dims).map(|(a, d)| self.inside(*a, d)).collect();
         let bounds: Vec<Bound> = match (&p.limit, varies) {
             (Some(l), true) => vec![Bound { dim: 0, limit: l.clone() }],
             _ => vec![],
         };
-        if affine && inside {
+        if affine && varies && moving.iter().all(|i| inside[*i]) && inside.contains(&false) {
+            if let Some(v) = self.guarded_load(buf, at, (&coefs, &inside), bounds.clone(), p, sink)? {
+                return Ok(v);
+            }
+        }
+        if affine && !inside.contains(&false) {
             let origin = at.iter().map(|a| self.uniform(*a, p)).collect::<Out<_>>()?;
             let walk = match moving.first() {
                 Some(&d) => vec![coefs[d].map(|c| (d, c))],
@@ -302,6 +311,70 @@ impl Lower<'_> {
         sink.push(Stmt::Gather { out: frag, buf, at, bounds }, varies);
         sink.loaded.push((key, frag));
         Ok(E::Frag { frag, dims })
+    }
+
+    /// Elements of a row, or of what else positions that are the same for all lanes name: loaded where those are inside
+    /// the array, zeros where not. None where a position is made in this nest.
+    fn guarded_load(
+        &mut self,
+        buf: BufId,
+        at: &[ExprId],
+        (coefs, inside): (&[Option<i64>], &[bool]),
+        bounds: Vec<Bound>,
+        p: &Point,
+        sink: &mut Sink,
+    ) -> Out<Option<E>> {
+        let Some((origin, cond)) = self.within(buf, at, inside, None, p, sink)? else { return Ok(None) };
+        let walk: Vec<_> = (0..at.len()).filter(|d| coefs[*d] != Some(0)).map(|d| coefs[d].map(|c| (d, c))).collect();
+        let key = format!("guarded {buf:?}{origin:?}{walk:?}{bounds:?}");
+        if let Some((_, frag)) = sink.loaded.iter().find(|(k, _)| *k == key) {
+            return Ok(Some(E::Frag { frag: *frag, dims: vec![0] }));
+        }
+        let Some(cond) = cond else { return Ok(None) };
+        let (name, held) = (self.bufs[buf].name.clone(), self.bufs[buf].dtype);
+        let dtype = Self::register_type(held);
+        let frag = self.frag(&name, dtype, p.width);
+        self.loaded_types.insert(self.frags[frag].name.clone(), held);
+        let load = Stmt::Load { out: frag, src: View { buf, stage: None, at: origin, walk }, bounds };
+        let zeros = Stmt::Map { out: frag, value: absent(dtype) };
+        sink.push(Stmt::If { cond, then: vec![load], otherwise: vec![zeros] }, true);
+        sink.loaded.push((key, frag));
+        Ok(Some(E::Frag { frag, dims: vec![0] }))
+    }
+
+    /// Positions of the first lane, and the test that those which are not known to be inside the array are, and that
+    /// `when` holds, which is the same for all lanes. None where one of them is made in this nest.
+    pub(super) fn within(
+        &mut self,
+        buf: BufId,
+        at: &[ExprId],
+        inside: &[bool],
+        when: Option<ExprId>,
+        p: &Point,
+        sink: &mut Sink,
+    ) -> Out<Option<(Vec<E>, Option<E>)>> {
+        let scalar = Point { lane: None, width: 0, limit: None, ..p.clone() };
+        let mut origin: Vec<E> = at.iter().map(|a| self.expr(*a, &scalar, sink)).collect::<Out<_>>()?;
+        let mut cond = when.map(|w| self.expr(w, &scalar, sink)).transpose()?;
+        if origin.iter().chain(&cond).any(made) {
+            return Ok(None);
+        }
+        let dims = self.bufs[buf].dims.clone();
+        for d in (0..at.len()).filter(|d| !inside[*d]) {
+            if !matches!(origin[d], E::Var(_) | E::Int(_)) {
+                let v = self.var("at");
+                sink.push(Stmt::Let { var: v, value: origin[d].clone() }, false);
+                origin[d] = E::Var(v);
+            }
+            let at = origin[d].clone();
+            let low = int(0).bin(BinaryOp::Le, at.clone());
+            let inside = low.bin(BinaryOp::And, at.bin(BinaryOp::Lt, dims[d].clone()));
+            cond = Some(match cond {
+                Some(other) => other.bin(BinaryOp::And, inside),
+                None => inside,
+            });
+        }
+        Ok(Some((origin, cond)))
     }
 
     /// How an integer expression grows along the lane; none where it is not affine in it.
@@ -381,6 +454,24 @@ impl Lower<'_> {
                 }
                 None
             }
+            tile::Expr::Binary(BinaryOp::Sub, a, b) => match (&self.k.exprs[*a], &self.k.exprs[*b]) {
+                // x + i − j of at least as much as is taken: the step before the next.
+                (tile::Expr::Binary(BinaryOp::Add, x, i), tile::Expr::Int(j)) => match &self.k.exprs[*i] {
+                    tile::Expr::Int(i) if i >= j && *j >= 0 => {
+                        let x = self.upper(*x)?;
+                        Some(Size::Add(Box::new(x), Box::new(Size::Const((i - j) as u64))))
+                    }
+                    _ => None,
+                },
+                // i − x where x is at most i: of two halves the other.
+                (tile::Expr::Int(i), _) => match self.upper(*b)? {
+                    Size::Const(top) if *i >= 0 && i128::from(top) <= i128::from(*i) + 1 => {
+                        Some(Size::Const(*i as u64 + 1))
+                    }
+                    _ => None,
+                },
+                _ => None,
+            },
             tile::Expr::Binary(BinaryOp::Mod, _, s) => match &self.k.exprs[*s] {
                 tile::Expr::Size(s) => Some(s.clone()),
                 tile::Expr::Int(i) if *i > 0 => Some(Size::Const(*i as u64)),
@@ -410,6 +501,18 @@ impl Lower<'_> {
             | tile::Expr::Rand(_) => None,
         }
     }
+}
+
+/// What a read beyond an array gives.
+fn absent(dtype: DType) -> E {
+    if dtype.is_float() { E::Float(0.0) } else { E::Int(0) }
+}
+
+/// Whether an expression has values of fragments in it.
+fn made(e: &E) -> bool {
+    let mut found = matches!(e, E::Frag { .. });
+    e.for_each_operand(|o| found |= made(o));
+    found
 }
 
 /// A size as a sorted sum of other terms and a constant, so that equal sizes compare equal.

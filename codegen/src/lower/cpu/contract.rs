@@ -434,7 +434,7 @@ impl<'l> Lower<'l> {
         let mut local = self.run.at.clone();
         let width = self.isa.lanes();
         self.loops(&outer, &mut local, &mut |s, local| {
-            s.along_axis(lane, width, local, &mut |s, p: &Point, _| {
+            s.along_axis(lane, width, local, &mut |s, p: &Point| {
                 let mut sink = Sink::default();
                 let v = s.tile_value(t, &names, p, &mut sink)?;
                 let frag = s.frag("packed", dtype, p.width);
@@ -484,7 +484,7 @@ impl<'l> Lower<'l> {
                     continue;
                 }
                 let v = s.var(&s.k.axes[k].name.clone());
-                let body = s.along_axis(lane, width, local, &mut |s, p, _| {
+                let body = s.along_axis(lane, width, local, &mut |s, p| {
                     let mut sink = Sink::default();
                     let mut values = Vec::new();
                     for i in 0..present {

@@ -31,6 +31,8 @@ pub(super) struct Fixed {
     keys: Vec<(ExprId, E)>,
     /// Whether keys are known to lie within the dimensions that they are positions along.
     pub(super) inside: bool,
+    /// Whether some key is known not to: the operand's elements are zeros.
+    pub(super) absent: bool,
     /// An axis of which loops walk a run alone, its first and its end.
     pub(super) walked: Option<(AxisId, E, E)>,
 }
@@ -149,10 +151,11 @@ impl<'l> Lower<'l> {
                 });
             }
         }
-        let otherwise = self.pack(t, &p.rb)?;
-        let Some(cond) = inside else { return Ok(otherwise) };
+        let Some(cond) = inside else { return self.pack(t, &p.rb) };
         self.run.inside = true;
         let then = self.pack(t, &p.rb)?;
+        (self.run.inside, self.run.absent) = (false, true);
+        let otherwise = self.pack(t, &p.rb)?;
         Ok(vec![Stmt::If { cond, then, otherwise }])
     }
 

@@ -30,7 +30,7 @@ impl Lower<'_> {
         let width = self.isa.lanes();
         let mut local = BTreeMap::new();
         self.loops(&outer, &mut local, &mut |s, local| {
-            s.along_lane(lane, width, local, &mut |s, p, _| {
+            s.along_lane(lane, width, local, &mut |s, p| {
                 let mut stmts = Vec::new();
                 let w = if p.lane.is_some() { p.width } else { 0 };
                 let dims: Vec<usize> = if w > 0 { vec![0] } else { vec![] };

@@ -22,8 +22,8 @@ use super::super::symbolic::{Atom, AtomId, Mono, PolyId, Rat, Symbols, Var};
 use super::{Finish, build, needed_finals, over, top_reductions};
 use crate::arena::Id;
 use crate::cascade::{
-    Cascade, Einsum, Expr, ExprId, IndexKind, Output, OutputSource, RankId, Reducer, Size, Stmt, Target, TensorId,
-    TensorKind,
+    Cascade, Einsum, Expr, ExprId, IndexId, IndexKind, Output, OutputSource, RankId, Reducer, Size, Stmt, Target,
+    TensorId, TensorKind,
 };
 use crate::diag::Span;
 use crate::dtype::DType;
@@ -301,7 +301,16 @@ fn rewritten(
     gained.then_some(Rewritten { filter, degree, values })
 }
 
-/// Appends `a[..]`, the median of T at the rank's first points that are summed and finite, or 0 without any, and
+/// The statements that centre a tensor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The mean of a group of elements.
+    Mean(i64),
+    Anchor,
+    Centred,
+}
+
+/// Appends `a[..]`, the median of T at the rank's first points that are summed and finite (the first of them, or 0, for others), and
 /// `T'[..] = T − a`.
 #[allow(clippy::too_many_arguments)]
 fn statements(
@@ -341,33 +350,55 @@ fn statements(
     assert_eq!(em.tensor(&format!("{base}_first"), row, kind, dtype), anchor);
     assert_eq!(em.tensor(&format!("{base}_centred"), whole, kind, dtype), centred);
     let mut made = Vec::new();
-    for with in [false, true] {
+    // Means that the anchor is the median of, each a tensor of its own; then the anchor; then T'.
+    let each = if *degree > Rat::from(2) { NEAR } else { 1 };
+    let groups = 0..if each > 1 { GROUPS } else { 0 };
+    let parts = groups.map(Part::Mean).chain([Part::Anchor, Part::Centred]);
+    let mut means: Vec<TensorId> = Vec::new();
+    for part in parts {
         let mut scope = Scope { indices: BTreeMap::new(), holds: BTreeSet::new(), slots: BTreeMap::new() };
         let mut free = Vec::new();
-        for v in k.dims.iter().filter(|v| with || *v != element) {
+        for v in k.dims.iter().filter(|v| part == Part::Centred || *v != element) {
             let i = em.index(v, IndexKind::Free, &scope.indices);
             scope.indices.insert(v.clone(), i);
             free.push(i);
         }
-        let value = if with {
-            let value = em.poly(k.value, &mut scope).ok()?;
-            let at = free.iter().filter(|i| **i != scope.indices[element]).map(|i| em.push(Expr::Index(*i))).collect();
-            let a = em.push(Expr::Read { tensor: anchor, at });
-            em.binary(BinaryOp::Sub, value, a)
-        } else {
-            let each = if *degree > Rat::from(2) { NEAR } else { 1 };
-            let mut groups: Vec<(ExprId, ExprId)> = Vec::new();
-            for group in 0..GROUPS {
-                let mut near = Vec::new();
-                for point in group * each..(group + 1) * each {
-                    near.push(counted(&mut em, k, filter, element, point, &mut scope)?);
-                }
-                groups.push(mean(&mut em, &near));
+        let row: Vec<IndexId> = free.iter().copied().filter(|i| scope.indices.get(element) != Some(i)).collect();
+        let read = |em: &mut Emitter<'_>, tensor: TensorId| {
+            let at = row.iter().map(|i| em.push(Expr::Index(*i))).collect();
+            em.push(Expr::Read { tensor, at })
+        };
+        let (target, value) = match part {
+            Part::Mean(group) => {
+                let points = group * each..(group + 1) * each;
+                let near =
+                    points.map(|n| counted(&mut em, k, filter, element, n, &mut scope)).collect::<Option<Vec<_>>>()?;
+                let (some, value) = mean(&mut em, &near);
+                let other = match means.first() {
+                    Some(first) => read(&mut em, *first),
+                    None => em.float(0.0),
+                };
+                let tensor = em.tensor(&format!("{base}_near"), extents(false), kind, dtype);
+                means.push(tensor);
+                (tensor, em.push(Expr::Select(some, value, other)))
             }
-            median(&mut em, &groups)
+            Part::Anchor => {
+                let mut values: Vec<ExprId> = means.iter().map(|t| read(&mut em, *t)).collect();
+                for point in values.len() as i64..GROUPS {
+                    let (usable, value) = counted(&mut em, k, filter, element, point, &mut scope)?;
+                    let other = values.first().copied().unwrap_or_else(|| em.float(0.0));
+                    values.push(em.push(Expr::Select(usable, value, other)));
+                }
+                (anchor, median(&mut em, &values))
+            }
+            Part::Centred => {
+                let value = em.poly(k.value, &mut scope).ok()?;
+                let a = read(&mut em, anchor);
+                (centred, em.binary(BinaryOp::Sub, value, a))
+            }
         };
         let at = free.iter().map(|i| em.push(Expr::Index(*i))).collect();
-        let targets = vec![Target { tensor: if with { centred } else { anchor }, at }];
+        let targets = vec![Target { tensor: target, at }];
         made.push(Stmt::Einsum(Einsum {
             targets,
             value,
@@ -414,9 +445,6 @@ fn counted(
 
 /// Whether any of some elements counts, and the mean of those that do.
 fn mean(em: &mut Emitter<'_>, near: &[(ExprId, ExprId)]) -> (ExprId, ExprId) {
-    if let [one] = near {
-        return *one;
-    }
     let mut sum = |of: &dyn Fn(&mut Emitter<'_>, ExprId) -> ExprId| {
         let mut out = None;
         for (usable, value) in near {
@@ -434,17 +462,8 @@ fn mean(em: &mut Emitter<'_>, near: &[(ExprId, ExprId)]) -> (ExprId, ExprId) {
     (some, em.binary(BinaryOp::Div, total, count))
 }
 
-/// The median of three values, the first (0 if it is absent) in place of each other that is absent.
-fn median(em: &mut Emitter<'_>, groups: &[(ExprId, ExprId)]) -> ExprId {
-    let mut first = em.float(0.0);
-    let mut values = Vec::new();
-    for (usable, value) in groups {
-        let x = em.push(Expr::Select(*usable, *value, first));
-        if values.is_empty() {
-            first = x;
-        }
-        values.push(x);
-    }
+/// The median of three values.
+fn median(em: &mut Emitter<'_>, values: &[ExprId]) -> ExprId {
     let (low, high) = (em.binary(BinaryOp::Min, values[0], values[1]), em.binary(BinaryOp::Max, values[0], values[1]));
     let high = em.binary(BinaryOp::Min, high, values[2]);
     em.binary(BinaryOp::Max, low, high)

@@ -160,11 +160,11 @@ pub fn derive_inlined(c: &Cascade, x: &Inlined, rank: RankId, policy: Policy) ->
     // Statements behind sums without exponents stay as they are written: in one value with the sums, what is subtracted
     // from an element would be summed and scaled apart from it.
     if after < before
-        && let Some(d) = finished(c, x, rank, policy, Finish::Text, |p| p.classes.is_empty())
+        && let Some(d) = finished(c, x, rank, policy, Finish::Text, |s, p| p.slots.iter().all(|k| !k.is_exponential(s)))
     {
         return Some(d);
     }
-    finished(c, x, rank, policy, Finish::Outputs, |p| after < before || p.classes.iter().any(|k| k.anchored))
+    finished(c, x, rank, policy, Finish::Outputs, |_, p| after < before || p.classes.iter().any(|k| k.anchored))
 }
 
 /// The derivation with finals as `finish` says, if the plan is one that `fits`.
@@ -174,7 +174,7 @@ fn finished(
     rank: RankId,
     policy: Policy,
     finish: Finish,
-    fits: impl Fn(&Plan) -> bool,
+    fits: impl Fn(&Symbols, &Plan) -> bool,
 ) -> Option<Derivation> {
     if needed_finals(c, x, rank, finish).is_empty() {
         return None;
@@ -183,7 +183,7 @@ fn finished(
     let centred = centre::centre(c, &mut x, rank, finish);
     let c = centred.as_ref().unwrap_or(c);
     let mut plan = Plan::new(c, &mut x, rank, finish)?;
-    if !fits(&plan) {
+    if !fits(&x.symbols, &plan) {
         return None;
     }
     let anchored = plan.classes.iter().any(|k| k.anchored);
@@ -238,6 +238,13 @@ struct Carried {
     power: u32,
     filter: Vec<PolyId>,
     dims: Vec<Var>,
+}
+
+impl Carried {
+    /// Whether what is summed has an exponent, of the anchor or its own.
+    fn is_exponential(&self, s: &Symbols) -> bool {
+        self.class.is_some() || s.poly(self.weight).terms.keys().any(|m| m.exp.is_some())
+    }
 }
 
 struct Final {

@@ -290,7 +290,7 @@ fn normalised_rows_are_as_exact_as_their_text() {
     assert_eq!(super::super::check::check(&c, &d), Ok(()), "{text}");
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     assert!(lines.contains(&"y[m,k] = (z[m,k] - u[m]) / sqrt(v[m] + 1e-5)"), "{text}");
-    let raw = finished(&c, &inline(&c), rank, Policy::Rolling, Finish::Outputs, |_| true).unwrap().cascade;
+    let raw = finished(&c, &inline(&c), rank, Policy::Rolling, Finish::Outputs, |_, _| true).unwrap().cascade;
     let median = text.lines().find(|l| l.contains("x_first[m] =")).unwrap();
     let alone = one(&text.replace(median, "    x_first[m] = x[m,0]"));
     let options = Options::default();

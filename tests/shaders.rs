@@ -302,6 +302,40 @@ fn products_of_the_same_rows_by_register_tiles_agree() {
     }
 }
 
+/// What a step of several products stores and reads has one copy: the meetings of a step are needed, but for one, where what is
+/// copied first has arrived by the meeting that frees the next tile, as copies are done when issued.
+#[test]
+fn meetings_of_register_tiles_are_needed() {
+    let c = parse(einfall_kernels::source("attention_full").expect("a library file")).expect("parses");
+    let c = &c.cascades[0];
+    let artifact = compiled(c, "webgpu-nvidia").expect("WGSL");
+    let sizes = c.ranks.iter().map(|(_, r)| {
+        let n = match r.name.as_str() {
+            "M" => 64,
+            "N" => 96,
+            "E" | "F" => 16,
+            _ => 1,
+        };
+        (r.name.clone(), n)
+    });
+    let b = bind(c, &Given { sizes: sizes.collect(), ..Given::default() }).expect("sizes");
+    let inputs = random(c, &b, 7, Variant::Small).expect("inputs");
+    let mut launch = Launch::new(c, &b, &artifact, &inputs);
+    for i in launch.chosen() {
+        let code = parsed(&modules(&artifact)[i].text);
+        let before = launch.arrays.clone();
+        let reached = launch.run(i, &code, (1, 1), None).unwrap_or_else(|e| panic!("{e}"));
+        let all = reached.len();
+        let needed = reached.into_iter().filter(|barrier| {
+            launch.arrays.clone_from(&before);
+            launch.run(i, &code, (1, 1), Some(*barrier)).is_err()
+        });
+        let needed = needed.count();
+        assert!(all >= 3 && needed + 1 >= all, "{needed} of {all} meetings are needed");
+        launch.arrays = before;
+    }
+}
+
 /// An adapter with more than what the sheet of its kind says is given what it has.
 #[test]
 fn an_adapters_own_limits_count() {
@@ -317,6 +351,36 @@ fn an_adapters_own_limits_count() {
     let artifact = compile_wgsl(&plan, &mapping, &target).unwrap_or_else(|e| panic!("{e}"));
     let threads = artifact.launches.iter().filter_map(|l| l.gpu.as_ref()).map(|g| g.threads);
     assert!(threads.max().is_some_and(|t| t > 256), "more than the built-in sheet allows");
+}
+
+/// Products of few rows and of few columns at known sizes, by both layouts of the matrix, on an adapter of few
+/// multiprocessors: sums meet once, in every variant.
+#[test]
+fn products_of_few_rows_agree() {
+    let mut sheet = DataSheet::named("webgpu-nvidia").expect("a sheet");
+    sheet.gpu.as_mut().expect("a GPU").multiprocessors = 2;
+    let target = Target::of(&sheet).expect("an adapter");
+    let text = |dtype: &str, right: &str, at: &str| {
+        format!(
+            "cascade mm[M, N, K](A: {dtype}[M, K], B: {dtype}{right}) -> (C: f32[M, N]) {{
+                 C[m,n] = sum(k) A[m,k] * B{at} }}"
+        )
+    };
+    for (dtype, right, at) in [("f32", "[K, N]", "[k,n]"), ("f16", "[K, N]", "[k,n]"), ("f16", "[N, K]", "[n,k]")] {
+        let c = parse(&text(dtype, right, at)).expect("parses").cascades.remove(0);
+        let plan = wgsl_plan(&c, &target).expect("a plan");
+        for (m, n, k) in [(1, 128, 1024), (3, 64, 512), (3, 66, 515), (40, 2, 512)] {
+            let mapping = model_gpu::choose(&plan, &sheet, Some(&[m, n, k]));
+            assert!(!mapping.to_string().contains("atom "), "{mapping}");
+            let artifact = compile_wgsl(&plan, &mapping, &target).unwrap_or_else(|e| panic!("{e}\n{mapping}"));
+            let artifact = artifact.with_formulas(&c);
+            // Sizes that the blocks divide, and others, which the last entry takes.
+            for (m, n, k) in [(m, n, k), (m + 1, n + 1, k - 3)] {
+                computes(&c, &artifact, sized(&[("M", m), ("N", n), ("K", k)]), 1)
+                    .unwrap_or_else(|e| panic!("{dtype}{right} at {m}, {n}, {k}: {e}\n{mapping}"));
+            }
+        }
+    }
 }
 
 /// Kernels as text, for what no mapping chosen asks for yet, with a cascade of what they compute.

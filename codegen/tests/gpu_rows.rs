@@ -148,6 +148,33 @@ fn normalisations() {
     }
 }
 
+/// Products of few rows: K cut over the units of a task, whose parts meet in shared memory and are stored by one of them;
+/// blocks that divide the extents need no mask, and other extents another entry.
+#[test]
+fn few_rows_of_a_product() {
+    let entry = |m: u64, n: u64, k: u64, units: u64, exact: &str| {
+        format!(
+            "kernel matmul_0 {{\naxis m block {m}{exact}\naxis n block {n}{exact}\naxis k block {k} units {units} \
+             register 4{exact}\n}}\n"
+        )
+    };
+    for (m, n, k, units) in [(1, 32, 64, 4), (4, 16, 64, 2), (4, 32, 128, 8)] {
+        let sizes = [[m, n, k], [2 * m, 2 * n, 3 * k], [m, n + 8, k], [m + 1, n - 1, k + 5], [1, 1, 1], [2, 8, 0]];
+        let sizes: Vec<&[u64]> = sizes.iter().map(|s| s.as_slice()).collect();
+        let both = format!("{}{}", entry(m, n, k, units, " exact"), entry(m, n, k, units, ""));
+        let module = check("matmul", &both, &sizes);
+        let text = einfall_ir::kernel::print::print_kernel(&module.kernels[0], &module.ranks);
+        assert!(text.contains(&format!("assume K multiple {k}")), "{text}");
+        assert!(!text.contains(" within ") && !text.contains("where"), "{text}");
+        // What the units left is read by the one that stores.
+        let end = &text[text.rfind("task_sync").expect("they meet")..];
+        assert!(end.find("if unit == 0").expect("once") < end.find("load ").expect("read"), "{text}");
+        // Without the entry for others they are refused.
+        let alone = lowered(&formed_alone("matmul"), &entry(m, n, k, units, " exact"));
+        assert!(alone.kernels.iter().all(|x| !x.assumes.is_empty()));
+    }
+}
+
 #[test]
 fn several_rows_of_a_task() {
     for grid in ["axis m block 4\n", "axis m block 4 units 4\n", "axis m block 8 units 4\n"] {

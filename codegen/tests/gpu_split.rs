@@ -8,6 +8,7 @@ use einfall_codegen::backend::ptx::{Target, print};
 use einfall_codegen::lower::gpu::{self, split_streams};
 use einfall_codegen::pipeline::{Context, Program};
 use einfall_codegen::tables;
+use einfall_ir::analysis::order_free;
 use einfall_ir::analysis::resources::Limits;
 use einfall_ir::arena::Id;
 use einfall_ir::array::Array;
@@ -343,6 +344,31 @@ fn what_depends_on_its_order_is_not_cut() {
         let refused = split_streams::run(&source, &parse(&mapping).unwrap(), 132).expect_err(says);
         assert!(refused.message.contains(says) && refused.help.is_some(), "{refused}");
     }
+    // What a step stores belongs to its part, of which the array knows nothing.
+    let stores = "plan s[M, N] {
+    input x: f32[M, N]
+    output y: f32[M, N]
+    output t: f32[M]
+
+    kernel s_0 {
+        grid m in M
+        stream n in N
+        tile r: f32[m]
+        r = 0.0
+        for n {
+            store y[m, n] = x[m, n] + 1.0 over m, n
+            r = carry reduce sum(n) x[m, n]
+        }
+        store t[m] = r over m
+    }
+}
+";
+    let source = tile::parse::parse(stores).unwrap();
+    let mapping = "mapping s on h100 {\n kernel s_0 {\n axis m block 1\n axis n block 8\n split n parts 2 merge second_kernel\n }\n}";
+    let refused = split_streams::run(&source, &parse(mapping).unwrap(), 132).expect_err("it stores");
+    assert!(refused.message.contains("n of s_0 is not cut: its steps store"), "{refused}");
+    let at = source.kernels[0].body.iter().position(|n| matches!(n, tile::Node::Stream(_))).unwrap();
+    assert!(order_free::equal_parts(&source, &source.kernels[0], at).is_err());
     // Without the pass the lowering says what is missing.
     let source = tile::parse::parse(&text("plans/decode.tile")).unwrap();
     let mapping = text("mappings/decode.mapping");

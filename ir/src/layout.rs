@@ -94,6 +94,18 @@ impl MemLayout {
         Some(MemLayout { dims, swizzle: Some(swizzle) })
     }
 
+    /// Two dimensions, the last contiguous, with 16 bytes between groups of four rows: threads that read vectors along rows
+    /// four apart find them in different banks.
+    pub fn staggered(extents: [u64; 2], elem_bytes: u64) -> Option<MemLayout> {
+        let [rows, columns] = extents;
+        let gap = 16 / elem_bytes;
+        if rows <= 4 || !rows.is_multiple_of(4) || !columns.is_multiple_of(gap) {
+            return None;
+        }
+        let outer = vec![Digit { extent: 4, stride: columns }, Digit { extent: rows / 4, stride: 4 * columns + gap }];
+        Some(MemLayout { dims: vec![outer, vec![Digit { extent: columns, stride: 1 }]], swizzle: None })
+    }
+
     /// Two dimensions, `inner` contiguous in panels of 16 bytes: what unswizzled operands of wgmma are, 8 rows of a panel
     /// a core matrix.
     pub fn core_matrices(extents: [u64; 2], inner_dim: usize, elem_bytes: u64) -> Option<MemLayout> {
@@ -229,6 +241,11 @@ impl Distribution {
     /// The elements of a tile in accesses of `width` neighbours along dimension `lead`: lanes one after another along it,
     /// then registers; `threads` that are left go to the other dimensions, last first, and what is left of them repeats.
     pub fn accesses(dims: &[u64], lead: Option<usize>, width: u64, threads: u64) -> Distribution {
+        Distribution::neighbours(dims, lead, width, &[], threads)
+    }
+
+    /// The same, where a thread holds `near[d]` neighbours along each other dimension d (1 where it is not given).
+    pub fn neighbours(dims: &[u64], lead: Option<usize>, width: u64, near: &[u64], threads: u64) -> Distribution {
         let (mut lanes, mut regs) = (Vec::new(), Vec::new());
         let digit = |list: &mut Vec<DistDigit>, extent, dim, stride| {
             if extent > 1 {
@@ -247,9 +264,11 @@ impl Distribution {
             rest[c] = 1;
         }
         for c in (0..dims.len()).rev() {
-            let across = gcd(rest[c], left);
-            digit(&mut lanes, across, c, 1);
-            digit(&mut regs, rest[c] / across, c, across);
+            let near = gcd(rest[c], near.get(c).copied().unwrap_or(1).max(1));
+            let across = gcd(rest[c] / near, left);
+            digit(&mut regs, near, c, 1);
+            digit(&mut lanes, across, c, near);
+            digit(&mut regs, rest[c] / near / across, c, near * across);
             left /= across;
         }
         digit(&mut lanes, left, 0, 0);

@@ -56,6 +56,9 @@ pub struct WebGpu {
     pub subgroup: u64,
     /// Whether the built-in `exp2` keeps 2 ulps.
     pub exact_exp2: bool,
+    /// Whether the built-in `unpack2x16float` keeps subnormal numbers, infinities and NaN.
+    #[serde(default)]
+    pub exact_unpack: bool,
     /// Storage buffers of a kernel.
     pub storage_buffers: u64,
     /// Bytes of one binding.

@@ -109,6 +109,18 @@ pub fn binary(op: BinaryOperator, a: &Data, b: &Data) -> Res<Data> {
     Ok(Data { kind, n, bits: bits.collect() })
 }
 
+/// A number of 16 bits as one of 32.
+fn half(bits: u32) -> u32 {
+    let (exponent, mantissa) = (bits >> 10 & 31, bits & 1023);
+    let x = match exponent {
+        0 => mantissa as f32 * 2f32.powi(-24),
+        31 if mantissa == 0 => f32::INFINITY,
+        31 => f32::NAN,
+        e => (1024 + mantissa) as f32 * 2f32.powi(e as i32 - 25),
+    };
+    if bits & 0x8000 == 0 { x } else { -x }.to_bits()
+}
+
 pub fn math(fun: MathFunction, list: &[Rc<Data>]) -> Res<Data> {
     use MathFunction as M;
     let x = &list[0];
@@ -117,6 +129,10 @@ pub fn math(fun: MathFunction, list: &[Rc<Data>]) -> Res<Data> {
         let bits = (0..x.bits.len()).map(|i| f(&[of(i, 0), of(i, 1), of(i, 2)]));
         Ok(Data { kind: x.kind, n: x.n, bits: bits.collect() })
     };
+    if fun == M::Unpack2x16float {
+        let bits = x.bits.iter().flat_map(|w| [half(w & 0xffff), half(w >> 16)]);
+        return Ok(Data { kind: ScalarKind::Float, n: 2, bits: bits.collect() });
+    }
     match x.kind {
         ScalarKind::Float => {
             let f: fn(&[f32; 3]) -> f32 = match fun {

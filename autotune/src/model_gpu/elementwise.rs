@@ -385,7 +385,11 @@ fn walked(f: &Facts<'_>, lead: AxisId, width: u64, loads: u64, sheet: &DataSheet
         let most = sheet.gpu.as_ref().map_or(255, share).saturating_sub(WORKING + WALKING);
         let carried = f.carried.get(&lead).copied().unwrap_or(0);
         let fits = |n: u64| n * carried <= most;
-        let rows = if f.walked.is_empty() && fits(width * loads.min(2)) { loads.min(2) } else { 1 };
+        // Through WebGPU twice as many, as far as a row goes (docs/tuning-log.md, section 11: a copy).
+        let task = WARPS * WARP * width;
+        let several = |n: u64| if f.extent(lead).is_some_and(|x| x >= n * task) { n } else { 2 };
+        let loads = loads.min(if sheet.webgpu.is_some() { several(4) } else { 2 });
+        let rows = if f.walked.is_empty() && fits(width * loads) { loads } else { 1 };
         let whole = width;
         let halves = |n: &u64| Some(n / 2).filter(|n| *n > 0);
         let width = std::iter::successors(Some(whole), halves).find(|n| fits(n * rows)).unwrap_or(1);

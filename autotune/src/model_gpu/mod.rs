@@ -20,6 +20,7 @@ pub mod cost;
 pub mod elementwise;
 pub mod facts;
 pub mod family;
+mod few_rows;
 pub mod live;
 pub mod multiply_add;
 pub mod obstacle;

@@ -6,7 +6,7 @@
 //! operands of 64, and what addresses take), else 4 by 8; warps one below the other. 32 steps of k at a time where shared
 //! memory holds them, one stage of them, else half as many (docs/tuning-log.md, section 11: on an H200 twice as fine
 //! pieces in two stages are a seventh slower, and sections of tasks gain nothing). Tiles in shared memory have one word per
-//! element. Invariant: what is returned keeps within the sheet's registers and threads, and its shared memory where 16 steps fit (12 KB at most). Kernels of any
+//! element. Products of few rows are [`few_rows`]'s. Invariant: what is returned keeps within the sheet's registers and threads, and its shared memory where 16 steps fit (12 KB at most). Kernels of any
 //! other form get blocks alone: small ones, whose products are held in registers, where an inner axis is whole; else those of
 //! [`products`], whose threads share a row, or a state that goes from step to step.
 
@@ -21,7 +21,7 @@ use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, Ti
 use super::elementwise::Facts;
 use super::family::Family;
 use super::structure::in_registers;
-use super::{facts, products};
+use super::{facts, few_rows, products};
 
 /// Bytes of a shared tile's element.
 const WORD: u64 = 4;
@@ -106,7 +106,12 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
     let gpu = sheet.gpu.as_ref().filter(|g| g.atoms.iter().any(|a| a == "fma"))?;
     let f = Facts::new(plan, kernel, sizes);
     Some(match contraction(kernel) {
-        Some(c) => vec![tiled(kernel, plan, gpu, &c, &f)],
+        Some(c) => {
+            let (operands, rows, columns, summed) = (c.operands, c.rows, c.columns, c.summed);
+            let product = few_rows::Product { operands, rows, columns, summed };
+            let few = few_rows::variants(kernel, plan, gpu, &product, &f);
+            few.unwrap_or_else(|| vec![tiled(kernel, plan, gpu, &c, &f)])
+        }
         None if !steps_in_order(kernel) && kernel.axes.iter().any(|(_, a)| inner(a)) => {
             let longest = kernel.axes.iter().filter(|(_, a)| inner(a)).map(|(id, _)| f.extent(id)).max().flatten();
             let fit = longest.and_then(|n| INNER.into_iter().find(|class| n <= *class));
@@ -171,8 +176,7 @@ fn cut(
 }
 
 /// Several contractions of the same rows in one stream, each by register tiles: the rows' operands and results stay with
-/// the warp that has the rows, what a step loads lies in shared memory, and so does what it computes and multiplies, in two
-/// copies by turns. With how many such tasks a multiprocessor is fed by. None where shared memory or registers do not hold the
+/// the warp that has the rows, what a step loads lies in shared memory, and so does what it computes and multiplies. With how many such tasks a multiprocessor is fed by. None where shared memory or registers do not hold the
 /// least of them at inner axes of `n`, where the rows are fewer than an atom's, and for kernels that are not so. None for
 /// adapters of few registers or unknown ones either: of attention these are thousands of lines, which a browser that has no
 /// card compiles for minutes.
@@ -209,7 +213,9 @@ fn fused(
             AxisKind::Stream | AxisKind::Grid => 1,
         };
         let elems = |t: TileId| facts.tile_axes(t).iter().map(|a| block(*a)).product::<u64>();
-        let bytes = WORD * (s.fetched().map(elems).sum::<u64>() + 2 * computed.iter().map(|t| elems(*t)).sum::<u64>());
+        // Rows of right operands are up to a word longer, four of them a vector.
+        let words = |t: TileId| elems(t) + elems(t) / facts.tile_axes(t).last().map_or(1, |a| block(*a));
+        let bytes = WORD * (s.fetched().map(words).sum::<u64>() + computed.iter().map(|t| elems(*t)).sum::<u64>());
         // Accumulators, what is computed of them, operands of a step of 4, and values of rows.
         let own = s.contractions.iter().map(|c| unit / 4 * block(c.n) / 8).sum::<u64>();
         let more = computed.iter().map(|t| elems(*t) / (32 * units)).sum::<u64>();
@@ -232,7 +238,7 @@ fn fused(
     let name = |t: TileId| kernel.tiles[t].name.as_str();
     let fetched =
         s.fetched().map(|t| TileMapping { engine: Some(Engine::CpAsync), ..TileMapping::new(name(t), Space::Shared) });
-    let turned = computed.iter().map(|t| TileMapping { stages: 2, ..TileMapping::new(name(*t), Space::Shared) });
+    let turned = computed.iter().map(|t| TileMapping::new(name(*t), Space::Shared));
     let ops = facts.ops.iter().enumerate().filter(|(_, o)| o.stream.is_some()).map(|(i, o)| {
         let contraction = s.contractions.iter().find(|c| c.op == i);
         let columns = contraction.map(|c| if c.n == stream.axis { steps } else { n }.min(COLUMNS));
@@ -263,7 +269,8 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>
     let atom = format!("fma.m{rows}n{COLUMNS}k4.f32");
     let units = 4.min(gpu.threads_per_task / Scope::Warp.threads()).max(1);
     let units = units.min(extent.div_ceil(rows).checked_next_power_of_two().unwrap_or(units));
-    let fits = |depth: &u64| WORD * depth * (rows * units + COLUMNS) <= gpu.shared_per_task;
+    // Columns that are read along k are a word longer.
+    let fits = |depth: &u64| WORD * (depth * (rows * units + COLUMNS) + COLUMNS) <= gpu.shared_per_task;
     let depth = DEPTHS.into_iter().find(fits).unwrap_or(DEPTHS[1]);
     let name = |a: AxisId| kernel.axes[a].name.clone();
     let axes = kernel.axes.ids().map(|a| match a {

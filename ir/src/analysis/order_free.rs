@@ -169,6 +169,9 @@ fn parts_where(kernel: &Kernel, place: usize, ends: &dyn Fn(TileId) -> bool) -> 
     let name = |t: TileId| &kernel.tiles[t].name;
     for node in &s.body {
         let Node::Op(op) = node else { continue };
+        if let Op::Store { buffer: _, .. } = op {
+            return Err("its steps store".to_string());
+        }
         if let Op::Contract { a, b, over, .. } = op
             && over.contains(&s.axis)
             && !mapped(*a)

@@ -11,6 +11,7 @@ use std::fmt;
 
 use crate::kernel::{BarrierKind, BufSpace, Expr, FragId, GroupKind, Kernel, Operand, Role, Stmt, atoms, walk};
 use crate::layout::Distribution;
+use crate::ops::ReduceOp;
 use crate::target::{DataSheet, Gpu};
 
 /// Registers per thread beyond fragments, as a choice of mappings reckons.
@@ -295,6 +296,14 @@ fn peak(kernel: &Kernel, role: &Role) -> u64 {
     l.peak
 }
 
+/// The fragment that the last statement sums and that the one before it computes of others: no thread needs to hold it whole.
+pub fn passing(body: &[Stmt]) -> Option<FragId> {
+    let [.., Stmt::Map { out, value }, Stmt::Reduce { out: sums, op: ReduceOp::Sum, src, .. }] = body else {
+        return None;
+    };
+    (out == src && !sums.contains(src) && !value.reads(*src)).then_some(*src)
+}
+
 impl Liveness<'_> {
     fn note(&mut self, live: &Live) {
         let sum: u64 = live.iter().map(|f| fragment_registers(self.kernel, *f)).sum();
@@ -304,9 +313,14 @@ impl Liveness<'_> {
     /// What is live before `body`, given what is live after it.
     fn block(&mut self, body: &[Stmt], mut live: Live) -> Live {
         self.note(&live);
-        for s in body.iter().rev() {
+        for (i, s) in body.iter().enumerate().rev() {
+            let after = live.clone();
             live = self.stmt(s, live);
-            self.note(&live);
+            match passing(&body[..=i]).filter(|f| !after.contains(f)) {
+                // An element of it at a time.
+                Some(f) => self.note(&live.iter().copied().filter(|x| *x != f).collect()),
+                None => self.note(&live),
+            }
         }
         live
     }

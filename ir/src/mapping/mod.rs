@@ -61,12 +61,16 @@ pub struct AxisMapping {
     pub cluster: u64,
     /// Units of a role it is cut over (warpgroups sharing a block).
     pub units: u64,
-    /// Coordinates of one instruction or register tile; 0: the atom's. Where no atom says, the contiguous coordinates
-    /// that one thread holds (one wide load), 0: 16 bytes of the narrowest array.
+    /// Coordinates of one instruction or register tile; 0: the atom's. Where no atom says, the neighbouring coordinates
+    /// that one thread holds (one wide load); 0: 16 bytes of the narrowest array along the axis that most is contiguous in,
+    /// 1 along others.
     pub register: u64,
     /// Whether one block must hold the whole extent, so that what is read along it stays in registers from its first
     /// use to its last: the kernel becomes a variant for such extents, and needs an entry for longer ones after it.
     pub whole: bool,
+    /// Whether the extent is taken to be a multiple of the block, so that nothing along it is masked: the kernel becomes a
+    /// variant for such extents, and needs an entry for others after it.
+    pub exact: bool,
     /// Whether a stream over it goes from its last block to its first: blocks that need a mask at the end of a
     /// triangle then come first.
     pub descending: bool,
@@ -192,6 +196,7 @@ impl AxisMapping {
             units: 1,
             register: 0,
             whole: false,
+            exact: false,
             descending: false,
             launches: false,
         }

@@ -3,7 +3,7 @@
 //! ```text
 //! mapping = "mapping" PLAN "on" TARGET "{" {kernel} "}"
 //! kernel  = "kernel" NAME "{" {line} "}"
-//! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"] ["descending"] ["launches"]
+//! line    = "axis" AXIS "block" INT ["cluster" INT] ["units" INT] ["register" INT] ["whole"] ["exact"] ["descending"] ["launches"]
 //!         | "work" ["order" AXIS {"," AXIS}] ["persistent"] ["group" INT] ["longest_first"]
 //!         | "split" AXIS "parts" INT ["resident" INT] "merge" ("last_arriver" | "cluster" | "second_kernel") ["ordered"]
 //!         | "early"
@@ -126,6 +126,7 @@ fn line(c: &mut Cursor, k: &mut KernelMapping) -> Parsed<()> {
             units,
             register: number(c, "register", 0)?,
             whole: c.eat_word("whole"),
+            exact: c.eat_word("exact"),
             descending: c.eat_word("descending"),
             launches: c.eat_word("launches"),
         });

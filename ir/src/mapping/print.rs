@@ -53,6 +53,7 @@ fn kernel(f: &mut fmt::Formatter<'_>, k: &KernelMapping) -> fmt::Result {
             }
         }
         f.write_str(if a.whole { " whole" } else { "" })?;
+        f.write_str(if a.exact { " exact" } else { "" })?;
         f.write_str(if a.descending { " descending" } else { "" })?;
         f.write_str(if a.launches { " launches\n" } else { "\n" })?;
     }

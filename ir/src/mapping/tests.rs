@@ -6,8 +6,8 @@ use super::verify::verify;
 const TEXT: &str = "mapping gemm on h100 {
     kernel gemm {
         axis m block 128 cluster 2 units 2
-        axis n block 256
-        axis k block 64 whole descending
+        axis n block 256 exact
+        axis k block 64 whole exact descending
         work order m, n persistent group 8 longest_first
         split k parts 4 resident 2 merge last_arriver ordered
         role producer: 1 warp regs 40
@@ -38,8 +38,8 @@ fn names_and_numbers_are_checked() {
         ("tile c ", "tile d ", "M0201", "names tile `d`"),
         ("role consumer by", "role store by", "M0201", "names role `store`"),
         ("kernel gemm", "kernel mm", "M0201", "names kernel `mm`"),
-        ("block 256", "block 256 whole", "M0202", "whole but cut over tasks"),
-        ("block 256", "block 256 descending", "M0202", "descends but is not a stream axis"),
+        ("block 256 exact", "block 256 whole", "M0202", "whole but cut over tasks"),
+        ("block 256 exact", "block 256 descending", "M0202", "descends but is not a stream axis"),
         ("units 2", "units 3", "M0202", "not cut evenly"),
         ("cluster 2 ", "", "M0202", "multicast along `m`, which has no cluster"),
         ("multicast m", "multicast n", "M0202", "along which it differs"),

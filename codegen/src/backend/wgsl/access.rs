@@ -302,7 +302,10 @@ impl Emit<'_> {
             }
         }
         let carries = match &self.k.bufs[view.buf].space {
-            BufSpace::Shared { layout, .. } => layout.dims.iter().any(|d| d.len() > 1),
+            BufSpace::Shared { layout, .. } => layout.dims.iter().enumerate().any(|(d, digits)| {
+                let lower = digits.iter().rev().skip(1).map(|g| g.extent).product();
+                digits.len() > 1 && !self.begins_at(view, f, d, lower)
+            }),
             BufSpace::Global { .. } | BufSpace::Scratch { .. } => false,
         };
         let stage = self.stage_offset(view)?;
@@ -328,8 +331,9 @@ impl Emit<'_> {
         let (row, rest) = if carries {
             (consts.clone(), 0)
         } else if let BufSpace::Shared { layout, .. } = &self.k.bufs[view.buf].space {
-            let sum = layout.dims.iter().zip(&consts).map(|(d, c)| d.first().map_or(0, |g| g.stride as i64) * c).sum();
-            (Vec::new(), sum)
+            // Nothing carries from what the thread begins at to what is constant: offsets add.
+            let at: Vec<u64> = consts.iter().map(|c| *c as u64).collect();
+            (Vec::new(), layout.offset(&at) as i64)
         } else {
             let last = consts.pop().unwrap_or(0);
             (consts.clone(), last)
@@ -365,6 +369,16 @@ impl Emit<'_> {
         let x = self.named(&x);
         a.rows.insert(row, x.clone());
         shifted(self, &x, rest, width)
+    }
+
+    /// Whether every thread's elements begin at a multiple of `n` along a dimension of a window's buffer.
+    fn begins_at(&self, view: &View, f: FragId, dim: usize, n: u64) -> bool {
+        let h = self.held(f);
+        let walked = view.walk.iter().enumerate().filter_map(|(i, w)| w.filter(|w| w.0 == dim).map(|w| (i, w.1)));
+        view.at.get(dim).is_some_and(|e| divides(self.k, n, e))
+            && walked.into_iter().all(|(i, step)| {
+                h.threads[i].iter().all(|g| (g.stride * step.unsigned_abs()).is_multiple_of(n)) && step > 0
+            })
     }
 
     /// Elements before the stage of a window.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 
+use einfall_ir::analysis::resources;
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::artifact::Slot;
 use einfall_ir::cascade::{Rank, RankId};
@@ -29,6 +30,20 @@ const SLOTS: u64 = 8;
 /// A name that WGSL takes, from one that may hold anything.
 pub(super) fn plain(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect()
+}
+
+/// How often a fragment is computed for the next statement alone, which sums it.
+fn passing_pairs(body: &[Stmt], found: &mut BTreeMap<FragId, usize>) {
+    for (i, s) in body.iter().enumerate() {
+        if let Some(f) = resources::passing(&body[..=i]) {
+            *found.entry(f).or_default() += 1;
+        }
+        match s {
+            Stmt::For { body, .. } => passing_pairs(body, found),
+            Stmt::If { then, otherwise, .. } => [then, otherwise].into_iter().for_each(|b| passing_pairs(b, found)),
+            _ => {}
+        }
+    }
 }
 
 /// One kernel under way.
@@ -70,6 +85,10 @@ pub(super) struct Emit<'a> {
     pub(super) turn: Option<usize>,
     /// Values per invocation in one copy of the exchange; 0: not used so far.
     pub(super) exchanged: u64,
+    /// Fragments that one statement writes and one reads.
+    summed_once: BTreeSet<FragId>,
+    /// What the statement under way sums, as its elements are computed.
+    pub(super) passing: Option<(FragId, Expr)>,
     /// Whether arrays that the kernel writes are read in it too.
     rereads: bool,
     /// Whether invocations exchange by operations of a subgroup.
@@ -104,6 +123,8 @@ impl<'a> Emit<'a> {
             complete: HashMap::new(),
             turn: Some(0),
             exchanged: 0,
+            summed_once: BTreeSet::new(),
+            passing: None,
             rereads: false,
             subgroups: false,
         };
@@ -132,6 +153,16 @@ impl<'a> Emit<'a> {
         e.forms()?;
         let array = |b: &BufSpace| matches!(b, BufSpace::Global { .. });
         e.rereads = k.bufs.iter().zip(&e.forms).any(|((_, b), f)| array(&b.space) && f.written && f.read);
+        let mut used: BTreeMap<FragId, [usize; 2]> = BTreeMap::new();
+        walk(&role.body, &mut |s| {
+            let (reads, writes) = s.frags();
+            reads.iter().for_each(|f| used.entry(*f).or_default()[0] += 1);
+            writes.iter().for_each(|f| used.entry(*f).or_default()[1] += 1);
+        });
+        // A loop's trips without masks and those with them are two pieces of code.
+        let mut pairs = BTreeMap::new();
+        passing_pairs(&role.body, &mut pairs);
+        e.summed_once = pairs.into_iter().filter(|(f, n)| used.get(f) == Some(&[*n; 2])).map(|(f, _)| f).collect();
         for (id, f) in k.frags.iter() {
             let ty = class(f.dtype).name();
             for v in 0..e.held(id).count() {
@@ -199,9 +230,12 @@ impl<'a> Emit<'a> {
         if self.inner > 0 { f(self) } else { self.unguarded(f) }
     }
 
-    /// All invocations of the workgroup meet.
+    /// All invocations of the workgroup meet, unless they have just met.
     pub(super) fn barrier(&mut self) {
         self.unguarded(|e| {
+            if e.out.trim_end().ends_with("Barrier();") {
+                return;
+            }
             e.raw("workgroupBarrier();");
             if e.rereads {
                 e.raw("storageBarrier();");
@@ -373,8 +407,15 @@ impl<'a> Emit<'a> {
     }
 
     fn body(&mut self, body: &[Stmt]) -> Res<()> {
-        for s in body {
+        for (i, s) in body.iter().enumerate() {
+            // What the next statement alone sums is computed there, element by element.
+            let passing = body.get(..i + 2).and_then(resources::passing).filter(|f| self.summed_once.contains(f));
+            if let (Some(f), Stmt::Map { value, .. }) = (passing, s) {
+                self.passing = Some((f, value.clone()));
+                continue;
+            }
             self.stmt(s)?;
+            self.passing = None;
             for f in self.complete.get(&std::ptr::from_ref(s)).cloned().unwrap_or_default() {
                 self.complete(f)?;
             }

@@ -51,6 +51,9 @@ impl Emit<'_> {
         if let Some(name) = self.packed(buf) {
             let shift = 5 - self.k.bufs[buf].dtype.bits().trailing_zeros();
             let word = self.item_at(buf, &format!("{index} >> {shift}u"));
+            if name == "f16" && self.target.exact_unpack {
+                return Ok(Val::new(ty, format!("unpack2x16float({word})[{index} & 1]")));
+            }
             return Ok(Val::new(ty, format!("get_{name}({word}, {index})")));
         }
         let (words, item) = (self.form(buf).words, self.item_at(buf, index));
@@ -78,6 +81,11 @@ impl Emit<'_> {
             for c in 0..words as usize {
                 let word = if words == 1 { name.clone() } else { format!("{name}.{}", ["x", "y", "z", "w"][c]) };
                 match packed {
+                    Some("f16") if self.target.exact_unpack => {
+                        let pair = self.fresh("h");
+                        self.line(&format!("let {pair} = unpack2x16float({word});"));
+                        values.extend(["x", "y"].map(|c| Val::new(class(dtype), format!("{pair}.{c}"))));
+                    }
                     Some(kind) => {
                         let per = 32 / dtype.bits();
                         let of = |j: u32| Val::new(class(dtype), format!("get_{kind}({word}, {j})"));

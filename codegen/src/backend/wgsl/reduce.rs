@@ -13,9 +13,11 @@ use einfall_ir::ops::{BinaryOp, ReduceOp};
 use super::Res;
 use super::access::Addresses;
 use super::emit::Emit;
+use super::expr::Memo;
 use super::frag::class;
 use super::value::{Ty, Val};
 use crate::backend::gpu::held::ThreadDigit;
+use crate::backend::gpu::memo::Element;
 use crate::backend::gpu::reduction::{CHAINS, Reduction, joined};
 
 /// Values that one exchange between threads reads at most; more go in two.
@@ -47,6 +49,8 @@ impl Emit<'_> {
         let ty = identity.ty;
         let partial = carry && op == ReduceOp::Sum && self.partial.contains_key(&out);
         let alone = digits.is_empty() || partial;
+        // Several results are chains already.
+        let most = CHAINS.div_ceil(groups.len().max(1));
         let mut a = Addresses::default();
         let mut results = Vec::new();
         for (v, members) in groups.iter().enumerate() {
@@ -55,10 +59,10 @@ impl Emit<'_> {
                 chains.push(self.to(&self.element(out, v), ty));
             }
             for (n, &m) in members.iter().enumerate() {
-                let x = self.element(src, m);
+                let x = self.summand(src, m)?;
                 let p = self.present(src, m, bounds, &mut a)?;
                 let x = self.to(&self.select(&p, &x, &identity), ty);
-                if chains.len() < CHAINS.min(members.len()) {
+                if chains.len() < most.min(members.len()) {
                     chains.push(x);
                 } else {
                     let n = n % chains.len();
@@ -89,6 +93,16 @@ impl Emit<'_> {
             self.set(out, v, x)?;
         }
         Ok(())
+    }
+
+    /// Element `m` of what is reduced: its variable, or its value where it is computed here.
+    fn summand(&mut self, src: FragId, m: usize) -> Res<Val> {
+        let Some((_, value)) = self.passing.clone().filter(|(f, _)| *f == src) else { return Ok(self.element(src, m)) };
+        let el = Element { of: src, v: m, at: self.held(src).consts[m].clone() };
+        let x = self.value(&value, Some(&el), &mut Memo::default())?;
+        let dtype = self.held(src).dtype;
+        let x = self.rounded(&x, dtype)?;
+        Ok(self.to(&x, class(dtype)))
     }
 
     /// Joins the lanes of a sum whose lanes held parts.

@@ -227,7 +227,10 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
             block,
             units,
             cluster,
-            exact: block == 1 || extent.is_some_and(|n| n % block == 0) || multiple(&a.extent, block),
+            exact: mapped.is_some_and(|m| m.exact)
+                || block == 1
+                || extent.is_some_and(|n| n % block == 0)
+                || multiple(&a.extent, block),
             register: mapped.map_or(0, |m| m.register),
             descending: mapped.is_some_and(|m| m.descending),
             grid: grid.iter().position(|g| *g == a.name),

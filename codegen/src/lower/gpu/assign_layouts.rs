@@ -204,6 +204,12 @@ fn is_loaded(f: &Facts<'_>, t: TileId) -> bool {
 fn shared(f: &Facts<'_>, id: TileId, dims: &[AxisId]) -> Step<MemLayout> {
     let t = f.tile(id);
     let extents: Vec<u64> = dims.iter().map(|a| f.axis(*a).block).collect();
+    if let (&[x, y], true) = (extents.as_slice(), t.mapping.swizzle == 0 && read_along(f, id, dims)) {
+        // A word an element, whatever is loaded.
+        if let Some(l) = MemLayout::staggered([x, y], 4) {
+            return Ok(l);
+        }
+    }
     if t.mapping.swizzle == 0 && !by_descriptor(f, id) {
         return Ok(MemLayout::row_major(&extents));
     }
@@ -224,6 +230,17 @@ fn shared(f: &Facts<'_>, id: TileId, dims: &[AxisId]) -> Step<MemLayout> {
             refuse("swizzle", message, "the contiguous extent must be a multiple of the span")
         }
     }
+}
+
+/// Whether threads that load their own operands read the tile along what they sum, neighbours in rows of their own: those of
+/// a right operand are its columns. Neighbours share the rows of a left operand.
+fn read_along(f: &Facts<'_>, id: TileId, dims: &[AxisId]) -> bool {
+    f.ops.iter().any(|o| {
+        let atom = o.mapping.atom.as_ref().and_then(|a| atoms::find(&AtomName(a.clone())));
+        let Op::Contract { a, b, over, .. } = o.op else { return false };
+        let right = if o.mapping.swapped { a } else { b };
+        *right == id && atom.is_some_and(|a| a.threads_alone()) && dims.last().is_some_and(|last| over.contains(last))
+    })
 }
 
 /// Whether an instruction reads the tile itself, through a matrix descriptor.

@@ -53,6 +53,8 @@ pub(super) struct Emit<'f, 'a> {
     pub skews: Vec<i64>,
     /// The filter of the stream being emitted.
     pub filter: Option<ExprId>,
+    /// Whether the block of the stream being emitted is known to be within the extent and the filter.
+    pub inside: bool,
     /// The stream being emitted.
     pub item: Option<usize>,
     /// The role being emitted.
@@ -176,6 +178,7 @@ impl<'f, 'a> Emit<'f, 'a> {
             meetings: BTreeMap::new(),
             skews: vec![0; f.ops.len()],
             filter: None,
+            inside: false,
             item: None,
             role: 0,
             ring: BTreeMap::new(),
@@ -313,6 +316,7 @@ impl<'f, 'a> Emit<'f, 'a> {
         }
         if meets {
             self.role_sync(self.f.channels[channel].consumer, out);
+            flow.copies.read.clear();
         }
         let Some(barrier) = self.full[channel] else { return };
         let stage = self.stage(channel, at).unwrap_or(Expr::Int(0));
@@ -420,6 +424,7 @@ impl<'f, 'a> Emit<'f, 'a> {
         let due: Vec<(usize, i64)> = stages.iter().filter(own).copied().collect();
         self.await_copies(&due, flow, out)?;
         flow.copies.read.extend(stages);
+        flow.copies.read.extend(self.single_copies(i, at.rel));
         // Registers it touches belong to no group in flight.
         if !matches!(op, Op::Contract { .. }) {
             let reads: Vec<FragId> = f.reads(op).iter().filter_map(|t| self.frags[t.index()]).collect();

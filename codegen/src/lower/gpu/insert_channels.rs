@@ -55,6 +55,11 @@ impl Channel {
         self.engine == Some(Engine::CpAsync)
     }
 
+    /// Whether one copy of it is stored and read by the same threads in every trip: they meet before they store it again.
+    pub fn is_single(&self) -> bool {
+        self.meets && self.stages == 1 && self.stream.is_some()
+    }
+
     /// Whether mbarriers order it.
     pub fn has_mbarriers(&self) -> bool {
         !self.by_threads() && !self.meets
@@ -139,10 +144,6 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
         let contracted = readers.iter().any(|r| matches!(f.ops[*r].op, Op::Contract { .. }) && !loads(r));
         let persistent = f.work_loop.as_ref().is_some_and(|w| w.persistent);
         let meets = engine.is_none() && f.roles.len() == 1 && !contracted && !persistent;
-        if meets && stream.is_some() && stages < 2 {
-            let message = format!("{} is stored and read by the same threads in every step", tile.name);
-            return refuse("channels", message, "write `stages 2`: one copy is read while the other is stored");
-        }
         let joins = |c: &&mut Channel| {
             engine.is_some()
                 && c.engine == engine

@@ -9,7 +9,8 @@
 //! ring buffer with full and empty barriers between any writer and reader of a shared tile), [`split_domains`] (blocks
 //! of a stream that need no mask), [`left_out`] (which masks change nothing), [`variants`] (what a launch must check
 //! before it runs a kernel), [`schedule`] (skews expanded into prologue, steady loop and epilogue, with every wait),
-//! [`emit`], [`early_loads`] (where loads are issued), and [`overlap_launches`].
+//! [`emit`], [`early_loads`] (where loads are issued), [`late_starts`] (what begins as a constant), [`store_once`] (which unit
+//! finishes what one stores), and [`overlap_launches`].
 //! Invariant: nothing asks for a kernel's name or how many contractions a body has; what a mapping asks for that cannot
 //! be done is refused with the constraint's name (codes G01xx), an expected answer.
 
@@ -29,6 +30,7 @@ mod exprs;
 mod hold_rows;
 mod insert_channels;
 mod join_parts;
+mod late_starts;
 mod left_out;
 mod overlap_launches;
 mod reduce_products;
@@ -39,6 +41,7 @@ pub mod split_streams;
 mod spread;
 mod stage_operands;
 pub mod stage_stores;
+mod store_once;
 mod variants;
 mod walk_inner;
 mod work_loop;
@@ -90,6 +93,7 @@ fn variant(plan: &Plan, k: &tile::Kernel, m: &KernelMapping, limits: &Limits) ->
         .and_then(insert_channels::run)
         .and_then(|f| emit::run(f, limits))?;
     let lowered = if m.early { early_loads::run(lowered) } else { lowered };
+    let lowered = store_once::run(late_starts::run(lowered));
     Ok(Some(kernel::Kernel { assumes, ..lowered }))
 }
 

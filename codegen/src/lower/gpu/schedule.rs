@@ -118,6 +118,8 @@ struct Plan {
     count: VarId,
     /// Trips `peel + ..` of which one segment needs no mask: bounds of it.
     full: Option<(VarId, VarId)>,
+    /// The skew of the operations that this segment is for.
+    full_for: Option<i64>,
     masked_before: bool,
     masked_after: bool,
 }
@@ -340,7 +342,8 @@ impl Emit<'_, '_> {
         deferred.retain(|c| flow.copies.open.contains(c));
         flow.copies.open.retain(|c| !deferred.contains(c));
         let entry = self.entering(&deferred);
-        let p = Plan { role, axis, filter, ops, skew, trip, begin, count, full, masked_before, masked_after };
+        let full_for = full.and(sensitive.first().copied());
+        let p = Plan { role, axis, filter, ops, skew, trip, begin, count, full, full_for, masked_before, masked_after };
         let late: Vec<usize> = p.ops.iter().copied().filter(|i| self.deferred(*i)).collect();
         late.iter().for_each(|i| self.start(*i, out));
         let attempts = [None, Some((skew, false)), Some((skew.max(1), false)), Some((skew, true))];
@@ -654,8 +657,10 @@ impl Emit<'_, '_> {
         let block = add(var(p.begin), number);
         let place = Place { role: p.role, block: Some((p.axis, block)), checked };
         self.filter = p.filter;
+        // Segments follow the operations that change without masks.
+        self.inside = !checked && p.full_for == Some(self.skews[i]) && rel == -self.skews[i];
         let done = self.op(i, &place, &at, flow, out);
-        self.filter = None;
+        (self.filter, self.inside) = (None, false);
         done
     }
 

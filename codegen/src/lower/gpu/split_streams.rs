@@ -99,6 +99,9 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
     let Node::Stream(stream) = kernel.body[place].clone() else { unreachable!("found as a stream") };
     order_free::check(&kernel, &stream)
         .or_else(|why| refuse("split", format!("{} of {name} is not cut: {why}", split.axis), "leave out `split`"))?;
+    if stream.body.iter().any(|n| matches!(n, Node::Op(Op::Store { .. }))) {
+        return refuse("split", format!("{} of {name} is not cut: its steps store", split.axis), "leave out `split`");
+    }
     let Some(block) = m.axis(&split.axis).map(|a| a.block).or(kernel.axes[stream.axis].block) else {
         return refuse("blocks", format!("axis {} of kernel {name} has no block", split.axis), "add an `axis` line");
     };

@@ -70,12 +70,15 @@ impl Spread {
         }
         let lead = (0..classes.len()).rev().max_by_key(|c| moved[*c].0);
         let dims: Vec<u64> = classes.iter().map(|c| f.held(c[0], role)).collect();
+        let asked = |c: usize| classes[c].iter().map(|a| f.axis(*a).register).max().unwrap_or(0);
+        let near: Vec<u64> = (0..classes.len()).map(asked).collect();
         let width = lead.map_or(1, |c| {
-            let asked = classes[c].iter().map(|a| f.axis(*a).register).max().unwrap_or(0);
+            let asked = near[c];
             let default = if moved[c].0 == 0 { 1 } else { (ACCESS_BYTES / moved[c].1).max(1) };
             gcd(dims[c], if asked > 0 { asked } else { default })
         });
-        Spread { dist: Distribution::accesses(&dims, lead, width, f.roles[role].scope.threads()), classes }
+        let threads = f.roles[role].scope.threads();
+        Spread { dist: Distribution::neighbours(&dims, lead, width, &near, threads), classes }
     }
 }
 

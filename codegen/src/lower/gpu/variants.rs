@@ -1,6 +1,6 @@
 //! variants: what a launch must check before it runs a kernel, and the kernels it chooses among.
 //!
-//! A mapping's `whole` blocks must hold their extents. Wide loads and stores need aligned arrays and rows of whole
+//! A mapping's `whole` blocks must hold their extents, `exact` ones divide them. Wide loads and stores need aligned arrays and rows of whole
 //! vectors: a kernel whose fragments hold vectors of an array comes twice, first for such arrays, then for any.
 //! Invariant: the variants of one kernel compute the same where their assumptions hold, and the last one of the list
 //! assumes nothing, or the mapping covers no longer extents (then a launch that fits none is refused).
@@ -16,7 +16,8 @@ use super::exprs::size_of;
 use super::{Step, refuse};
 
 /// What the blocks of an entry take for granted: those that are `whole` hold their extents, and so do those of inner
-/// axes in `lowered`, the kernel that is left when what can be walked is walked. None if an extent is known not to fit.
+/// axes in `lowered`, the kernel that is left when what can be walked is walked; those that are `exact` divide them. None if
+/// an extent is known not to fit.
 pub(super) fn assumptions(
     plan: &Plan,
     k: &tile::Kernel,
@@ -33,6 +34,19 @@ pub(super) fn assumptions(
             Some(_) => {}
             None => {
                 let assumption = Assumption::AtMost(size_of(plan, &a.extent), block);
+                if !out.contains(&assumption) {
+                    out.push(assumption);
+                }
+            }
+        }
+    }
+    for (_, a) in k.axes.iter() {
+        let Some(own) = m.axis(&a.name).filter(|x| x.exact && x.block > 1) else { continue };
+        match fixed(&a.extent, &plan.ranks) {
+            Some(n) if n % own.block != 0 => return None,
+            Some(_) => {}
+            None => {
+                let assumption = Assumption::Multiple(size_of(plan, &a.extent), own.block);
                 if !out.contains(&assumption) {
                     out.push(assumption);
                 }

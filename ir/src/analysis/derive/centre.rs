@@ -6,8 +6,9 @@
 //! and where the output's value is a centred form, a leaves it by algebra alone. The anchor is then never moved, and
 //! accumulators of parts of a fiber still add. With a an element of the fiber, (a − μ)² ≤ N·σ²: what is subtracted is
 //! at most N times what remains, whatever the mean, as in the error bound of a sum of N terms (Chan, Golub & LeVeque
-//! 1983 on shifted data). Where third and higher powers are summed, a is the mean of up to [`NEAR_POINTS`] elements: one
-//! alone may be an outlier, whose distance from μ those powers magnify. Where a stays as an offset, as in the mean
+//! 1983 on shifted data). That is still too much for a first element that is an outlier: three σ away, ten times the
+//! error of what remains. So a is the median of three elements, of which two must be far for it to be, and where third
+//! and higher powers are summed, which magnify more, of three means of three. Where a stays as an offset, as in the mean
 //! a + (Σx')/N, the result is off by up to half an ulp of a − μ, which may be larger by any factor than a mean near 0 and
 //! what summing x itself leaves of it: sums that are results are taken as they are written. Invariant: a value is rewritten
 //! only when a is gone from it, or stands in it once as an offset and it is no result.
@@ -18,11 +19,11 @@ use super::super::emit::{Emitter, Scope};
 use super::super::inline::{Definition, Inlined};
 use super::super::separation;
 use super::super::symbolic::{Atom, AtomId, Mono, PolyId, Rat, Symbols, Var};
-use super::{build, needed_finals, over, top_reductions};
+use super::{Finish, build, needed_finals, over, top_reductions};
 use crate::arena::Id;
 use crate::cascade::{
-    Cascade, Einsum, Expr, ExprId, IndexKind, Output, OutputSource, RankId, Reducer, Size, Stmt, Target, TensorId,
-    TensorKind,
+    Cascade, Einsum, Expr, ExprId, IndexId, IndexKind, Output, OutputSource, RankId, Reducer, Size, Stmt, Target,
+    TensorId, TensorKind,
 };
 use crate::diag::Span;
 use crate::dtype::DType;
@@ -31,8 +32,10 @@ use crate::ops::{BinaryOp, ReduceOp, UnaryOp};
 /// The most tensors of a cascade that are centred.
 const MAX_CENTRED: usize = 4;
 
-/// Points whose mean is the anchor of sums of third and higher powers.
-const NEAR_POINTS: i64 = 8;
+/// Groups of elements whose median is the anchor.
+const GROUPS: i64 = 3;
+/// Elements of a group, where third and higher powers are summed; one otherwise.
+const NEAR: i64 = 3;
 
 /// A sum over the rank, its index opened.
 struct Opened {
@@ -60,8 +63,8 @@ struct Rewritten {
 }
 
 /// The cascade with centred tensors in it, and in `x` the values that read them; none where no value gains.
-pub(super) fn centre(c: &Cascade, x: &mut Inlined, rank: RankId) -> Option<Cascade> {
-    let finals = needed_finals(c, x, rank);
+pub(super) fn centre(c: &Cascade, x: &mut Inlined, rank: RankId, finish: Finish) -> Option<Cascade> {
+    let finals = needed_finals(c, x, rank, finish);
     let element = x.symbols.fresh(Size::Rank(rank));
     let waiting = build::waits(c, rank);
     let readable: BTreeMap<TensorId, Definition> =
@@ -298,7 +301,16 @@ fn rewritten(
     gained.then_some(Rewritten { filter, degree, values })
 }
 
-/// Appends `a[..]`, the mean of T at the rank's first points that are summed and finite, or 0 without any, and
+/// The statements that centre a tensor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The mean of a group of elements.
+    Mean(i64),
+    Anchor,
+    Centred,
+}
+
+/// Appends `a[..]`, the median of T at the rank's first points that are summed and finite (the first of them, or 0, for others), and
 /// `T'[..] = T − a`.
 #[allow(clippy::too_many_arguments)]
 fn statements(
@@ -338,62 +350,55 @@ fn statements(
     assert_eq!(em.tensor(&format!("{base}_first"), row, kind, dtype), anchor);
     assert_eq!(em.tensor(&format!("{base}_centred"), whole, kind, dtype), centred);
     let mut made = Vec::new();
-    for with in [false, true] {
+    // Means that the anchor is the median of, each a tensor of its own; then the anchor; then T'.
+    let each = if *degree > Rat::from(2) { NEAR } else { 1 };
+    let groups = 0..if each > 1 { GROUPS } else { 0 };
+    let parts = groups.map(Part::Mean).chain([Part::Anchor, Part::Centred]);
+    let mut means: Vec<TensorId> = Vec::new();
+    for part in parts {
         let mut scope = Scope { indices: BTreeMap::new(), holds: BTreeSet::new(), slots: BTreeMap::new() };
         let mut free = Vec::new();
-        for v in k.dims.iter().filter(|v| with || *v != element) {
+        for v in k.dims.iter().filter(|v| part == Part::Centred || *v != element) {
             let i = em.index(v, IndexKind::Free, &scope.indices);
             scope.indices.insert(v.clone(), i);
             free.push(i);
         }
-        let value = if with {
-            let value = em.poly(k.value, &mut scope).ok()?;
-            let at = free.iter().filter(|i| **i != scope.indices[element]).map(|i| em.push(Expr::Index(*i))).collect();
-            let a = em.push(Expr::Read { tensor: anchor, at });
-            em.binary(BinaryOp::Sub, value, a)
-        } else {
-            let points = if *degree > Rat::from(2) { NEAR_POINTS } else { 1 };
-            let mut near = Vec::new();
-            for point in 0..points {
-                let n = em.s.integer(point);
-                let here = BTreeMap::from([(element.clone(), n)]);
-                let value = em.s.substitute(k.value, &here);
-                let value = em.poly(value, &mut scope).ok()?;
-                let filter: Vec<PolyId> = filter.iter().map(|p| em.s.substitute(*p, &here)).collect();
-                let (size, infinite) = (em.unary(UnaryOp::Abs, value), em.float(f64::INFINITY));
-                let mut usable = em.binary(BinaryOp::Lt, size, infinite);
-                if let Some(held) = em.conjunction(&filter, &mut scope).ok()? {
-                    usable = em.binary(BinaryOp::And, held, usable);
-                }
-                if point > 0 {
-                    let (n, extent) = (em.push(Expr::Int(point)), em.push(Expr::Size(element.extent().clone())));
-                    let exists = em.binary(BinaryOp::Lt, n, extent);
-                    usable = em.binary(BinaryOp::And, exists, usable);
-                }
-                near.push((usable, value));
+        let row: Vec<IndexId> = free.iter().copied().filter(|i| scope.indices.get(element) != Some(i)).collect();
+        let read = |em: &mut Emitter<'_>, tensor: TensorId| {
+            let at = row.iter().map(|i| em.push(Expr::Index(*i))).collect();
+            em.push(Expr::Read { tensor, at })
+        };
+        let (target, value) = match part {
+            Part::Mean(group) => {
+                let points = group * each..(group + 1) * each;
+                let near =
+                    points.map(|n| counted(&mut em, k, filter, element, n, &mut scope)).collect::<Option<Vec<_>>>()?;
+                let (some, value) = mean(&mut em, &near);
+                let other = match means.first() {
+                    Some(first) => read(&mut em, *first),
+                    None => em.float(0.0),
+                };
+                let tensor = em.tensor(&format!("{base}_near"), extents(false), kind, dtype);
+                means.push(tensor);
+                (tensor, em.push(Expr::Select(some, value, other)))
             }
-            let mut sum = |of: &dyn Fn(&mut Emitter<'_>, ExprId) -> ExprId| {
-                let mut out = None;
-                for (usable, value) in &near {
-                    let (x, zero) = (of(&mut em, *value), em.float(0.0));
-                    let x = em.push(Expr::Select(*usable, x, zero));
-                    out = Some(out.map_or(x, |sum| em.binary(BinaryOp::Add, sum, x)));
+            Part::Anchor => {
+                let mut values: Vec<ExprId> = means.iter().map(|t| read(&mut em, *t)).collect();
+                for point in values.len() as i64..GROUPS {
+                    let (usable, value) = counted(&mut em, k, filter, element, point, &mut scope)?;
+                    let other = values.first().copied().unwrap_or_else(|| em.float(0.0));
+                    values.push(em.push(Expr::Select(usable, value, other)));
                 }
-                out.expect("one point or more")
-            };
-            let total = sum(&|_, value| value);
-            match points {
-                1 => total,
-                _ => {
-                    let count = sum(&|em, _| em.float(1.0));
-                    let one = em.float(1.0);
-                    let count = em.binary(BinaryOp::Max, count, one);
-                    em.binary(BinaryOp::Div, total, count)
-                }
+                (anchor, median(&mut em, &values))
+            }
+            Part::Centred => {
+                let value = em.poly(k.value, &mut scope).ok()?;
+                let a = read(&mut em, anchor);
+                (centred, em.binary(BinaryOp::Sub, value, a))
             }
         };
         let at = free.iter().map(|i| em.push(Expr::Index(*i))).collect();
-        let targets = vec![Target { tensor: if with { centred } else { anchor }, at }];
+        let targets = vec![Target { tensor: target, at }];
         made.push(Stmt::Einsum(Einsum {
             targets,
             value,
@@ -409,4 +414,57 @@ fn statements(
     }
     c.stmts.splice(at..at, made);
     Some(())
+}
+
+/// Whether T at a point of the rank is there, is summed and finite; and its value.
+fn counted(
+    em: &mut Emitter<'_>,
+    k: &Candidate,
+    filter: &[PolyId],
+    element: &Var,
+    point: i64,
+    scope: &mut Scope,
+) -> Option<(ExprId, ExprId)> {
+    let n = em.s.integer(point);
+    let here = BTreeMap::from([(element.clone(), n)]);
+    let value = em.s.substitute(k.value, &here);
+    let value = em.poly(value, scope).ok()?;
+    let filter: Vec<PolyId> = filter.iter().map(|p| em.s.substitute(*p, &here)).collect();
+    let (size, infinite) = (em.unary(UnaryOp::Abs, value), em.float(f64::INFINITY));
+    let mut usable = em.binary(BinaryOp::Lt, size, infinite);
+    if let Some(held) = em.conjunction(&filter, scope).ok()? {
+        usable = em.binary(BinaryOp::And, held, usable);
+    }
+    if point > 0 {
+        let (n, extent) = (em.push(Expr::Int(point)), em.push(Expr::Size(element.extent().clone())));
+        let exists = em.binary(BinaryOp::Lt, n, extent);
+        usable = em.binary(BinaryOp::And, exists, usable);
+    }
+    Some((usable, value))
+}
+
+/// Whether any of some elements counts, and the mean of those that do.
+fn mean(em: &mut Emitter<'_>, near: &[(ExprId, ExprId)]) -> (ExprId, ExprId) {
+    let mut sum = |of: &dyn Fn(&mut Emitter<'_>, ExprId) -> ExprId| {
+        let mut out = None;
+        for (usable, value) in near {
+            let (x, zero) = (of(em, *value), em.float(0.0));
+            let x = em.push(Expr::Select(*usable, x, zero));
+            out = Some(out.map_or(x, |sum| em.binary(BinaryOp::Add, sum, x)));
+        }
+        out.expect("one element or more")
+    };
+    let total = sum(&|_, value| value);
+    let count = sum(&|em, _| em.float(1.0));
+    let (one, zero) = (em.float(1.0), em.float(0.0));
+    let some = em.binary(BinaryOp::Lt, zero, count);
+    let count = em.binary(BinaryOp::Max, count, one);
+    (some, em.binary(BinaryOp::Div, total, count))
+}
+
+/// The median of three values.
+fn median(em: &mut Emitter<'_>, values: &[ExprId]) -> ExprId {
+    let (low, high) = (em.binary(BinaryOp::Min, values[0], values[1]), em.binary(BinaryOp::Max, values[0], values[1]));
+    let high = em.binary(BinaryOp::Min, high, values[2]);
+    em.binary(BinaryOp::Max, low, high)
 }

@@ -155,19 +155,38 @@ pub fn derive_with(c: &Cascade, rank: RankId, policy: Policy) -> Option<Derivati
 
 /// Likewise, from the cascade's canonical form.
 pub fn derive_inlined(c: &Cascade, x: &Inlined, rank: RankId, policy: Policy) -> Option<Derivation> {
-    if needed_finals(c, x, rank).is_empty() {
+    let before = passes_over(c, &[rank]).max;
+    let after = levels_after(c, x, rank).passes;
+    // Statements behind sums without exponents stay as they are written: in one value with the sums, what is subtracted
+    // from an element would be summed and scaled apart from it.
+    if after < before
+        && let Some(d) = finished(c, x, rank, policy, Finish::Text, |s, p| p.slots.iter().all(|k| !k.is_exponential(s)))
+    {
+        return Some(d);
+    }
+    finished(c, x, rank, policy, Finish::Outputs, |_, p| after < before || p.classes.iter().any(|k| k.anchored))
+}
+
+/// The derivation with finals as `finish` says, if the plan is one that `fits`.
+fn finished(
+    c: &Cascade,
+    x: &Inlined,
+    rank: RankId,
+    policy: Policy,
+    finish: Finish,
+    fits: impl Fn(&Symbols, &Plan) -> bool,
+) -> Option<Derivation> {
+    if needed_finals(c, x, rank, finish).is_empty() {
         return None;
     }
     let mut x = x.clone();
-    let before = passes_over(c, &[rank]).max;
-    let after = levels_after(c, &x, rank).passes;
-    let centred = centre::centre(c, &mut x, rank);
+    let centred = centre::centre(c, &mut x, rank, finish);
     let c = centred.as_ref().unwrap_or(c);
-    let mut plan = Plan::new(c, &mut x, rank)?;
-    let anchored = plan.classes.iter().any(|k| k.anchored);
-    if after >= before && !anchored {
+    let mut plan = Plan::new(c, &mut x, rank, finish)?;
+    if !fits(&x.symbols, &plan) {
         return None;
     }
+    let anchored = plan.classes.iter().any(|k| k.anchored);
     let bounded = plan.bounded(c, &x.symbols);
     let policies = match (anchored, bounded) {
         (true, true) => vec![Policy::Hoist, Policy::Rolling, Policy::Lazy, Policy::Tree],
@@ -179,10 +198,19 @@ pub fn derive_inlined(c: &Cascade, x: &Inlined, rank: RankId, policy: Policy) ->
             return None;
         }
         if anchored {
-            plan = Plan::with(c, &mut x, rank, true)?;
+            plan = Plan::with(c, &mut x, rank, finish, true)?;
         }
     }
     build::build(c, &mut x, rank, plan, policies).ok()
+}
+
+/// Which tensors are finished from accumulators.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Finish {
+    /// The last ones: the outputs themselves where they can be.
+    Outputs,
+    /// Those whose statements reduce over the rank, as far as they can be.
+    Text,
 }
 
 /// Sums that share an exponent and a filter.
@@ -210,6 +238,13 @@ struct Carried {
     power: u32,
     filter: Vec<PolyId>,
     dims: Vec<Var>,
+}
+
+impl Carried {
+    /// Whether what is summed has an exponent, of the anchor or its own.
+    fn is_exponential(&self, s: &Symbols) -> bool {
+        self.class.is_some() || s.poly(self.weight).terms.keys().any(|m| m.exp.is_some())
+    }
 }
 
 struct Final {
@@ -311,7 +346,7 @@ fn ends(c: &Cascade, stmt: &Stmt) -> (BTreeSet<TensorId>, BTreeSet<TensorId>) {
 }
 
 /// Final tensors that the outputs need when nothing behind them is kept.
-fn needed_finals(c: &Cascade, x: &Inlined, rank: RankId) -> Vec<TensorId> {
+fn needed_finals(c: &Cascade, x: &Inlined, rank: RankId, finish: Finish) -> Vec<TensorId> {
     let mut seen = BTreeSet::new();
     let mut stack: Vec<TensorId> = c.outputs.iter().map(|o| output_tensor(&o.source)).collect();
     let mut out = BTreeSet::new();
@@ -319,7 +354,8 @@ fn needed_finals(c: &Cascade, x: &Inlined, rank: RankId) -> Vec<TensorId> {
         if !seen.insert(t) {
             continue;
         }
-        if is_final(x, t, rank) {
+        let fin = is_final(x, t, rank);
+        if fin && !(finish == Finish::Text && is_made_of_finals(c, x, t, rank)) {
             out.insert(t);
             continue;
         }
@@ -331,6 +367,29 @@ fn needed_finals(c: &Cascade, x: &Inlined, rank: RankId) -> Vec<TensorId> {
         }
     }
     out.into_iter().collect()
+}
+
+/// Whether a tensor's statement reduces nothing over the rank and reads only finals of what does.
+fn is_made_of_finals(c: &Cascade, x: &Inlined, t: TensorId, rank: RankId) -> bool {
+    let waiting = build::waits(c, rank);
+    let mut found = false;
+    for stmt in c.stmts.iter().filter(|s| ends(c, s).0.contains(&t)) {
+        let Stmt::Einsum(e) = stmt else { return false };
+        let mut reduces = false;
+        e.roots().for_each(|r| {
+            c.walk(r, &mut |_, x| {
+                if let Expr::Reduce { over, .. } = x {
+                    reduces |= over.iter().any(|i| c.indices[*i].rank == Some(rank));
+                }
+            });
+        });
+        let reads = ends(c, stmt).1;
+        if reduces || !reads.iter().all(|r| !waiting.contains(r) || is_final(x, *r, rank)) {
+            return false;
+        }
+        found |= reads.iter().any(|r| waiting.contains(r));
+    }
+    found
 }
 
 /// The quotient of sums, when it is exact.
@@ -354,12 +413,12 @@ fn has_pole(s: &Symbols, q: PolyId, v: &Var) -> bool {
 }
 
 impl Plan {
-    fn new(c: &Cascade, x: &mut Inlined, rank: RankId) -> Option<Plan> {
-        Plan::with(c, x, rank, false)
+    fn new(c: &Cascade, x: &mut Inlined, rank: RankId, finish: Finish) -> Option<Plan> {
+        Plan::with(c, x, rank, finish, false)
     }
 
-    fn with(c: &Cascade, x: &mut Inlined, rank: RankId, hoisted: bool) -> Option<Plan> {
-        let tensors = needed_finals(c, x, rank);
+    fn with(c: &Cascade, x: &mut Inlined, rank: RankId, finish: Finish, hoisted: bool) -> Option<Plan> {
+        let tensors = needed_finals(c, x, rank, finish);
         if tensors.is_empty() {
             return None;
         }

@@ -198,8 +198,8 @@ fn centred_forms_are_carried_relative_to_an_element_of_the_fiber() {
         &format!("{x}, z: f32[N,M]) -> (y: f32[M]"),
         "u[m] = (sum(n) x[m,n]) / N\n v[m] = (sum(n) z[n,m]) / N\n y[m] = (sum(n) (x[m,n] - u[m]) * (z[n,m] - v[m])) / N",
     );
-    assert!(text.contains("x_first[m] = if abs(x[m,0]) < inf then x[m,0] else 0.0"), "{text}");
-    assert!(text.contains("z_first[m] = if abs(z[0,m]) < inf then z[0,m] else 0.0"), "{text}");
+    assert!(text.contains("x_first[m] = max(min(if abs(x[m,0]) < inf then x[m,0] else 0.0, if 1 < N"), "{text}");
+    assert!(text.contains("z_first[m] = max(min(if abs(z[0,m]) < inf then z[0,m] else 0.0, if 1 < N"), "{text}");
     assert!(text.contains("z_centred[n,m] = z[n,m] - z_first[m]"), "{text}");
     // Weights, and a sum of two inputs as one variable.
     let (_, _, text) = derived_text(
@@ -272,5 +272,53 @@ fn means_that_are_results_are_as_exact_as_their_sums() {
         let found = evaluate_declared(&d, &b, &x, &options, seed, Rounding::Nearest).expect("the derived form");
         let (name, u) = found.results().remove(0);
         expected[0].compare(&u.values).unwrap_or_else(|why| panic!("{name}, seed {seed}: {why}\n{text}"));
+    }
+}
+
+/// A row normalised by its own mean and variance: rows far from 0, rows whose first element is far from the others, and
+/// plain ones are within the tolerance of the text; sums of the elements themselves and one element as the anchor are not.
+#[test]
+fn normalised_rows_are_as_exact_as_their_text() {
+    let c = one("cascade c[M, N, K](x: f32[M,N], z: f32[M,K]) -> (y: f32[M,K]) {
+        u[m] = (sum(n) x[m,n]) / N
+        v[m] = (sum(n) (x[m,n] - u[m]) * (x[m,n] - u[m])) / N
+        y[m,k] = (z[m,k] - u[m]) / sqrt(v[m] + 1e-5)
+    }");
+    let rank = c.rank("N").unwrap();
+    let d = derive(&c, rank).unwrap();
+    let text = print_cascade(&d.cascade);
+    assert_eq!(super::super::check::check(&c, &d), Ok(()), "{text}");
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    assert!(lines.contains(&"y[m,k] = (z[m,k] - u[m]) / sqrt(v[m] + 1e-5)"), "{text}");
+    let raw = finished(&c, &inline(&c), rank, Policy::Rolling, Finish::Outputs, |_, _| true).unwrap().cascade;
+    let median = text.lines().find(|l| l.contains("x_first[m] =")).unwrap();
+    let alone = one(&text.replace(median, "    x_first[m] = x[m,0]"));
+    let options = Options::default();
+    // Whether all rows drawn about `mean` are within the tolerance by a form; the first elements are `far` above it.
+    let fits = |form: &Cascade, (mean, far, n): (f64, f64, u64)| {
+        (0..3).all(|seed| {
+            let (m, k) = (32usize, 12usize);
+            let (b, mut x) = inputs(&c, &[("M", m as u64), ("N", n), ("K", k as u64)], seed, 1.0);
+            let mut random = Stream(seed + n);
+            let mut normal = || (0..12).map(|_| random.unit()).sum::<f64>() - 6.0;
+            x[0].data.iter_mut().for_each(|v| *v = f64::from((normal() + mean) as f32));
+            for row in 0..m {
+                let at = row * n as usize;
+                x[0].data[at] += far;
+                let (from, to) = x.split_at_mut(1);
+                to[0].data[row * k..][..k].copy_from_slice(&from[0].data[at..][..k]);
+            }
+            let want = &expect(&c, &b, &x, &options).unwrap()[0];
+            let found = evaluate_declared(form, &b, &x, &options, seed, Rounding::Nearest).unwrap();
+            want.compare(&found.results().remove(0).1.values).is_ok()
+        })
+    };
+    for rows in
+        [(0.0, 0.0, 16), (0.0, 0.0, 257), (10.0, 0.0, 65), (1000.0, 0.0, 65), (0.0, 30.0, 257), (0.0, 1000.0, 257)]
+    {
+        assert!(fits(&d.cascade, rows), "{rows:?}\n{text}");
+    }
+    for (form, rows) in [(&raw, (10.0, 0.0, 65)), (&raw, (1000.0, 0.0, 65)), (&alone, (0.0, 30.0, 257))] {
+        assert!(!fits(form, rows), "{rows:?}\n{}", print_cascade(form));
     }
 }

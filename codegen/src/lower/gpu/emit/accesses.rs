@@ -15,7 +15,8 @@ use super::super::apply_mapping::fixed;
 use super::super::assign_layouts::renamed;
 use super::super::exprs::{Place, add, max, min, size, sub};
 use super::super::schedule::Iteration;
-use super::{Emit, Frame};
+use super::super::split_domains::conjuncts;
+use super::{Emit, Frame, is_walked};
 
 /// A window into an array over the dimensions of a frame.
 struct Access {
@@ -69,13 +70,16 @@ impl Emit<'_, '_> {
                     }
                     let first = add(l.base.clone(), f.origin(axis, place));
                     let same = l.base == Expr::Int(0) && f.kernel.axes[axis].extent == extents[d];
-                    let mut limit = (!f.axis(axis).exact).then(|| sub(f.extent(axis), f.origin(axis, place)));
+                    let full = self.inside && is_walked(place, axis);
+                    let mut limit = (!full && !f.axis(axis).exact).then(|| sub(f.extent(axis), f.origin(axis, place)));
                     if !same && !stores {
                         if !non_negative(&l.base) {
                             return None;
                         }
-                        let end = sub(size(f, &extents[d]), first.clone());
-                        limit = Some(limit.map_or(end.clone(), |l| min(l, end)));
+                        if !(full && self.within(*p, &extents[d])) {
+                            let end = sub(size(f, &extents[d]), first.clone());
+                            limit = Some(limit.map_or(end.clone(), |l| min(l, end)));
+                        }
                     }
                     access.limits.extend(limit.map(|l| (x, l)));
                     access.at.push(first);
@@ -84,6 +88,25 @@ impl Emit<'_, '_> {
             }
         }
         Some(access)
+    }
+
+    /// Whether the filter of the stream keeps a position below an extent.
+    fn within(&self, p: ExprId, extent: &Size) -> bool {
+        let f = self.f;
+        let text = |e: ExprId| tile::print::expr_text(f.plan, f.kernel, e);
+        fn least(k: &tile::Kernel, e: ExprId, extent: &Size) -> bool {
+            match &k.exprs[e] {
+                tile::Expr::Size(s) => s == extent,
+                tile::Expr::Binary(BinaryOp::Min, a, b) => least(k, *a, extent) || least(k, *b, extent),
+                _ => false,
+            }
+        }
+        let mut all = Vec::new();
+        self.filter.into_iter().for_each(|e| conjuncts(f, e, &mut all));
+        all.into_iter().any(|e| match f.kernel.exprs[e] {
+            tile::Expr::Binary(BinaryOp::Lt, a, b) => text(a) == text(p) && least(f.kernel, b, extent),
+            _ => false,
+        })
     }
 
     /// Whether a uniform position is one of an axis of the dimension's extent, or a fixed one inside.

@@ -200,6 +200,10 @@ impl Emit<'_, '_> {
             // The unit must not wait for a stage that it still has to release itself.
             self.settle_where(flow, at, out, |g| g.releases.iter().any(|r| r.0 == c));
             self.wait_empty(c, at, out);
+            if f.channels[c].is_single() && flow.copies.read.iter().any(|(x, _)| *x == c) {
+                self.role_sync(place.role, out);
+                flow.copies.read.clear();
+            }
         }
         let renames = renamed(f, i);
         let own = |a: &AxisId| renames.iter().find(|(to, _)| to == a).map_or(*a, |(_, own)| *own);

@@ -23,6 +23,9 @@ use super::super::{Step, refuse};
 use super::{Emit, Frame, implied, is_walked};
 use crate::identity::{is_identity_in, kernel_constant};
 
+/// Elements of units' parts that a thread holds at a time when they are joined.
+const AT_ONCE: u64 = 64;
+
 impl Emit<'_, '_> {
     /// The fragment of an operation's source over its frame.
     #[allow(clippy::too_many_arguments)]
@@ -204,6 +207,14 @@ impl Emit<'_, '_> {
         self.role_sync(role, out);
         for &i in ops {
             let Op::Reduce { out: outs, op, carry, .. } = f.ops[i].op else { continue };
+            let held = |t: &TileId| f.tile(*t).dist.as_ref().map_or(1, |d| d.counts().1);
+            let units = f.roles[role].units;
+            if let [t] = outs[..]
+                && units * held(&t) > AT_ONCE
+            {
+                self.merge_in_turn(i, t, *op, *carry, (stages, stage.clone(), role), out);
+                continue;
+            }
             let mut all = Vec::new();
             for t in outs {
                 let (dist, dtype) = (f.tile(*t).dist.clone().expect("assigned"), f.kernel.tiles[*t].dtype);
@@ -265,6 +276,37 @@ impl Emit<'_, '_> {
         // In a work loop the next block writes the same copies.
         if f.work_loop.as_ref().is_some_and(|w| w.persistent) {
             self.role_sync(role, out);
+        }
+    }
+
+    /// Joins the units' parts of a tile of many elements a few units at a time, so that registers hold no more of them.
+    fn merge_in_turn(
+        &mut self,
+        i: usize,
+        t: TileId,
+        op: ReduceOp,
+        carry: bool,
+        (stages, stage, role): (u64, Option<Expr>, usize),
+        out: &mut Vec<Stmt>,
+    ) {
+        let f = self.f;
+        let (own, dtype) = (f.tile(t).dist.clone().expect("assigned"), f.kernel.tiles[t].dtype);
+        let (units, buf) = (f.roles[role].units, self.meeting(i, t, stages, role));
+        let mut few = (AT_ONCE / own.counts().1).clamp(1, units);
+        while !units.is_multiple_of(few) {
+            few -= 1;
+        }
+        let dist = with_units(&own, few);
+        let rank = dist.dims.len();
+        let frag = self.temp(&format!("{}_{}_some", f.ops[i].name, f.tile(t).name), dtype, &dist);
+        for first in (0..units).step_by(few as usize) {
+            let mut at = vec![Expr::Int(0); rank];
+            at[0] = Expr::Int(first as i64);
+            let walk = (0..rank).map(|d| Some((d, 1))).collect();
+            let src = View { buf, stage: stage.clone(), at, walk };
+            out.push(Stmt::Load { out: frag, src, bounds: Vec::new() });
+            let (outs, carry) = (vec![self.frag(t)], carry || first > 0);
+            out.push(Stmt::Reduce { out: outs, op, src: frag, over: vec![0], base: None, bounds: Vec::new(), carry });
         }
     }
 

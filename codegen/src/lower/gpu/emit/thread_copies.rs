@@ -80,6 +80,15 @@ impl Emit<'_, '_> {
             .collect()
     }
 
+    /// Tiles of one copy, stored and read by the same threads in every trip, that operation `i` reads: all units meet before
+    /// they store it again.
+    pub(super) fn single_copies(&self, i: usize, rel: i64) -> Vec<(usize, i64)> {
+        let reads = self.f.reads(self.f.ops[i].op);
+        let all = self.f.channels.iter().enumerate();
+        let of = all.filter(|(_, c)| c.is_single() && c.tiles.iter().any(|t| reads.contains(t)));
+        of.map(|(c, _)| (c, rel)).collect()
+    }
+
     /// Closes a group of the copies issued since the last one.
     fn commit_copies(&mut self, stage: Option<(usize, i64)>, flow: &mut Flow, out: &mut Vec<Stmt>) {
         out.push(Stmt::Commit(GroupKind::CpAsync));
@@ -147,7 +156,7 @@ impl Emit<'_, '_> {
                 for r in readers() {
                     let (write, read) = (time(w), time(r));
                     let refilled = (write.0 + c.stages as i64, write.1);
-                    let late = if c.by_threads() || c.needs_empty() {
+                    let late = if c.by_threads() || c.needs_empty() || c.is_single() {
                         read > refilled
                     } else if c.meets {
                         (read.0 + 1, read.1) >= refilled

@@ -139,7 +139,7 @@ impl<'a> Launch<'a> {
             machine.run(group as u32, grid.map(|n| n as u32)).map_err(|e| format!("{}: {e}", launch.symbol))?;
         }
         for (n, b) in bound.iter().enumerate() {
-            self.arrays[b.index()] = machine.binding(n as u32 + 1).to_vec();
+            self.arrays[b.index()] = machine.binding(n as u32 + 1);
         }
         Ok(machine.barriers)
     }
@@ -298,6 +298,38 @@ fn products_of_the_same_rows_by_register_tiles_agree() {
             };
             let sizes = c.ranks.iter().map(|(_, r)| (r.name.clone(), size(&r.name))).collect();
             computes(&c, &artifact, sizes, 1).unwrap_or_else(|why| panic!("{name} at {m}, {n}, {e}: {why}"));
+        }
+    }
+}
+
+/// Products of f16 for adapters with cooperative matrices: batches, transposed operands, what follows a product, tails of every
+/// dimension.
+const PRODUCTS: [&str; 6] = [
+    "cascade mm[M, N, K](A: f16[M, K], B: f16[K, N]) -> (Y: f16[M, N]) { Y[m,n] = sum(k) A[m,k] * B[k,n] }",
+    "cascade mm[M, N, K](A: f16[M, K], B: f16[K, N]) -> (Y: f32[M, N]) { Y[m,n] = sum(k) A[m,k] * B[k,n] }",
+    "cascade nt[M, N, K](A: f16[M, K], B: f16[N, K]) -> (Y: f32[M, N]) { Y[m,n] = sum(k) A[m,k] * B[n,k] }",
+    "cascade tn[M, N, K](A: f16[K, M], B: f16[K, N]) -> (Y: f32[M, N]) { Y[m,n] = sum(k) A[k,m] * B[k,n] }",
+    "cascade batch[Z, M, N, K](A: f16[Z, M, K], B: f16[Z, K, N]) -> (Y: f16[Z, M, N]) {
+         Y[z,m,n] = sum(k) A[z,m,k] * B[z,k,n] }",
+    "cascade gated[M, N, K](A: f16[M, K], B: f16[N, K], c: f32[N], G: f16[M, N]) -> (Y: f16[M, N], S: f32[M]) {
+         T[m,n] = (sum(k) A[m,k] * B[n,k]) + c[n]
+         Y[m,n] = T[m,n] * sigmoid(T[m,n]) * G[m,n]
+         S[m] = max(n) Y[m,n] }",
+];
+
+#[test]
+fn products_of_cooperative_matrices_agree() {
+    for text in PRODUCTS {
+        let c = parse(text).expect("parses").cascades.remove(0);
+        let artifact = compiled(&c, "webgpu-nvidia").expect("WGSL");
+        let taken = modules(&artifact).iter().filter(|m| !m.matrices.is_empty());
+        assert!(taken.clone().count() > 0, "{text}");
+        assert!(taken.clone().all(|m| m.matrices == ["coop.m16n16k16.f16"] && m.text.contains("coopMultiplyAdd")));
+        for (m, n, k) in [(129, 131, 70), (16, 136, 32), (140, 24, 1), (1, 1, 65)] {
+            let sizes = [("M", m), ("N", n), ("K", k), ("Z", 2)];
+            let sizes = sizes.iter().filter(|(rank, _)| c.ranks.iter().any(|(_, r)| r.name == *rank));
+            let sizes = sizes.map(|(n, v)| ((*n).to_owned(), *v)).collect();
+            computes(&c, &artifact, sizes, 1).unwrap_or_else(|e| panic!("{text} at {m}, {n}, {k}: {e}"));
         }
     }
 }
@@ -485,7 +517,7 @@ fn the_machine_finds_what_devices_may_do_differently() {
         );
         let module = parsed(&text);
         let mut machine = Machine::new(&module, &[Vec::new(), vec![7; 8]], 4);
-        machine.run(0, [1, 1]).map(|()| machine.binding(1).to_vec())
+        machine.run(0, [1, 1]).map(|()| machine.binding(1))
     };
     assert_eq!(run("s[i] = i * i; workgroupBarrier(); y[i] = s[7u - i];"), Ok(vec![49, 36, 25, 16, 9, 4, 1, 0]));
     assert_eq!(run("if (i > 3u) { y[i] = 1u; } else { y[i] = 2u; }"), Ok(vec![2, 2, 2, 2, 1, 1, 1, 1]));

@@ -163,6 +163,9 @@ pub struct WgslModule {
     pub written: Vec<bool>,
     /// Consecutive invocations that its subgroup operations take for one subgroup; 1: it has none.
     pub subgroup: u64,
+    /// Products of cooperative matrices that it takes, names of atoms ([`crate::kernel::atoms::cooperative_products`]); with
+    /// any, 32 consecutive invocations are one subgroup.
+    pub matrices: Vec<String>,
 }
 
 /// One kernel launch.

@@ -21,7 +21,7 @@ use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, Ti
 use super::elementwise::Facts;
 use super::family::Family;
 use super::structure::in_registers;
-use super::{facts, products};
+use super::{cooperative, facts, products};
 
 /// Bytes of a shared tile's element.
 const WORD: u64 = 4;
@@ -106,7 +106,7 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
     let gpu = sheet.gpu.as_ref().filter(|g| g.atoms.iter().any(|a| a == "fma"))?;
     let f = Facts::new(plan, kernel, sizes);
     Some(match contraction(kernel) {
-        Some(c) => vec![tiled(kernel, plan, gpu, &c, &f)],
+        Some(c) => vec![tiled(kernel, plan, sheet, gpu, &c, &f)],
         None if !steps_in_order(kernel) && kernel.axes.iter().any(|(_, a)| inner(a)) => {
             let longest = kernel.axes.iter().filter(|(_, a)| inner(a)).map(|(id, _)| f.extent(id)).max().flatten();
             let fit = longest.and_then(|n| INNER.into_iter().find(|class| n <= *class));
@@ -255,7 +255,19 @@ fn fused(
 }
 
 /// Tiles of a task from the registers, threads and shared memory that there are.
-fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>) -> KernelMapping {
+fn tiled(
+    kernel: &Kernel,
+    plan: &Plan,
+    sheet: &DataSheet,
+    gpu: &Gpu,
+    c: &Contraction,
+    f: &Facts<'_>,
+) -> KernelMapping {
+    if let Some(tile) = matrices(kernel, sheet, c, f) {
+        let blocks = Blocks { rows: tile.rows, units: tile.units, columns: tile.columns, depth: tile.depth };
+        let m = written(kernel, plan, c, &blocks, tile.atom.name.0);
+        return cut(kernel, plan, gpu, tile.resident, f, m.clone()).unwrap_or(m);
+    }
     let most = if gpu.thread_registers >= LARGE { 32 } else { 16 };
     // No more rows than there are, as far as that is known.
     let extent = f.extent(c.rows).unwrap_or(u64::MAX);
@@ -265,10 +277,35 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>
     let units = units.min(extent.div_ceil(rows).checked_next_power_of_two().unwrap_or(units));
     let fits = |depth: &u64| WORD * depth * (rows * units + COLUMNS) <= gpu.shared_per_task;
     let depth = DEPTHS.into_iter().find(fits).unwrap_or(DEPTHS[1]);
+    let m = written(kernel, plan, c, &Blocks { rows, units, columns: COLUMNS, depth }, atom);
+    cut(kernel, plan, gpu, FED.div_ceil(units), f, m.clone()).unwrap_or(m)
+}
+
+/// The blocks of the contraction by cooperative matrices, where the adapter has those of its types.
+fn matrices(kernel: &Kernel, sheet: &DataSheet, c: &Contraction, f: &Facts<'_>) -> Option<cooperative::Tile> {
+    let atom = cooperative::atom(sheet, c.operands.map(|t| kernel.tiles[t].dtype))?;
+    let own = [c.rows, c.columns, c.summed];
+    let mut others = kernel.axes.ids().filter(|a| !own.contains(a)).map(|a| f.extent(a));
+    let others = others.try_fold(1, |n: u64, x| Some(n.saturating_mul(x?)));
+    let [m, n, k] = own.map(|a| f.extent(a));
+    cooperative::tile(sheet, &atom, [m, n, k, others])
+}
+
+/// Blocks of a task: rows of a warp, warps, columns, and coordinates along k of a step.
+struct Blocks {
+    rows: u64,
+    units: u64,
+    columns: u64,
+    depth: u64,
+}
+
+/// The mapping of a contraction by these blocks.
+fn written(kernel: &Kernel, plan: &Plan, c: &Contraction, b: &Blocks, atom: String) -> KernelMapping {
+    let Blocks { rows, units, columns, depth } = *b;
     let name = |a: AxisId| kernel.axes[a].name.clone();
     let axes = kernel.axes.ids().map(|a| match a {
         _ if a == c.rows => AxisMapping { units, ..AxisMapping::new(name(a), rows * units) },
-        _ if a == c.columns => AxisMapping::new(name(a), COLUMNS),
+        _ if a == c.columns => AxisMapping::new(name(a), columns),
         _ if a == c.summed => AxisMapping::new(name(a), depth),
         _ => AxisMapping::new(name(a), 1),
     });
@@ -280,7 +317,7 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
     let grid = |id: &AxisId| kernel.axes[*id].kind == AxisKind::Grid && ![c.rows, c.columns].contains(id);
     let order = kernel.axes.ids().filter(grid).chain([c.rows, c.columns]).map(name).collect();
-    let m = KernelMapping {
+    KernelMapping {
         kernel: kernel.name.clone(),
         axes: axes.collect(),
         tiles: tiles.to_vec(),
@@ -288,6 +325,5 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>
         roles: vec![role],
         work: Work { order, ..Work::default() },
         ..KernelMapping::default()
-    };
-    cut(kernel, plan, gpu, FED.div_ceil(units), f, m.clone()).unwrap_or(m)
+    }
 }

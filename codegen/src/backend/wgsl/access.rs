@@ -48,7 +48,7 @@ impl Emit<'_> {
         let k = self.k;
         walk(&k.roles[0].body, &mut |s| {
             let words = |e: &Self, view: &View, f, bounds: &[Bound]| {
-                e.width(view, f, bounds) * u64::from(e.bits(view.buf)) / 32
+                e.scalars(view.buf, e.width(view, f, bounds))
             };
             match s {
                 Stmt::Load { out, src, bounds } => uses.push((src.buf, words(self, src, *out, bounds), false, false)),
@@ -56,13 +56,13 @@ impl Emit<'_> {
                     let n = if join.is_some() { 1 } else { words(self, dst, *src, bounds) };
                     uses.push((dst.buf, n, true, join.is_some()));
                 }
-                Stmt::Gather { buf, .. } => uses.push((*buf, u64::from(self.bits(*buf)) / 32, false, false)),
+                Stmt::Gather { buf, .. } => uses.push((*buf, self.scalars(*buf, 1), false, false)),
                 Stmt::Scatter { buf, join, .. } => {
-                    uses.push((*buf, u64::from(self.bits(*buf)) / 32, true, join.is_some()));
+                    uses.push((*buf, self.scalars(*buf, 1), true, join.is_some()));
                 }
                 Stmt::Copy { src, dst, extents, .. } => {
                     let piece = self.piece(src, dst, extents);
-                    let words = |buf| piece * u64::from(self.bits(buf)) / 32;
+                    let words = |buf| self.scalars(buf, piece);
                     uses.push((src.buf, words(src.buf), false, false));
                     uses.push((dst.buf, words(dst.buf), true, false));
                 }
@@ -103,10 +103,26 @@ impl Emit<'_> {
         self.forms[einfall_ir::arena::Id::index(buf)]
     }
 
+    /// Whether elements are f16 where they lie, each by itself.
+    pub(super) fn native(&self, buf: BufId) -> bool {
+        self.products.halves && self.k.bufs[buf].dtype == DType::F16
+    }
+
+    /// The scalars that so many neighbours are: words, or elements of their own type; 0 for a part of a word.
+    pub(super) fn scalars(&self, buf: BufId, width: u64) -> u64 {
+        if self.native(buf) { width } else { width * u64::from(self.bits(buf)) / 32 }
+    }
+
+    /// Most neighbours that one access moves.
+    fn widest(&self, buf: BufId) -> u64 {
+        if self.native(buf) { 4 } else { 128 / u64::from(self.bits(buf).max(1)) }
+    }
+
     /// Bits of an element where it lies.
     pub(super) fn bits(&self, buf: BufId) -> u32 {
         let b = &self.k.bufs[buf];
         match b.space {
+            _ if self.native(buf) => 16,
             BufSpace::Shared { .. } => 32,
             BufSpace::Global { .. } | BufSpace::Scratch { .. } => b.dtype.bits(),
         }
@@ -124,6 +140,9 @@ impl Emit<'_> {
     /// The type of an item.
     pub(super) fn item(&self, buf: BufId) -> String {
         let (b, form) = (&self.k.bufs[buf], self.form(buf));
+        if self.native(buf) {
+            return Self::half_item(form.words);
+        }
         let shared = matches!(b.space, BufSpace::Shared { .. });
         let scalar = match class(b.dtype) {
             _ if form.atomic && shared => unreachable!("workgroup memory is not joined"),
@@ -203,7 +222,7 @@ impl Emit<'_> {
         };
         order.sort_by_key(key);
         let bits = u64::from(self.bits(view.buf).max(1));
-        let mut n = 128 / bits;
+        let mut n = self.widest(view.buf);
         while n > 1 && n * bits >= 32 {
             let w = n as i64;
             let neighbours = |c: &[usize]| {
@@ -231,7 +250,7 @@ impl Emit<'_> {
         let (Some(from), Some(to)) = (self.contiguous(src.buf), self.contiguous(dst.buf)) else { return 1 };
         let Some(d) = dst.walk.iter().position(|w| *w == Some((to, 1))) else { return 1 };
         let bits = [src.buf, dst.buf].map(|b| u64::from(self.bits(b).max(1)));
-        let mut n = 128 / bits[0].max(bits[1]);
+        let mut n = self.widest(src.buf).min(self.widest(dst.buf));
         while n > 1 && n * bits[0].min(bits[1]) >= 32 {
             // Beyond the array a piece is absent as a whole.
             let whole = self.k.bufs[src.buf].dims.get(from).is_some_and(|e| divides(self.k, n, e));

@@ -65,30 +65,44 @@ impl Emit<'_> {
                 let index = self.bin(BinaryOp::Div, &index, &Val::int(n as i64))?;
                 let index = Val { s: index.s, ..Val::new(Ty::Int, "") };
                 let ty = class(k.bufs[src.buf].dtype);
-                let names: Vec<String> = (0..n).map(|_| self.fresh("c")).collect();
+                // Items of one type go as they are.
+                let whole = self.native(src.buf) && [src.buf, dst.buf].iter().all(|b| self.form(*b).words == n);
+                let names: Vec<String> = (0..if whole { 1 } else { n }).map(|_| self.fresh("c")).collect();
                 for name in &names {
-                    let zero = if ty == Ty::Float { "0.0" } else { "0" };
+                    let zero = match ty {
+                        _ if whole => format!("{}()", Self::half_item(n)),
+                        Ty::Float => "0.0".to_owned(),
+                        Ty::Int | Ty::Bool => "0".to_owned(),
+                    };
                     self.line(&format!("var {name} = {zero};"));
                 }
                 if inside.known().is_none() {
                     self.enter(&format!("if ({}) {{", inside.s));
                 }
                 // What is known to be outside stays 0.
-                let values = if inside.known() == Some(0) { Vec::new() } else { self.load_group(src.buf, &index, n)? };
+                let values = match inside.known() {
+                    Some(0) => Vec::new(),
+                    _ if whole => vec![Val::new(ty, format!("{}[{}]", self.variable(src.buf), index.s))],
+                    _ => self.load_group(src.buf, &index, n)?,
+                };
                 for (name, v) in names.iter().zip(&values) {
                     self.line(&format!("{name} = {};", v.s));
                 }
                 if inside.known().is_none() {
                     self.leave();
                 }
-                under_way.push((exists, to, names.into_iter().map(|s| Val::new(ty, s)).collect::<Vec<_>>()));
+                under_way.push((exists, to, whole, names.into_iter().map(|s| Val::new(ty, s)).collect::<Vec<_>>()));
                 step += 1;
             }
-            for (exists, to, values) in under_way {
+            for (exists, to, whole, values) in under_way {
                 if exists.known().is_none() {
                     self.enter(&format!("if ({}) {{", exists.s));
                 }
-                self.store_group(dst.buf, &to, &values, k.bufs[src.buf].dtype)?;
+                if whole {
+                    self.line(&format!("{}[{}] = {};", self.variable(dst.buf), to.s, values[0].s));
+                } else {
+                    self.store_group(dst.buf, &to, &values, k.bufs[src.buf].dtype)?;
+                }
                 if exists.known().is_none() {
                     self.leave();
                 }
@@ -98,7 +112,7 @@ impl Emit<'_> {
     }
 
     /// Coordinates in a window's buffer of an element of the copied tile.
-    fn window(&mut self, view: &View, coords: &[Val]) -> Res<Vec<Val>> {
+    pub(super) fn window(&mut self, view: &View, coords: &[Val]) -> Res<Vec<Val>> {
         let mut out = Vec::new();
         for (d, at) in view.at.iter().enumerate() {
             let mut x = self.int(at)?;
@@ -125,6 +139,9 @@ impl Emit<'_> {
         b: &Operand,
         keep: &Expr,
     ) -> Res<()> {
+        if atoms::find(name).is_some_and(|x| x.cooperative()) {
+            return self.product(name, acc, acc_from, (a, b), keep);
+        }
         let found = atoms::find(name).filter(|x| x.threads_alone());
         let (Some(atom), Operand::Frag { frag: a, from: a_from }, Operand::Frag { frag: b, from: b_from }) =
             (found, a, b)

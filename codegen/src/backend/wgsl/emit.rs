@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::artifact::Slot;
 use einfall_ir::cascade::{Rank, RankId};
+use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{BufSpace, Expr, FragId, GroupKind, Kernel, Stmt, VarId, walk};
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::BufferId;
@@ -17,6 +18,7 @@ use einfall_ir::tile::BufferId;
 use super::access::Form;
 use super::expr::Memo;
 use super::frag::class;
+use super::matrix::Products;
 use super::value::{Ty, Val};
 use super::{Res, Target, Unprintable};
 use crate::backend::gpu::held::{Frags, ThreadDigit};
@@ -74,6 +76,8 @@ pub(super) struct Emit<'a> {
     rereads: bool,
     /// Whether invocations exchange by operations of a subgroup.
     pub(super) subgroups: bool,
+    /// Cooperative matrices.
+    pub(super) products: Products,
 }
 
 impl<'a> Emit<'a> {
@@ -106,6 +110,7 @@ impl<'a> Emit<'a> {
             exchanged: 0,
             rereads: false,
             subgroups: false,
+            products: Products::default(),
         };
         let [role] = k.roles.as_slice() else { return Err(e.fail("several roles")) };
         if !k.cluster.is_empty() {
@@ -129,6 +134,7 @@ impl<'a> Emit<'a> {
                 return Err(e.fail("vector lanes"));
             }
         }
+        e.products = Products::of(k, target, |what| e.fail(what))?;
         e.forms()?;
         let array = |b: &BufSpace| matches!(b, BufSpace::Global { .. });
         e.rereads = k.bufs.iter().zip(&e.forms).any(|((_, b), f)| array(&b.space) && f.written && f.read);
@@ -139,6 +145,7 @@ impl<'a> Emit<'a> {
                 let _ = writeln!(e.vars, "    var {name}: {ty};");
             }
         }
+        e.vars.push_str(&e.declare_matrices());
         for (_, v) in k.vars.iter() {
             let _ = writeln!(e.vars, "    var v_{}: i32;", plain(&v.name));
         }
@@ -218,11 +225,18 @@ impl<'a> Emit<'a> {
     pub(super) fn tile_bytes(&self) -> u64 {
         let of = |b: &einfall_ir::kernel::Buf| match &b.space {
             BufSpace::Shared { layout, stages } => {
-                4 * (super::access::stage_elems(layout) * stages).next_multiple_of(4)
+                let bytes = if self.products.halves && b.dtype == DType::F16 { 2 } else { 4 };
+                bytes * (super::access::stage_elems(layout) * stages).next_multiple_of(4)
             }
             BufSpace::Global { .. } | BufSpace::Scratch { .. } => 0,
         };
         self.k.bufs.iter().map(|(_, b)| of(b)).sum()
+    }
+
+    /// Bytes of workgroup memory that exchanges take.
+    pub(super) fn exchange_bytes(&self) -> u64 {
+        let words = if self.exchanged > 0 { (self.exchange_slots() + self.exchanged) * self.threads() } else { 0 };
+        4 * words
     }
 
     /// Values per invocation in one copy of the exchange, as far as workgroup memory reaches.
@@ -384,7 +398,7 @@ impl<'a> Emit<'a> {
 
     /// Whether invocations of the workgroup meet somewhere in the statements.
     fn meets(&self, body: &[Stmt]) -> bool {
-        let mut found = false;
+        let mut found = self.passes_elements(body);
         let mut reductions = Vec::new();
         walk(body, &mut |s| {
             found |= self.complete.contains_key(&std::ptr::from_ref(s));
@@ -413,6 +427,18 @@ impl<'a> Emit<'a> {
     }
 
     fn stmt(&mut self, s: &Stmt) -> Res<()> {
+        if matches!(s, Stmt::Atom { .. }) {
+            return self.statement(s);
+        }
+        self.before_elements(s)?;
+        if !self.cleared(s) {
+            self.statement(s)?;
+            self.after_elements(s);
+        }
+        Ok(())
+    }
+
+    fn statement(&mut self, s: &Stmt) -> Res<()> {
         match s {
             Stmt::For { var, lo, hi, step, unroll, body } => self.for_loop(*var, lo, hi, *step, *unroll, body),
             Stmt::If { cond, then, otherwise } => self.branch(cond, then, otherwise),
@@ -496,6 +522,7 @@ impl<'a> Emit<'a> {
     }
 
     fn for_loop(&mut self, var: VarId, lo: &Expr, hi: &Expr, step: i64, unroll: bool, body: &[Stmt]) -> Res<()> {
+        let written = if unroll { Vec::new() } else { self.settle(body)? };
         let meets = self.meets(body);
         if meets && (self.uneven(lo) || self.uneven(hi)) {
             return Err(self.fail("a loop whose trips differ between units and in which they meet"));
@@ -537,6 +564,7 @@ impl<'a> Emit<'a> {
         }
         let before = self.turn.take();
         self.body(body)?;
+        self.settled_as(&written)?;
         if meets {
             self.close();
         }
@@ -548,6 +576,9 @@ impl<'a> Emit<'a> {
     }
 
     fn branch(&mut self, cond: &Expr, then: &[Stmt], otherwise: &[Stmt]) -> Res<()> {
+        let mut written = self.settle(then)?;
+        written.extend(self.settle(otherwise)?);
+        self.settled_as(&written)?;
         let meets = self.meets(then) || self.meets(otherwise);
         let value = |e: &mut Self| -> Res<Val> {
             let c = e.uniform(cond)?;
@@ -567,6 +598,7 @@ impl<'a> Emit<'a> {
                 self.close();
                 self.guards.push(guard);
                 self.body(list)?;
+                self.settled_as(&written)?;
                 self.close();
                 self.guards.pop();
                 self.ranges.clone_from(&ranges);
@@ -579,6 +611,7 @@ impl<'a> Emit<'a> {
                 self.enter(&head)
             }
             self.body(then)?;
+            self.settled_as(&written)?;
             let after = self.turn;
             if meets {
                 self.close();
@@ -590,6 +623,7 @@ impl<'a> Emit<'a> {
                 self.ranges.clone_from(&ranges);
                 self.turn = before;
                 self.body(otherwise)?;
+                self.settled_as(&written)?;
                 if meets {
                     self.close();
                 }

@@ -75,7 +75,7 @@ fn artifacts_survive_their_bytes() {
         let artifact = Artifact { code, ..ptx.clone() };
         assert_eq!(Artifact::from_bytes(&artifact.to_bytes().unwrap()), Ok(artifact));
     }
-    let module = WgslModule { text: "fn k_0() {}".into(), bindings: Bindings::Own, written: vec![true], subgroup: 32 };
+    let module = WgslModule { text: "fn k_0() {}".into(), bindings: Bindings::Own, written: vec![true], subgroup: 32, matrices: Vec::new() };
     let code = Code::Wgsl { modules: vec![module.clone()] };
     let artifact = Artifact { code, launches: ptx.launches[1..].to_vec(), ..ptx.clone() };
     assert_eq!(Artifact::from_bytes(&artifact.to_bytes().unwrap()), Ok(artifact.clone()));

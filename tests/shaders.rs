@@ -334,6 +334,103 @@ fn products_of_cooperative_matrices_agree() {
     }
 }
 
+/// A ring of two stages is loaded a trip ahead: what is loaded stays with its threads until the trip that reads it.
+#[test]
+fn products_a_trip_ahead_agree() {
+    for (text, product, stages) in [(PRODUCTS[0], "r0@1", 2), (PRODUCTS[2], "Y@1", 2), (PRODUCTS[0], "r0@1", 3)] {
+        let c = parse(text).expect("parses").cascades.remove(0);
+        let sheet = DataSheet::named("webgpu-nvidia").expect("a sheet");
+        let target = Target::of(&sheet).expect("an adapter");
+        let plan = wgsl_plan(&c, &target).expect("a plan");
+        let mapping = format!(
+            "mapping {0} on webgpu-nvidia {{ kernel {0}_0 {{
+                 axis m block 64 units 2
+                 axis n block 32
+                 axis k block 16
+                 role main: 2 warp
+                 tile A in shared stages {stages} by cp_async
+                 tile B in shared stages {stages} by cp_async
+                 op A slot 0
+                 op B slot 0
+                 op {product} atom coop.m16n16k16.f16 skew {1} slot 1 }} }}",
+            c.name,
+            stages - 1
+        );
+        let mapping = einfall_ir::mapping::parse::parse(&mapping).expect("a mapping");
+        let artifact = compile_wgsl(&plan, &mapping, &target).unwrap_or_else(|e| panic!("{e}")).with_formulas(&c);
+        // Two trips ahead a tile would be under way twice: its copies are done when they are issued.
+        let ahead = |m: &einfall_ir::artifact::WgslModule| m.text.contains("h_s_A_s_stage");
+        assert!(modules(&artifact).iter().all(|m| ahead(m) == (stages == 2)), "{stages}");
+        for (m, n, k) in [(65, 40, 81), (16, 8, 16), (33, 32, 8), (7, 9, 3)] {
+            let sizes = sized(&[("M", m), ("N", n), ("K", k)]);
+            computes(&c, &artifact, sizes, 1).unwrap_or_else(|e| panic!("{text} at {m}, {n}, {k}: {e}"));
+        }
+        if stages > 2 {
+            // What is stored two trips early has a barrier to spare.
+            continue;
+        }
+        let codes: Vec<naga::Module> = modules(&artifact).iter().map(|m| parsed(&m.text)).collect();
+        let b = bind(&c, &Given { sizes: sized(&[("M", 64), ("N", 32), ("K", 80)]), ..Given::default() });
+        let b = b.expect("sizes");
+        let inputs = random(&c, &b, 7, Variant::Small).expect("inputs");
+        let mut launch = Launch::new(&c, &b, &artifact, &inputs);
+        for i in launch.chosen() {
+            let reached = launch.run(i, &codes[i], (1, 1), None).expect("runs");
+            for barrier in reached {
+                assert!(launch.run(i, &codes[i], (1, 1), Some(barrier)).is_err(), "a barrier that orders nothing");
+            }
+        }
+    }
+}
+
+/// What cooperative matrices may not do is an error of the machine.
+#[test]
+fn the_machine_finds_wrong_uses_of_matrices() {
+    let run = |body: &str| {
+        let text = format!(
+            "enable f16;\nenable wgpu_cooperative_matrix;\n\
+             @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;\n\
+             var<workgroup> a: array<vec4<f16>, 128>;\nvar<workgroup> c: array<vec4<f32>, 64>;\n\
+             @compute @workgroup_size(64)\nfn f(@builtin(local_invocation_index) i: u32) {{\n\
+             a[i] = vec4<f16>(vec4<f32>(f32(i)));\na[i + 64u] = vec4<f16>();\n{body}\n}}"
+        );
+        let module = parsed(&text);
+        let mut machine = Machine::new(&module, &[Vec::new(), vec![7; 256]], 32);
+        machine.run(0, [1, 1]).map(|()| machine.binding(1))
+    };
+    let product = "var m: coop_mat16x16<f32, C>;
+         let x = coopLoadT<coop_mat16x16<f16, A>>(&a[0], 4u);
+         let z = coopLoad<coop_mat16x16<f16, B>>(&a[0], 4u);
+         m = coopMultiplyAdd(x, z, m);";
+    let out = "if (i < 32u) { coopStoreT(m, &c[0], 4u); } workgroupBarrier(); y[i] = c[i];";
+    let agreed = run(&format!("workgroupBarrier(); {product} {out}")).expect("runs");
+    // Row r of `a` has numbers 4r to 4r + 3, four times each.
+    let dot = |r: u32, s: u32| (0..4).map(|q| 4.0 * (4 * r + q) as f32 * (4 * s + q) as f32).sum::<f32>();
+    let expected: Vec<u32> = (0..256).map(|e| dot(e / 16, e % 16).to_bits()).collect();
+    assert_eq!(agreed, expected);
+    for (body, what) in [
+        (format!("{product} {out}"), "of `a` while another touches it"),
+        (format!("workgroupBarrier(); {product} coopStoreT(m, &c[0], 4u); y[i] = c[i];"), "of `c` while another touches it"),
+        (format!("workgroupBarrier(); if (i < 40u) {{ {product} }}"), "a part of the subgroup takes no part"),
+        (
+            "workgroupBarrier(); let x = coopLoadT<coop_mat16x16<f16, A>>(&a[i % 2u], 4u);".to_owned(),
+            "at different places",
+        ),
+        (
+            "workgroupBarrier(); let x = coopLoadT<coop_mat16x16<f16, A>>(&a[0], 5u);".to_owned(),
+            "multiples of 16 bytes",
+        ),
+        (
+            "workgroupBarrier(); let x = coopLoadT<coop_mat16x16<f16, A>>(&a[80], 4u);".to_owned(),
+            "of `a`, which has 512",
+        ),
+        ("a[i] = vec4<f16>(vec4<f32>(f32(i) * 0.1));".to_owned(), "a value as f16 that f16 does not have"),
+    ] {
+        let error = run(&body).expect_err(&body);
+        assert!(error.contains(what), "{body}: {error}");
+    }
+}
+
 /// An adapter with more than what the sheet of its kind says is given what it has.
 #[test]
 fn an_adapters_own_limits_count() {

@@ -24,6 +24,8 @@ pub struct Tile {
     pub columns: u64,
     /// Summed coordinates of a step.
     pub depth: u64,
+    /// Whether a step's operands are loaded while the step before is multiplied.
+    pub ahead: bool,
     /// Tasks of a multiprocessor.
     pub resident: u64,
 }
@@ -53,9 +55,10 @@ pub fn tile(sheet: &DataSheet, atom: &Atom, extents: [Option<u64>; 4]) -> Option
     }
     let mut best: Option<(f64, Tile)> = None;
     for (down, units) in ROWS {
-        for (columns, depth) in COLUMNS.into_iter().flat_map(|c| DEPTHS.map(|d| (c, d))) {
+        let steps = COLUMNS.into_iter().flat_map(|c| DEPTHS.into_iter().flat_map(move |d| [(c, d, false), (c, d, true)]));
+        for (columns, depth, ahead) in steps {
             let rows = down * atom.shape[0];
-            let tile = Tile { atom: atom.clone(), rows, units, columns, depth, resident: 0 };
+            let tile = Tile { atom: atom.clone(), rows, units, columns, depth, ahead, resident: 0 };
             let resident = tile.fits(gpu);
             if resident == 0 {
                 continue;
@@ -82,17 +85,25 @@ impl Tile {
         // Sums, operands of a step of the instruction, and what a thread loads at a time.
         let sums = self.rows * self.columns / 32;
         let operands = (self.rows + self.columns) * k * bytes / 4 / 32;
-        let registers = sums + operands + OVERHEAD + 8;
+        let loaded = (self.rows * self.units + self.columns) * self.depth * bytes / 4 / threads;
+        let registers = sums + OVERHEAD + if self.ahead { operands + loaded } else { operands.max(loaded.min(16)) };
         // Rows of shared tiles are 16 bytes apart, whichever dimension they are of.
         let tile = |outer: u64, inner: u64| outer.max(inner) * (outer.min(inner) * bytes + 16);
         let shared = tile(self.rows * self.units, self.depth) + tile(self.depth, self.columns);
-        let shared = shared + 4 * m * n * self.units;
+        let shared = if self.ahead { 2 * shared } else { shared } + 4 * m * n * self.units;
         if registers > gpu.thread_registers || shared > gpu.shared_per_task {
             return 0;
         }
         (gpu.registers / (registers.next_multiple_of(8) * threads))
             .min(gpu.shared_per_multiprocessor / (shared + TASK_SHARED_BYTES))
             .min(gpu.threads_per_multiprocessor / threads)
+    }
+
+    /// Tasks of a multiprocessor that together have under way what memory needs, at most those it holds.
+    pub fn fed(&self) -> u64 {
+        const UNDER_WAY: u64 = 40 << 10;
+        let bytes = (self.rows * self.units + self.columns) * self.depth * self.atom.operand.bytes(1);
+        UNDER_WAY.div_ceil(bytes).min(self.resident)
     }
 
     /// What the product takes: waves of tasks, each as long as its steps. What is not known is long.
@@ -117,7 +128,8 @@ impl Tile {
         let loads = ((rows + self.columns) * self.depth * self.atom.operand.bytes(1)) as f64;
         let loads = loads * gpu.multiprocessors as f64 / level;
         let busy = products.max(reads).max(loads);
-        let step = (together * busy).max(arrive + busy);
+        let alone = if self.ahead { arrive.max(busy) } else { arrive + busy };
+        let step = (together * busy).max(alone);
         // The sums go through shared memory, and out, as the slowest level takes them.
         let slowest = sheet.levels.first().map_or(1.0, |l| l.bandwidth * l.instances as f64);
         let out = (4 * rows * self.columns) as f64 * gpu.multiprocessors as f64 / slowest;

@@ -264,9 +264,16 @@ fn tiled(
     f: &Facts<'_>,
 ) -> KernelMapping {
     if let Some(tile) = matrices(kernel, sheet, c, f) {
-        let blocks = Blocks { rows: tile.rows, units: tile.units, columns: tile.columns, depth: tile.depth };
+        let resident = tile.fed();
+        let blocks = Blocks {
+            rows: tile.rows,
+            units: tile.units,
+            columns: tile.columns,
+            depth: tile.depth,
+            stages: 1 + u64::from(tile.ahead),
+        };
         let m = written(kernel, plan, c, &blocks, tile.atom.name.0);
-        return cut(kernel, plan, gpu, tile.resident, f, m.clone()).unwrap_or(m);
+        return cut(kernel, plan, gpu, resident, f, m.clone()).unwrap_or(m);
     }
     let most = if gpu.thread_registers >= LARGE { 32 } else { 16 };
     // No more rows than there are, as far as that is known.
@@ -277,7 +284,7 @@ fn tiled(
     let units = units.min(extent.div_ceil(rows).checked_next_power_of_two().unwrap_or(units));
     let fits = |depth: &u64| WORD * depth * (rows * units + COLUMNS) <= gpu.shared_per_task;
     let depth = DEPTHS.into_iter().find(fits).unwrap_or(DEPTHS[1]);
-    let m = written(kernel, plan, c, &Blocks { rows, units, columns: COLUMNS, depth }, atom);
+    let m = written(kernel, plan, c, &Blocks { rows, units, columns: COLUMNS, depth, stages: 1 }, atom);
     cut(kernel, plan, gpu, FED.div_ceil(units), f, m.clone()).unwrap_or(m)
 }
 
@@ -297,11 +304,13 @@ struct Blocks {
     units: u64,
     columns: u64,
     depth: u64,
+    /// Stages of operands' tiles: so many trips less one is loaded ahead.
+    stages: u64,
 }
 
 /// The mapping of a contraction by these blocks.
 fn written(kernel: &Kernel, plan: &Plan, c: &Contraction, b: &Blocks, atom: String) -> KernelMapping {
-    let Blocks { rows, units, columns, depth } = *b;
+    let Blocks { rows, units, columns, depth, stages } = *b;
     let name = |a: AxisId| kernel.axes[a].name.clone();
     let axes = kernel.axes.ids().map(|a| match a {
         _ if a == c.rows => AxisMapping { units, ..AxisMapping::new(name(a), rows * units) },
@@ -310,10 +319,10 @@ fn written(kernel: &Kernel, plan: &Plan, c: &Contraction, b: &Blocks, atom: Stri
         _ => AxisMapping::new(name(a), 1),
     });
     let copied = |t: TileId| TileMapping::new(&kernel.tiles[t].name, Space::Shared);
-    let tiles = c.operands.map(|t| TileMapping { engine: Some(Engine::CpAsync), ..copied(t) });
+    let tiles = c.operands.map(|t| TileMapping { engine: Some(Engine::CpAsync), stages, ..copied(t) });
     let names = kernel.op_names(plan);
     let loads = c.operands.map(|t| OpMapping { slot: 0, ..OpMapping::new(&kernel.tiles[t].name) });
-    let contract = OpMapping { atom: Some(atom), slot: 1, ..OpMapping::new(&names[c.op]) };
+    let contract = OpMapping { atom: Some(atom), skew: stages - 1, slot: 1, ..OpMapping::new(&names[c.op]) };
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
     let grid = |id: &AxisId| kernel.axes[*id].kind == AxisKind::Grid && ![c.rows, c.columns].contains(id);
     let order = kernel.axes.ids().filter(grid).chain([c.rows, c.columns]).map(name).collect();

@@ -16,6 +16,7 @@ use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::BufferId;
 
 use super::access::Form;
+use super::ahead::Ahead;
 use super::expr::Memo;
 use super::frag::class;
 use super::matrix::Products;
@@ -78,6 +79,10 @@ pub(super) struct Emit<'a> {
     pub(super) subgroups: bool,
     /// Cooperative matrices.
     pub(super) products: Products,
+    /// Copies that are under way, where they are not done when they are issued.
+    pub(super) ahead: Option<Ahead>,
+    /// Variables declared on the way.
+    declared: BTreeSet<String>,
 }
 
 impl<'a> Emit<'a> {
@@ -111,6 +116,8 @@ impl<'a> Emit<'a> {
             rereads: false,
             subgroups: false,
             products: Products::default(),
+            ahead: Ahead::of(k),
+            declared: BTreeSet::new(),
         };
         let [role] = k.roles.as_slice() else { return Err(e.fail("several roles")) };
         if !k.cluster.is_empty() {
@@ -208,6 +215,7 @@ impl<'a> Emit<'a> {
 
     /// All invocations of the workgroup meet.
     pub(super) fn barrier(&mut self) {
+        self.products.passing = false;
         self.unguarded(|e| {
             e.raw("workgroupBarrier();");
             if e.rereads {
@@ -300,6 +308,13 @@ impl<'a> Emit<'a> {
         let name = self.fresh("k");
         let _ = writeln!(self.vars, "    var {name}: {};", ty.name());
         name
+    }
+
+    /// A function variable of this name, which keeps its value across barriers.
+    pub(super) fn declare_once(&mut self, name: &str, ty: &str) {
+        if self.declared.insert(name.to_owned()) {
+            let _ = writeln!(self.vars, "    var {name}: {ty};");
+        }
     }
 
     /// A word of the uniform buffer.
@@ -472,8 +487,11 @@ impl<'a> Emit<'a> {
             Stmt::Copy { engine, src, dst, extents, signal, multicast } => {
                 self.copy(*engine, src, dst, extents, signal.is_some() || multicast.is_some())
             }
-            // Copies are done when they are issued.
-            Stmt::Commit(GroupKind::CpAsync) | Stmt::WaitGroup { kind: GroupKind::CpAsync, .. } => Ok(()),
+            Stmt::Commit(GroupKind::CpAsync) => {
+                self.commit();
+                Ok(())
+            }
+            Stmt::WaitGroup { kind: GroupKind::CpAsync, pending } => self.await_groups(*pending),
             Stmt::TaskSync => {
                 self.barrier();
                 self.turn = Some(0);
@@ -563,8 +581,10 @@ impl<'a> Emit<'a> {
             self.uneven.remove(&var);
         }
         let before = self.turn.take();
+        let passing = self.products.passing;
         self.body(body)?;
         self.settled_as(&written)?;
+        self.products.passing |= passing;
         if meets {
             self.close();
         }
@@ -591,6 +611,7 @@ impl<'a> Emit<'a> {
             None => {}
         }
         let (before, ranges) = (self.turn, self.ranges.clone());
+        let passing = self.products.passing;
         if meets && self.uneven(cond) {
             let name = self.fresh("in");
             self.unguarded(|e| e.line(&format!("let {name} = {};", c.s)));
@@ -632,6 +653,7 @@ impl<'a> Emit<'a> {
             self.turn = if after == self.turn && after == before { before } else { None };
         }
         self.ranges = ranges;
+        self.products.passing |= passing;
         self.forget(then);
         self.forget(otherwise);
         Ok(())

@@ -49,6 +49,8 @@ pub(super) struct Products {
     loaded: Vec<(String, String)>,
     /// Whether elements pass through workgroup memory.
     pub(super) passes: bool,
+    /// Whether units may still read there since they last met.
+    pub(super) passing: bool,
 }
 
 /// Whether the value is 0.
@@ -267,6 +269,8 @@ impl Emit<'_> {
             }
         }
         self.settled_as(&written)?;
+        // What holds where control flow meets again.
+        self.products.passing |= self.passes_elements(body);
         Ok(written)
     }
 
@@ -309,7 +313,9 @@ impl Emit<'_> {
         let thread = if each == 1 { "thread".to_owned() } else { format!("thread * {each}") };
         let stride = shape[1] / per;
         for chunk in windows.chunks(self.at_once() as usize) {
-            self.barrier();
+            if self.products.passing {
+                self.barrier();
+            }
             let matrices = |e: &mut Self| {
                 for (slot, w) in chunk.iter().enumerate() {
                     let (name, at) = (e.matrix_name(f, *w), e.passage_item(slot as u64, items));
@@ -344,6 +350,7 @@ impl Emit<'_> {
             if out { matrices(self) } else { elements(self) }
             self.barrier();
             if out { elements(self) } else { matrices(self) }
+            self.products.passing = true;
         }
         Ok(())
     }
@@ -399,12 +406,12 @@ impl Emit<'_> {
         if !stride.is_multiple_of(per) {
             return Err(self.fail("a cooperative matrix whose rows begin within a vector"));
         }
-        let (stride, item) = (stride / per, Val::int(per as i64));
+        let stride = stride / per;
         let coords = self.window(view, &[Val::int(0), Val::int(0)])?;
         let at = self.index_of(view.buf, &coords)?;
         let stage = self.stage_offset(view)?;
         let at = self.bin(BinaryOp::Add, &stage, &at)?;
-        let at = self.bin(BinaryOp::Div, &at, &item)?;
+        let at = self.item_of(&at, per);
         let (name, variable, n) = (self.fresh("a"), self.variable(view.buf), atom.shape[0]);
         let scalar = atom.operand;
         self.line(&format!(

@@ -10,6 +10,7 @@
 //! Source: WGSL, W3C Candidate Recommendation; `subgroups` as in its language extension.
 
 mod access;
+mod ahead;
 mod copy;
 mod emit;
 mod expr;

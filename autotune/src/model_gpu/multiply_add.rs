@@ -13,6 +13,7 @@
 use einfall_ir::analysis::order_free;
 use einfall_ir::analysis::resources::OVERHEAD;
 use einfall_ir::dtype::DType;
+use einfall_ir::kernel::atoms::Atom;
 use einfall_ir::kernel::{Engine, Scope};
 use einfall_ir::mapping::{AxisMapping, KernelMapping, MergeSite, OpMapping, RoleMapping, Split, TileMapping, Work};
 use einfall_ir::target::{DataSheet, Gpu};
@@ -32,8 +33,8 @@ const STEPS: u64 = 16;
 /// Columns of a task: one atom's.
 const COLUMNS: u64 = 64;
 /// Rows of a warp, warps of a task and coordinates of a step of several contractions' tiles, by what is tried first.
-const FUSED: [(u64, u64, u64); 8] =
-    [(16, 4, 32), (16, 2, 32), (16, 4, 16), (16, 2, 16), (16, 1, 16), (8, 1, 32), (8, 1, 16), (4, 1, 16)];
+const FUSED: [(u64, u64, u64); 9] =
+    [(16, 4, 64), (16, 4, 32), (16, 2, 32), (16, 4, 16), (16, 2, 16), (16, 1, 16), (8, 1, 32), (8, 1, 16), (4, 1, 16)];
 /// Rows of an atom, the fewest first.
 const ROWS: [u64; 3] = [4, 8, 16];
 /// Registers of a thread for a tile of 8 by 8 with its operands.
@@ -199,9 +200,22 @@ fn fused(
     if kernel.axes[rows].kind != AxisKind::Grid || extent < ROWS[0] || n < 2 * ROWS[1] {
         return None;
     }
+    // The products of matrices, where the adapter has those of the operands' types; registers' halves are then as small.
+    let dtype = |t: TileId| kernel.tiles[t].dtype;
+    let atoms: Vec<Option<Atom>> =
+        s.contractions.iter().map(|c| cooperative::atom(sheet, [dtype(c.a), dtype(c.b)])).collect();
+    let size = |t: TileId| if atoms.iter().any(Option::is_some) { dtype(t).bytes(1) } else { WORD };
+    // Rows of what a unit multiplies as matrices are apart, and elements of a matrix at a time pass through memory.
+    let apart = |t: TileId| {
+        let read = s.contractions.iter().zip(&atoms).find(|(c, _)| c.a == t || c.b == t);
+        if read.is_some_and(|(_, a)| a.is_some()) { 16 } else { 0 }
+    };
+    let passage = atoms.iter().flatten().map(|a| WORD * a.shape[0] * a.shape[1]).max().unwrap_or(0);
     // What a step computes and multiplies: left operands that are not loaded.
     let computed: Vec<TileId> = s.contractions.iter().map(|c| c.a).filter(|t| facts.load_of(*t).is_none()).collect();
-    let (unit, units, steps) = FUSED.into_iter().find(|&(unit, units, steps)| {
+    // Steps of many keys are for matrices, of which each costs the sums so far a way through memory.
+    let mut blocks = FUSED.into_iter().filter(|(_, _, steps)| *steps <= 32 || passage > 0);
+    let (unit, units, steps) = blocks.find(|&(unit, units, steps)| {
         let block = |a: AxisId| match kernel.axes[a].kind {
             _ if a == rows => unit * units,
             _ if a == stream.axis => steps,
@@ -209,7 +223,15 @@ fn fused(
             AxisKind::Stream | AxisKind::Grid => 1,
         };
         let elems = |t: TileId| facts.tile_axes(t).iter().map(|a| block(*a)).product::<u64>();
-        let bytes = WORD * (s.fetched().map(elems).sum::<u64>() + 2 * computed.iter().map(|t| elems(*t)).sum::<u64>());
+        let held = |t: TileId| {
+            let longest = facts.tile_axes(t).iter().map(|a| block(*a)).filter(|n| *n > 1).min().unwrap_or(1);
+            elems(t) * size(t) + elems(t) / longest * apart(t)
+        };
+        let bytes = s.fetched().map(held).sum::<u64>() + 2 * computed.iter().map(|t| held(*t)).sum::<u64>();
+        let whole = s.contractions.iter().zip(&atoms).all(|(c, a)| match a {
+            Some(a) => unit % a.shape[0] == 0 && block(c.n) % a.shape[1] == 0 && block(c.k) % a.shape[2] == 0,
+            None => true,
+        });
         // Accumulators, what is computed of them, operands of a step of 4, and values of rows.
         let own = s.contractions.iter().map(|c| unit / 4 * block(c.n) / 8).sum::<u64>();
         let more = computed.iter().map(|t| elems(*t) / (32 * units)).sum::<u64>();
@@ -218,7 +240,8 @@ fn fused(
         let registers = own + more + unit + wide.unwrap_or(0) / 2 + 2 * unit + OVERHEAD;
         let wasted = unit > 4 && extent <= unit / 2 || units > 1 && extent <= unit * units / 2;
         !wasted
-            && bytes + exchange * units <= gpu.shared_per_task
+            && whole
+            && bytes + (exchange + passage) * units <= gpu.shared_per_task
             && registers <= gpu.thread_registers
             && 32 * units <= gpu.threads_per_task
             && s.contractions.iter().all(|c| block(c.k).is_multiple_of(4) && block(c.n).is_multiple_of(8))
@@ -234,9 +257,11 @@ fn fused(
         s.fetched().map(|t| TileMapping { engine: Some(Engine::CpAsync), ..TileMapping::new(name(t), Space::Shared) });
     let turned = computed.iter().map(|t| TileMapping { stages: 2, ..TileMapping::new(name(*t), Space::Shared) });
     let ops = facts.ops.iter().enumerate().filter(|(_, o)| o.stream.is_some()).map(|(i, o)| {
-        let contraction = s.contractions.iter().find(|c| c.op == i);
-        let columns = contraction.map(|c| if c.n == stream.axis { steps } else { n }.min(COLUMNS));
-        let atom = columns.map(|columns| format!("fma.m{unit}n{columns}k4.f32"));
+        let contraction = s.contractions.iter().zip(&atoms).find(|(c, _)| c.op == i);
+        let atom = contraction.map(|(c, atom)| match atom {
+            Some(atom) => atom.name.0.clone(),
+            None => format!("fma.m{unit}n{}k4.f32", if c.n == stream.axis { steps } else { n }.min(COLUMNS)),
+        });
         OpMapping { atom, slot: u64::from(!s.fetches(&facts, i)), ..OpMapping::new(&o.name) }
     });
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };

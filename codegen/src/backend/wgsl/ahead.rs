@@ -1,8 +1,9 @@
 //! Copies under way: what is loaded for a later trip and stored when its group is awaited.
 //!
 //! A tile's copy has variables of its own, so that it may be issued in one trip of a loop and stored in the next: the variables
-//! are the same. That needs the same copies under way wherever control flow meets, and one of a tile at a time. Invariant: a
-//! kernel of which that is not so, or whose tiles all have one stage, does its copies when it issues them.
+//! are the same. That needs the same copies under way wherever control flow meets, and one of a tile at a time. Kernels that
+//! multiply matrices, whose tiles are large, have all loads of a step under way together so. Invariant: another kernel whose
+//! tiles all have one stage, and one of which that is not so, does its copies when it issues them.
 
 use einfall_ir::kernel::{BufId, BufSpace, Engine, Expr, GroupKind, Kernel, Stmt};
 
@@ -68,8 +69,8 @@ fn settled(e: &Expr) -> bool {
 
 impl Ahead {
     /// What a kernel begins with; none where its copies are done when they are issued.
-    pub(super) fn of(k: &Kernel) -> Option<Ahead> {
-        let rings = k.bufs.iter().any(|(_, b)| matches!(b.space, BufSpace::Shared { stages, .. } if stages > 1));
+    pub(super) fn of(k: &Kernel, matrices: bool) -> Option<Ahead> {
+        let rings = matrices || k.bufs.iter().any(|(_, b)| matches!(b.space, BufSpace::Shared { stages, .. } if stages > 1));
         let [role] = k.roles.as_slice() else { return None };
         let end = Flow::default().run(&role.body).filter(|_| rings)?;
         (end == Flow::default()).then(Ahead::default)

@@ -116,7 +116,7 @@ impl<'a> Emit<'a> {
             rereads: false,
             subgroups: false,
             products: Products::default(),
-            ahead: Ahead::of(k),
+            ahead: None,
             declared: BTreeSet::new(),
         };
         let [role] = k.roles.as_slice() else { return Err(e.fail("several roles")) };
@@ -142,6 +142,7 @@ impl<'a> Emit<'a> {
             }
         }
         e.products = Products::of(k, target, |what| e.fail(what))?;
+        e.ahead = Ahead::of(k, !e.products.atoms.is_empty());
         e.forms()?;
         let array = |b: &BufSpace| matches!(b, BufSpace::Global { .. });
         e.rereads = k.bufs.iter().zip(&e.forms).any(|((_, b), f)| array(&b.space) && f.written && f.read);
@@ -173,11 +174,17 @@ impl<'a> Emit<'a> {
     pub(super) fn line(&mut self, s: &str) {
         if !self.guards.is_empty() && !self.open {
             let all = self.guards.join(" && ");
-            self.raw(&format!("if ({all}) {{"));
+            self.raw(&self.condition(&all, !self.products.atoms.is_empty()));
             self.indent += 1;
             self.open = true;
         }
         self.raw(s);
+    }
+
+    /// What begins a block that runs under a condition. naga takes no product of matrices in a branch on what a variable says, but
+    /// a loop that is left: such a block is a loop of one trip, and ends with `break`.
+    fn condition(&self, c: &str, products: bool) -> String {
+        if products { format!("loop {{ if (!({c})) {{ break; }}") } else { format!("if ({c}) {{") }
     }
 
     fn raw(&mut self, s: &str) {
@@ -191,6 +198,9 @@ impl<'a> Emit<'a> {
     /// Ends a guarded run.
     fn close(&mut self) {
         if self.open {
+            if !self.products.atoms.is_empty() {
+                self.raw("break;");
+            }
             self.indent -= 1;
             self.open = false;
             self.raw("}");
@@ -625,7 +635,9 @@ impl<'a> Emit<'a> {
                 self.ranges.clone_from(&ranges);
             }
         } else {
-            let head = format!("if ({}) {{", c.s);
+            let products = [then, otherwise].iter().any(|body| self.multiplies(body));
+            let c = if products { self.binding(|e| e.named(&c)) } else { c };
+            let head = self.condition(&c.s, products);
             if meets {
                 self.unguarded(|e| e.enter(&head))
             } else {
@@ -637,9 +649,18 @@ impl<'a> Emit<'a> {
             if meets {
                 self.close();
             }
+            if products {
+                self.raw("break;");
+            }
             if !otherwise.is_empty() {
                 self.indent -= 1;
-                self.raw("} else {");
+                match products {
+                    true => {
+                        self.raw("}");
+                        self.raw(&self.condition(&format!("!{}", c.s), true));
+                    }
+                    false => self.raw("} else {"),
+                }
                 self.indent += 1;
                 self.ranges.clone_from(&ranges);
                 self.turn = before;
@@ -647,6 +668,9 @@ impl<'a> Emit<'a> {
                 self.settled_as(&written)?;
                 if meets {
                     self.close();
+                }
+                if products {
+                    self.raw("break;");
                 }
             }
             self.leave();

@@ -255,6 +255,13 @@ impl Emit<'_> {
         touched.read.iter().any(out) || touched.products.iter().any(back)
     }
 
+    /// Whether statements hold operations on matrices.
+    pub(super) fn multiplies(&self, body: &[Stmt]) -> bool {
+        let touched = Touched::of(body);
+        let mut all = touched.products.iter().chain(&touched.read).chain(&touched.written);
+        all.any(|f| self.products.accumulators.contains_key(f))
+    }
+
     /// Before a loop or branches: accumulators that they write are matrices, what they only read is in elements. Those that
     /// are written.
     pub(super) fn settle(&mut self, body: &[Stmt]) -> Res<Vec<FragId>> {

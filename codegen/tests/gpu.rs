@@ -544,7 +544,7 @@ fn products_of_cooperative_matrices() {
             }
             if !transposed {
                 let (n, missed) = survivors(&plan, &module, &[&[65, 40, 81]]);
-                assert!(n > 10);
+                assert!(n > 4, "{n} faults");
                 assert_eq!(missed, [""; 0]);
             }
         }

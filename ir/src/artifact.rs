@@ -17,7 +17,7 @@ pub use bytes::BytesError;
 pub use formula::{Fact, Formula, FormulaError, Leaf};
 
 /// Version of the calling conventions, of this contract and of its form in bytes; part of every cache key.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// A plan compiled for one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -268,7 +268,7 @@ impl Emit<'_> {
     }
 
     /// Elements from one coordinate to the next along a dimension of an array.
-    fn stride(&mut self, buf: BufId, dim: usize) -> Val {
+    pub(super) fn stride(&mut self, buf: BufId, dim: usize) -> Val {
         let array = self.array(buf).filter(|_| dim + 1 < self.k.bufs[buf].dims.len());
         match array {
             Some(a) => Val::ranged(self.word(einfall_ir::artifact::Slot::Stride(a, dim)), 0, i64::from(i32::MAX)),

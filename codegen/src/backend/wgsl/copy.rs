@@ -66,7 +66,7 @@ impl Emit<'_> {
                 let piece = self.at_step(&c, step)?;
                 let to = self.place(&c, &piece, None)?;
                 let names: Vec<String> = (0..self.values(&c)).map(|_| self.fresh("c")).collect();
-                self.fetch_piece(&c, &piece, &names, "var ")?;
+                self.fetch_piece(&c, &piece, &names, "var ", true)?;
                 under_way.push((piece, to, names));
             }
             for (piece, to, names) in under_way {
@@ -136,16 +136,48 @@ impl Emit<'_> {
         Ok(self.named(&to))
     }
 
-    /// Loads a piece into variables, zeros where it is beyond the array.
-    fn fetch_piece(&mut self, c: &Pieces, piece: &Piece, names: &[String], declared: &str) -> Res<()> {
+    /// Whether all of what a copy moves is within the array.
+    fn within(&mut self, c: &Pieces) -> Res<Val> {
+        let first = vec![Val::int(0); c.extents.len()];
+        let last: Vec<Val> = c.extents.iter().map(|n| Val::int(*n as i64 - 1)).collect();
+        let mut all = Val::bool(true);
+        for corner in [first, last] {
+            let at = self.window(&c.src, &corner)?;
+            let inside = self.inside(c.src.buf, &at)?;
+            all = self.bin(BinaryOp::And, &all, &inside)?;
+        }
+        Ok(all)
+    }
+
+    /// Loads a piece into variables, zeros where it is beyond the array, which is not asked unless `checked`.
+    fn fetch_piece(
+        &mut self,
+        c: &Pieces,
+        piece: &Piece,
+        names: &[String],
+        declared: &str,
+        checked: bool,
+    ) -> Res<()> {
         let from = self.window(&c.src, &piece.coords)?;
-        let inside = self.inside(c.src.buf, &from)?;
+        let inside = if checked { self.inside(c.src.buf, &from)? } else { Val::bool(true) };
         let inside = self.bin(BinaryOp::And, &piece.exists, &inside)?;
-        let index = self.index_of(c.src.buf, &from)?;
-        let index = Val { s: self.item_of(&index, c.n).s, ..Val::new(Ty::Int, "") };
+        // Rows are whole items, so that only what a trip moves is computed in it.
+        let mut index = Val::int(0);
+        for (d, at) in from.iter().enumerate() {
+            let term = if d + 1 == from.len() {
+                self.item_of(at, c.n)
+            } else {
+                let stride = self.stride(c.src.buf, d);
+                let stride = self.item_of(&stride, c.n);
+                let stride = self.settled(&stride);
+                self.bin(BinaryOp::Mul, at, &stride)?
+            };
+            index = self.bin(BinaryOp::Add, &index, &term)?;
+        }
+        let index = Val { s: index.s, ..Val::new(Ty::Int, "") };
         let ty = class(self.k.bufs[c.src.buf].dtype);
         let (_, zero) = self.piece_type(c);
-        for name in names {
+        for name in names.iter().filter(|_| inside.known() != Some(1) || !declared.is_empty()) {
             self.line(&format!("{declared}{name} = {zero};"));
         }
         if inside.known().is_none() {
@@ -202,9 +234,28 @@ impl Emit<'_> {
         self.declare_once(&stage, "i32");
         let offset = self.stage_offset(&c.dst)?;
         self.line(&format!("{stage} = {};", offset.s));
-        for step in 0..self.steps(&c) {
-            let (piece, names) = (self.at_step(&c, step)?, self.kept_piece(&c, step));
-            self.fetch_piece(&c, &piece, &names, "")?;
+        // A tile within the array has no piece beyond it.
+        let within = self.within(&c)?;
+        let apart = within.known().is_none();
+        if apart {
+            let within = self.named(&within);
+            self.enter(&format!("if ({}) {{", within.s));
+        }
+        for (checked, wanted) in [(false, within.known() != Some(0)), (true, within.known() != Some(1))] {
+            if !wanted {
+                continue;
+            }
+            if checked && apart {
+                self.leave();
+                self.enter("else {");
+            }
+            for step in 0..self.steps(&c) {
+                let (piece, names) = (self.at_step(&c, step)?, self.kept_piece(&c, step));
+                self.fetch_piece(&c, &piece, &names, "", checked)?;
+            }
+        }
+        if apart {
+            self.leave();
         }
         if let Some(ahead) = &mut self.ahead {
             ahead.open.push(c);

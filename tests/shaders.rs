@@ -438,7 +438,10 @@ fn the_machine_finds_wrong_uses_of_matrices() {
     assert_eq!(agreed, expected);
     for (body, what) in [
         (format!("{product} {out}"), "of `a` while another touches it"),
-        (format!("workgroupBarrier(); {product} coopStoreT(m, &c[0], 4u); y[i] = c[i];"), "of `c` while another touches it"),
+        (
+            format!("workgroupBarrier(); {product} coopStoreT(m, &c[0], 4u); y[i] = c[i];"),
+            "of `c` while another touches it",
+        ),
         (format!("workgroupBarrier(); if (i < 40u) {{ {product} }}"), "a part of the subgroup takes no part"),
         (
             "workgroupBarrier(); let x = coopLoadT<coop_mat16x16<f16, A>>(&a[i % 2u], 4u);".to_owned(),

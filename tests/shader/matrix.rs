@@ -8,6 +8,9 @@ use naga::{CooperativeSize, Expression, Handle};
 
 use super::{Data, Frame, Machine, Res};
 
+/// By subgroup that takes part: words by element.
+type Places = Vec<(usize, Vec<usize>)>;
+
 /// Invocations that hold a matrix.
 pub const HOLDERS: usize = 32;
 
@@ -41,14 +44,14 @@ fn whole(on: &[bool]) -> Res<Vec<usize>> {
 }
 
 impl<'m> Machine<'m> {
-    /// Where the elements of a matrix of `side` rows and columns lie: by subgroup that takes part, words by element.
+    /// Where the elements of a matrix of `side` rows and columns lie, and in which variable.
     fn places(
         &mut self,
         f: &mut Frame<'m>,
         data: &naga::CooperativeData,
         side: usize,
         on: &[bool],
-    ) -> Res<(usize, Vec<(usize, Vec<usize>)>)> {
+    ) -> Res<(usize, Places)> {
         let (p, stride) = (self.pointer(f, data.pointer, on)?, self.data(f, data.stride, on)?);
         // Items are vectors or scalars; a stride counts items.
         let per = p.ty.map_or(1, |ty| super::words(self.module, ty));
@@ -61,7 +64,8 @@ impl<'m> Machine<'m> {
                 return Err("a cooperative matrix at different places for invocations of a subgroup".into());
             }
             let (first, step) = (p.at[lanes.start], strides[lanes.start] * per);
-            if (first * self.bytes(p.variable)) % 16 != 0 || (step * self.bytes(p.variable)) % 16 != 0 {
+            let bytes = self.bytes(p.variable);
+            if [first, step].iter().any(|n| !(n * bytes).is_multiple_of(16)) {
                 return Err("a cooperative matrix whose rows do not begin at multiples of 16 bytes".into());
             }
             let at = |e: usize| match data.row_major {

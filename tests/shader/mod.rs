@@ -474,7 +474,11 @@ impl<'m> Machine<'m> {
                     ArraySize::Constant(n) => i64::from(n.get()),
                     _ => i64::MAX,
                 };
-                (if halves(self.module, *base) { words(self.module, *base) } else { *stride as usize / 4 }, Some(*base), most)
+                (
+                    if halves(self.module, *base) { words(self.module, *base) } else { *stride as usize / 4 },
+                    Some(*base),
+                    most,
+                )
             }
             TypeInner::Struct { members, .. } => {
                 let m = members.get(index(0) as usize).ok_or("a member that is not there")?;

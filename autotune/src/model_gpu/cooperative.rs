@@ -31,11 +31,11 @@ pub struct Tile {
 }
 
 /// Matrices of a warp: down, and warps.
-const ROWS: [(u64, u64); 6] = [(2, 4), (1, 4), (2, 2), (1, 2), (2, 1), (1, 1)];
+const ROWS: [(u64, u64); 8] = [(2, 8), (1, 8), (2, 4), (1, 4), (2, 2), (1, 2), (2, 1), (1, 1)];
 /// Columns of a task.
 const COLUMNS: [u64; 3] = [128, 64, 32];
 /// Summed coordinates of a step.
-const DEPTHS: [u64; 2] = [64, 32];
+const DEPTHS: [u64; 2] = [32, 16];
 /// Fewer rows than this are sums of products, or register tiles, whose memory is what they wait for.
 const LEAST: u64 = 16;
 
@@ -55,7 +55,8 @@ pub fn tile(sheet: &DataSheet, atom: &Atom, extents: [Option<u64>; 4]) -> Option
     }
     let mut best: Option<(f64, Tile)> = None;
     for (down, units) in ROWS {
-        let steps = COLUMNS.into_iter().flat_map(|c| DEPTHS.into_iter().flat_map(move |d| [(c, d, false), (c, d, true)]));
+        let steps =
+            COLUMNS.into_iter().flat_map(|c| DEPTHS.into_iter().flat_map(move |d| [(c, d, false), (c, d, true)]));
         for (columns, depth, ahead) in steps {
             let rows = down * atom.shape[0];
             let tile = Tile { atom: atom.clone(), rows, units, columns, depth, ahead, resident: 0 };

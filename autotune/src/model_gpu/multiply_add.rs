@@ -280,14 +280,7 @@ fn fused(
 }
 
 /// Tiles of a task from the registers, threads and shared memory that there are.
-fn tiled(
-    kernel: &Kernel,
-    plan: &Plan,
-    sheet: &DataSheet,
-    gpu: &Gpu,
-    c: &Contraction,
-    f: &Facts<'_>,
-) -> KernelMapping {
+fn tiled(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, gpu: &Gpu, c: &Contraction, f: &Facts<'_>) -> KernelMapping {
     if let Some(tile) = matrices(kernel, sheet, c, f) {
         let resident = tile.fed();
         let blocks = Blocks {

@@ -47,9 +47,7 @@ impl Emit<'_> {
         let mut uses: Vec<(BufId, u64, bool, bool)> = Vec::new();
         let k = self.k;
         walk(&k.roles[0].body, &mut |s| {
-            let words = |e: &Self, view: &View, f, bounds: &[Bound]| {
-                e.scalars(view.buf, e.width(view, f, bounds))
-            };
+            let words = |e: &Self, view: &View, f, bounds: &[Bound]| e.scalars(view.buf, e.width(view, f, bounds));
             match s {
                 Stmt::Load { out, src, bounds } => uses.push((src.buf, words(self, src, *out, bounds), false, false)),
                 Stmt::Store { dst, src, bounds, join } => {

@@ -70,7 +70,8 @@ fn settled(e: &Expr) -> bool {
 impl Ahead {
     /// What a kernel begins with; none where its copies are done when they are issued.
     pub(super) fn of(k: &Kernel, matrices: bool) -> Option<Ahead> {
-        let rings = matrices || k.bufs.iter().any(|(_, b)| matches!(b.space, BufSpace::Shared { stages, .. } if stages > 1));
+        let rings =
+            matrices || k.bufs.iter().any(|(_, b)| matches!(b.space, BufSpace::Shared { stages, .. } if stages > 1));
         let [role] = k.roles.as_slice() else { return None };
         let end = Flow::default().run(&role.body).filter(|_| rings)?;
         (end == Flow::default()).then(Ahead::default)

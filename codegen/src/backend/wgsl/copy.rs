@@ -81,7 +81,9 @@ impl Emit<'_> {
         match (element.known(), n) {
             (_, 1) => element.clone(),
             (Some(x), _) => Val::int(x >> n.trailing_zeros()),
-            (None, _) => Val::ranged(format!("({} >> {}u)", element.s, n.trailing_zeros()), element.lo.max(0), element.hi),
+            (None, _) => {
+                Val::ranged(format!("({} >> {}u)", element.s, n.trailing_zeros()), element.lo.max(0), element.hi)
+            }
         }
     }
 
@@ -150,14 +152,7 @@ impl Emit<'_> {
     }
 
     /// Loads a piece into variables, zeros where it is beyond the array, which is not asked unless `checked`.
-    fn fetch_piece(
-        &mut self,
-        c: &Pieces,
-        piece: &Piece,
-        names: &[String],
-        declared: &str,
-        checked: bool,
-    ) -> Res<()> {
+    fn fetch_piece(&mut self, c: &Pieces, piece: &Piece, names: &[String], declared: &str, checked: bool) -> Res<()> {
         let from = self.window(&c.src, &piece.coords)?;
         let inside = if checked { self.inside(c.src.buf, &from)? } else { Val::bool(true) };
         let inside = self.bin(BinaryOp::And, &piece.exists, &inside)?;

@@ -19,7 +19,8 @@ use super::emit::Emit;
 use super::value::{Ty, Val, float_text};
 use super::{Res, Target, Unprintable};
 
-/// Most matrices of a unit that pass through memory at a time.
+/// Most matrices of a unit that pass through memory at a time, where they do in every trip of a loop; at the end of a kernel
+/// they pass one by one, and tasks take less memory.
 const AT_ONCE: u64 = 4;
 
 /// An accumulator.
@@ -51,6 +52,8 @@ pub(super) struct Products {
     pub(super) passes: bool,
     /// Whether units may still read there since they last met.
     pub(super) passing: bool,
+    /// Whether elements of accumulators are read or written in loops.
+    in_loops: bool,
 }
 
 /// Whether the value is 0.
@@ -90,11 +93,7 @@ impl Touched {
 
 impl Products {
     /// The products of a kernel.
-    pub(super) fn of(
-        k: &Kernel,
-        target: &Target,
-        fail: impl Fn(&str) -> Unprintable,
-    ) -> Result<Products, Unprintable> {
+    pub(super) fn of(k: &Kernel, target: &Target, fail: impl Fn(&str) -> Unprintable) -> Result<Products, Unprintable> {
         let mut found: Vec<(Atom, FragId)> = Vec::new();
         for role in &k.roles {
             walk(&role.body, &mut |s| {
@@ -149,6 +148,15 @@ impl Products {
                 };
             });
         }
+        for role in &k.roles {
+            walk(&role.body, &mut |s| {
+                if let Stmt::For { body, .. } = s {
+                    let touched = Touched::of(body);
+                    let mut all = touched.read.iter().chain(&touched.written);
+                    products.in_loops |= all.any(|f| products.accumulators.contains_key(f));
+                }
+            });
+        }
         Ok(products)
     }
 }
@@ -193,6 +201,9 @@ impl Emit<'_> {
 
     /// Matrices of a unit that pass through workgroup memory at a time: as many as it has room for.
     fn at_once(&self) -> u64 {
+        if !self.products.in_loops {
+            return 1;
+        }
         let bytes = self.products.accumulators.values().map(|a| 4 * a.atom.shape[0] * a.atom.shape[1]).max();
         let left = self.target.workgroup_bytes.saturating_sub(self.tile_bytes() + self.exchange_bytes());
         (left / (bytes.unwrap_or(1) * self.units)).clamp(1, AT_ONCE)
@@ -354,9 +365,17 @@ impl Emit<'_> {
                     }
                 }
             };
-            if out { matrices(self) } else { elements(self) }
+            if out {
+                matrices(self)
+            } else {
+                elements(self)
+            }
             self.barrier();
-            if out { elements(self) } else { matrices(self) }
+            if out {
+                elements(self)
+            } else {
+                matrices(self)
+            }
             self.products.passing = true;
         }
         Ok(())

@@ -2,8 +2,8 @@
 //!
 //! A warp has 16 or 32 rows of the task's and all its columns, so that a step of k reads (rows + columns) · k elements of
 //! shared memory for rows · columns · k multiply-adds; warps one below the other. A step takes a multiprocessor what the
-//! slowest of its tasks' products and reads takes, but no less than its loads, which tasks do not have under way while they
-//! multiply, need to arrive. Invariant: what is returned keeps within the sheet's registers, threads and shared memory, of which
+//! slowest of its tasks' products, reads and loads takes, but no less than one task needs: a warp's products one after
+//! another, and its loads until they arrive, unless it has them under way while it multiplies. Invariant: what is returned keeps within the sheet's registers, threads and shared memory, of which
 //! each warp takes a matrix of sums at a time through; atoms are among those the sheet has.
 
 use einfall_ir::analysis::resources::OVERHEAD;
@@ -31,7 +31,10 @@ pub struct Tile {
 }
 
 /// Matrices of a warp: down, and warps.
-const ROWS: [(u64, u64); 8] = [(2, 8), (1, 8), (2, 4), (1, 4), (2, 2), (1, 2), (2, 1), (1, 1)];
+const ROWS: [(u64, u64); 9] = [(1, 16), (2, 8), (1, 8), (2, 4), (1, 4), (2, 2), (1, 2), (2, 1), (1, 1)];
+/// Clocks from one product of a warp to its next: on an H200 a step of so many products takes a warp so long, whether four or
+/// eight warps are at work (docs/tuning-log.md, section 11).
+const PRODUCT: u64 = 80;
 /// Columns of a task.
 const COLUMNS: [u64; 3] = [128, 64, 32];
 /// Summed coordinates of a step.
@@ -85,7 +88,7 @@ impl Tile {
         let bytes = self.atom.operand.bytes(1);
         // Sums, operands of a step of the instruction, and what a thread loads at a time.
         let sums = self.rows * self.columns / 32;
-        let operands = (self.rows + self.columns) * k * bytes / 4 / 32;
+        let operands = (self.rows + 2 * n) * k * bytes / 4 / 32;
         let loaded = (self.rows * self.units + self.columns) * self.depth * bytes / 4 / threads;
         let registers = sums + OVERHEAD + if self.ahead { operands + loaded } else { operands.max(loaded.min(16)) };
         // Rows of shared tiles are 16 bytes apart, whichever dimension they are of.
@@ -129,7 +132,9 @@ impl Tile {
         let loads = ((rows + self.columns) * self.depth * self.atom.operand.bytes(1)) as f64;
         let loads = loads * gpu.multiprocessors as f64 / level;
         let busy = products.max(reads).max(loads);
-        let alone = if self.ahead { arrive.max(busy) } else { arrive + busy };
+        let [am, an, ak] = self.atom.shape;
+        let chain = (self.rows / am * (self.columns / an) * (self.depth / ak)) as f64 * PRODUCT as f64 / clock;
+        let alone = if self.ahead { arrive.max(chain) } else { arrive + chain };
         let step = (together * busy).max(alone);
         // The sums go through shared memory, and out, as the slowest level takes them.
         let slowest = sheet.levels.first().map_or(1.0, |l| l.bandwidth * l.instances as f64);

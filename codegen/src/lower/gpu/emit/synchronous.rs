@@ -80,8 +80,9 @@ impl Emit<'_, '_> {
         let (acc, [m, n, k], [rows, columns, depth]) = (self.frag(*t), o.atom.shape, o.extents);
         let starts = |extent: u64, step: u64| (0..extent).step_by(step as usize);
         for ki in starts(depth, k) {
-            for mi in starts(rows, m) {
-                for ni in starts(columns, n) {
+            // Of the wider operand one matrix is held at a time.
+            for ni in starts(columns, n) {
+                for mi in starts(rows, m) {
                     out.push(Stmt::Atom {
                         atom: o.atom.name.clone(),
                         acc,

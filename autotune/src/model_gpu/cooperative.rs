@@ -2,14 +2,15 @@
 //!
 //! A warp has 16 or 32 rows of the task's and all its columns, so that a step of k reads (rows + columns) · k elements of
 //! shared memory for rows · columns · k multiply-adds; warps one below the other. A step takes a multiprocessor what the
-//! slowest of its tasks' products, reads and loads takes, but no less than one task needs: a warp's products one after
-//! another, and its loads until they arrive, unless it has them under way while it multiplies. Invariant: what is returned keeps within the sheet's registers, threads and shared memory, of which
+//! slowest of its tasks' products, reads and loads takes, but no less than one task needs: its loads until they arrive, then
+//! a warp's products one after another. Loads under way while a warp multiplies gained nothing on an H200
+//! (docs/tuning-log.md, section 11), so that rings of one stage are what is chosen. Invariant: what is returned keeps within the sheet's registers, threads and shared memory, of which
 //! each warp takes a matrix of sums at a time through; atoms are among those the sheet has.
 
-use einfall_ir::analysis::resources::OVERHEAD;
+use einfall_ir::analysis::resources::{LEAST_OVERHEAD, OVERHEAD};
 use einfall_ir::dtype::DType;
 use einfall_ir::kernel::atoms::{self, Atom};
-use einfall_ir::target::{DataSheet, Gpu, TASK_SHARED_BYTES};
+use einfall_ir::target::{DataSheet, Gpu};
 
 /// Blocks of a task.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +25,6 @@ pub struct Tile {
     pub columns: u64,
     /// Summed coordinates of a step.
     pub depth: u64,
-    /// Whether a step's operands are loaded while the step before is multiplied.
-    pub ahead: bool,
     /// Tasks of a multiprocessor.
     pub resident: u64,
 }
@@ -50,20 +49,19 @@ pub fn atom(sheet: &DataSheet, operands: [DType; 2]) -> Option<Atom> {
 }
 
 /// The blocks of a product of `extents`: rows, columns, what is summed, and how many such products there are; none of them
-/// where it is not known. None where nothing fits, or where there are few rows.
-pub fn tile(sheet: &DataSheet, atom: &Atom, extents: [Option<u64>; 4]) -> Option<Tile> {
+/// where it is not known. `held`: tiles of sums' extents that threads have at once. None where nothing fits, or where there
+/// are few rows.
+pub fn tile(sheet: &DataSheet, atom: &Atom, extents: [Option<u64>; 4], held: u64) -> Option<Tile> {
     let gpu = sheet.gpu.as_ref()?;
     if extents[..2].iter().flatten().any(|n| *n < LEAST) {
         return None;
     }
     let mut best: Option<(f64, Tile)> = None;
     for (down, units) in ROWS {
-        let steps =
-            COLUMNS.into_iter().flat_map(|c| DEPTHS.into_iter().flat_map(move |d| [(c, d, false), (c, d, true)]));
-        for (columns, depth, ahead) in steps {
+        for (columns, depth) in COLUMNS.into_iter().flat_map(|c| DEPTHS.map(|d| (c, d))) {
             let rows = down * atom.shape[0];
-            let tile = Tile { atom: atom.clone(), rows, units, columns, depth, ahead, resident: 0 };
-            let resident = tile.fits(gpu);
+            let tile = Tile { atom: atom.clone(), rows, units, columns, depth, resident: 0 };
+            let resident = tile.fits(gpu, held);
             if resident == 0 {
                 continue;
             }
@@ -79,7 +77,7 @@ pub fn tile(sheet: &DataSheet, atom: &Atom, extents: [Option<u64>; 4]) -> Option
 
 impl Tile {
     /// Tasks that a multiprocessor holds.
-    fn fits(&self, gpu: &Gpu) -> u64 {
+    fn fits(&self, gpu: &Gpu, held: u64) -> u64 {
         let [m, n, k] = self.atom.shape;
         let threads = 32 * self.units;
         if threads > gpu.threads_per_task || !self.depth.is_multiple_of(k) || !self.columns.is_multiple_of(n) {
@@ -90,16 +88,19 @@ impl Tile {
         let sums = self.rows * self.columns / 32;
         let operands = (self.rows + 2 * n) * k * bytes / 4 / 32;
         let loaded = (self.rows * self.units + self.columns) * self.depth * bytes / 4 / threads;
-        let registers = sums + OVERHEAD + if self.ahead { operands + loaded } else { operands.max(loaded.min(16)) };
+        let registers = sums + OVERHEAD + operands.max(loaded);
         // Rows of shared tiles are 16 bytes apart, whichever dimension they are of.
         let tile = |outer: u64, inner: u64| outer.max(inner) * (outer.min(inner) * bytes + 16);
         let shared = tile(self.rows * self.units, self.depth) + tile(self.depth, self.columns);
-        let shared = if self.ahead { 2 * shared } else { shared } + 4 * m * n * self.units;
-        if registers > gpu.thread_registers || shared > gpu.shared_per_task {
+        let shared = shared + 4 * m * n * self.units;
+        let share = (gpu.registers / threads).min(gpu.thread_registers);
+        if registers.max(held * sums + LEAST_OVERHEAD) > share || shared > gpu.shared_per_task {
             return 0;
         }
+        // Tasks together have as much shared memory as one may have (the driver leaves the rest to its cache: tasks of 30 KB and
+        // more took as long as one at a time, docs/tuning-log.md, section 11).
         (gpu.registers / (registers.next_multiple_of(8) * threads))
-            .min(gpu.shared_per_multiprocessor / (shared + TASK_SHARED_BYTES))
+            .min(gpu.shared_per_task / shared)
             .min(gpu.threads_per_multiprocessor / threads)
     }
 
@@ -134,8 +135,7 @@ impl Tile {
         let busy = products.max(reads).max(loads);
         let [am, an, ak] = self.atom.shape;
         let chain = (self.rows / am * (self.columns / an) * (self.depth / ak)) as f64 * PRODUCT as f64 / clock;
-        let alone = if self.ahead { arrive.max(chain) } else { arrive + chain };
-        let step = (together * busy).max(alone);
+        let step = (together * busy).max(arrive + chain);
         // The sums go through shared memory, and out, as the slowest level takes them.
         let slowest = sheet.levels.first().map_or(1.0, |l| l.bandwidth * l.instances as f64);
         let out = (4 * rows * self.columns) as f64 * gpu.multiprocessors as f64 / slowest;
@@ -156,14 +156,16 @@ mod tests {
     fn tiles_follow_the_sizes() {
         let sheet = nvidia();
         let atom = atom(&sheet, [DType::F16; 2]).expect("f16 has matrices");
-        let of = |m, n, k| tile(&sheet, &atom, [Some(m), Some(n), Some(k), Some(1)]);
+        let of = |m, n, k| tile(&sheet, &atom, [Some(m), Some(n), Some(k), Some(1)], 1);
         let large = of(4096, 4096, 4096).expect("a tile");
-        assert_eq!((large.rows * large.units, large.columns), (128, 128), "{large:?}");
-        assert!(large.resident >= 2, "{large:?}");
+        assert_eq!((large.rows, large.units, large.columns), (16, 16, 128), "{large:?}");
         let small = of(512, 512, 512).expect("a tile");
-        assert!(512 * 512 / (small.rows * small.units * small.columns) >= 64, "{small:?}");
+        assert!(512 * 512 / (small.rows * small.units * small.columns) >= 32, "{small:?}");
+        // What follows a product has its elements twice.
+        let more = tile(&sheet, &atom, [None; 4], 2).expect("a tile");
+        assert!(2 * more.rows * more.columns / 32 + LEAST_OVERHEAD <= 65_536 / (32 * more.units), "{more:?}");
         assert_eq!((of(15, 4096, 4096), of(4096, 8, 4096)), (None, None));
-        assert_eq!(tile(&sheet, &atom, [None; 4]).map(|t| (t.rows * t.units, t.columns)), Some((128, 128)));
+        assert_eq!(tile(&sheet, &atom, [None; 4], 1).map(|t| (t.rows * t.units, t.columns)), Some((256, 128)));
     }
 
     /// What no adapter reports is not taken: other types, and other adapters.
@@ -181,12 +183,12 @@ mod tests {
     fn tiles_keep_within_the_sheet() {
         let mut sheet = nvidia();
         let atom = atom(&sheet, [DType::F16; 2]).expect("f16 has matrices");
-        let first = tile(&sheet, &atom, [None; 4]).expect("a tile");
+        let first = tile(&sheet, &atom, [None; 4], 1).expect("a tile");
         let change = |sheet: &mut DataSheet, f: &dyn Fn(&mut Gpu)| f(sheet.gpu.as_mut().expect("a GPU"));
-        change(&mut sheet, &|g| g.thread_registers = 128);
-        let fewer = tile(&sheet, &atom, [None; 4]).expect("a tile");
+        change(&mut sheet, &|g| g.thread_registers = 96);
+        let fewer = tile(&sheet, &atom, [None; 4], 1).expect("a tile");
         assert!(fewer.rows * fewer.columns < first.rows * first.columns);
         change(&mut sheet, &|g| g.shared_per_task = 2 << 10);
-        assert_eq!(tile(&sheet, &atom, [None; 4]), None);
+        assert_eq!(tile(&sheet, &atom, [None; 4], 1), None);
     }
 }

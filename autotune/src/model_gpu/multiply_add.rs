@@ -17,7 +17,7 @@ use einfall_ir::kernel::atoms::Atom;
 use einfall_ir::kernel::{Engine, Scope};
 use einfall_ir::mapping::{AxisMapping, KernelMapping, MergeSite, OpMapping, RoleMapping, Split, TileMapping, Work};
 use einfall_ir::target::{DataSheet, Gpu};
-use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, TileId};
+use einfall_ir::tile::{Axis, AxisId, AxisKind, Expr, Kernel, Node, Op, Plan, Space, TileId};
 
 use super::elementwise::Facts;
 use super::family::Family;
@@ -283,13 +283,7 @@ fn fused(
 fn tiled(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, gpu: &Gpu, c: &Contraction, f: &Facts<'_>) -> KernelMapping {
     if let Some(tile) = matrices(kernel, sheet, c, f) {
         let resident = tile.fed();
-        let blocks = Blocks {
-            rows: tile.rows,
-            units: tile.units,
-            columns: tile.columns,
-            depth: tile.depth,
-            stages: 1 + u64::from(tile.ahead),
-        };
+        let blocks = Blocks { rows: tile.rows, units: tile.units, columns: tile.columns, depth: tile.depth };
         let m = written(kernel, plan, c, &blocks, tile.atom.name.0);
         return cut(kernel, plan, gpu, resident, f, m.clone()).unwrap_or(m);
     }
@@ -302,7 +296,7 @@ fn tiled(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, gpu: &Gpu, c: &Contrac
     let units = units.min(extent.div_ceil(rows).checked_next_power_of_two().unwrap_or(units));
     let fits = |depth: &u64| WORD * depth * (rows * units + COLUMNS) <= gpu.shared_per_task;
     let depth = DEPTHS.into_iter().find(fits).unwrap_or(DEPTHS[1]);
-    let m = written(kernel, plan, c, &Blocks { rows, units, columns: COLUMNS, depth, stages: 1 }, atom);
+    let m = written(kernel, plan, c, &Blocks { rows, units, columns: COLUMNS, depth }, atom);
     cut(kernel, plan, gpu, FED.div_ceil(units), f, m.clone()).unwrap_or(m)
 }
 
@@ -313,7 +307,17 @@ fn matrices(kernel: &Kernel, sheet: &DataSheet, c: &Contraction, f: &Facts<'_>) 
     let mut others = kernel.axes.ids().filter(|a| !own.contains(a)).map(|a| f.extent(a));
     let others = others.try_fold(1, |n: u64, x| Some(n.saturating_mul(x?)));
     let [m, n, k] = own.map(|a| f.extent(a));
-    cooperative::tile(sheet, &atom, [m, n, k, others])
+    // What follows the product is computed beside it.
+    let mut follows = false;
+    kernel.for_each_op(&mut |op, _| {
+        follows |= match op {
+            Op::Map { value, .. } => !matches!(kernel.exprs[*value], Expr::Int(_) | Expr::Float(_)),
+            Op::Reduce { .. } | Op::Scan { .. } => true,
+            Op::Store { value, .. } => !matches!(kernel.exprs[*value], Expr::Tile(_)),
+            Op::Load { .. } | Op::Contract { .. } => false,
+        };
+    });
+    cooperative::tile(sheet, &atom, [m, n, k, others], 1 + u64::from(follows))
 }
 
 /// Blocks of a task: rows of a warp, warps, columns, and coordinates along k of a step.
@@ -322,13 +326,11 @@ struct Blocks {
     units: u64,
     columns: u64,
     depth: u64,
-    /// Stages of operands' tiles: so many trips less one is loaded ahead.
-    stages: u64,
 }
 
 /// The mapping of a contraction by these blocks.
 fn written(kernel: &Kernel, plan: &Plan, c: &Contraction, b: &Blocks, atom: String) -> KernelMapping {
-    let Blocks { rows, units, columns, depth, stages } = *b;
+    let Blocks { rows, units, columns, depth } = *b;
     let name = |a: AxisId| kernel.axes[a].name.clone();
     let axes = kernel.axes.ids().map(|a| match a {
         _ if a == c.rows => AxisMapping { units, ..AxisMapping::new(name(a), rows * units) },
@@ -337,10 +339,10 @@ fn written(kernel: &Kernel, plan: &Plan, c: &Contraction, b: &Blocks, atom: Stri
         _ => AxisMapping::new(name(a), 1),
     });
     let copied = |t: TileId| TileMapping::new(&kernel.tiles[t].name, Space::Shared);
-    let tiles = c.operands.map(|t| TileMapping { engine: Some(Engine::CpAsync), stages, ..copied(t) });
+    let tiles = c.operands.map(|t| TileMapping { engine: Some(Engine::CpAsync), ..copied(t) });
     let names = kernel.op_names(plan);
     let loads = c.operands.map(|t| OpMapping { slot: 0, ..OpMapping::new(&kernel.tiles[t].name) });
-    let contract = OpMapping { atom: Some(atom), skew: stages - 1, slot: 1, ..OpMapping::new(&names[c.op]) };
+    let contract = OpMapping { atom: Some(atom), slot: 1, ..OpMapping::new(&names[c.op]) };
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
     let grid = |id: &AxisId| kernel.axes[*id].kind == AxisKind::Grid && ![c.rows, c.columns].contains(id);
     let order = kernel.axes.ids().filter(grid).chain([c.rows, c.columns]).map(name).collect();

@@ -367,7 +367,7 @@ pub fn compile_ptx(plan: &Plan, mapping: &Mapping, target: &ptx::Target) -> Resu
 /// [`Error::Refused`] where something has no lowering.
 pub fn wgsl_plan(cascade: &Cascade, target: &wgsl::Target) -> Result<Plan, Error> {
     let arrays = usize::try_from(target.storage_buffers).ok();
-    plan_for(cascade, &Context { atoms: atoms::multiply_adds().collect(), arrays, ..Context::default() })
+    plan_for(cascade, &Context { atoms: target.atoms(), arrays, ..Context::default() })
 }
 
 /// The WGSL of a plan by a mapping, with how to launch it. Needs no device and no LLVM.
@@ -375,7 +375,7 @@ pub fn wgsl_plan(cascade: &Cascade, target: &wgsl::Target) -> Result<Plan, Error
 /// # Errors
 /// [`Error::Refused`] where the mapping does not fit, something has no WGSL or a limit of the target is exceeded.
 pub fn compile_wgsl(plan: &Plan, mapping: &Mapping, target: &wgsl::Target) -> Result<Artifact, Error> {
-    let atoms = atoms::multiply_adds().collect();
+    let atoms = target.atoms();
     // An adapter's own limits, which the sheet of its kind need not have.
     let limits = DataSheet::named(&mapping.target).and_then(|s| s.gpu).map(|g| Limits {
         shared_bytes: target.workgroup_bytes,

@@ -15,7 +15,7 @@
 //! let adapter = Adapter {
 //!     name: "a GPU".to_owned(), driver: String::new(), backend: String::new(), software: false, subgroup: (0, 0),
 //!     f16: false, timestamps: false, workgroup_bytes: 16 << 10, invocations: 256, binding_bytes: 128 << 20,
-//!     buffer_bytes: 256 << 20, storage_buffers: 8, workgroups: 65_535,
+//!     buffer_bytes: 256 << 20, storage_buffers: 8, workgroups: 65_535, matrices: Vec::new(),
 //! };
 //! let artifact = shaders::compile(&cascade, &shaders::data_sheet(&adapter), &CompileOptions::default())?;
 //! let bound = load(artifact, &adapter)?.bind(&[("M", 3), ("N", 5)])?;
@@ -61,6 +61,7 @@ pub fn data_sheet(adapter: &Adapter) -> DataSheet {
         w.subgroup = if w.subgroup > 1 { u64::from(adapter.subgroup.0).max(1) } else { 1 };
         w.storage_buffers = adapter.storage_buffers;
         w.binding_bytes = adapter.binding_bytes;
+        w.matrices = adapter.products();
     }
     sheet
 }

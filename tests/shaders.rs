@@ -35,7 +35,13 @@ fn compiled(c: &Cascade, sheet: &str) -> Option<Artifact> {
 }
 
 fn parsed(text: &str) -> naga::Module {
-    naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(text)))
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(text)));
+    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
+    validator.subgroup_stages(naga::valid::ShaderStages::all());
+    validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
+    validator.validate(&module).unwrap_or_else(|e| panic!("{}\n{text}", e.emit_to_string(text)));
+    module
 }
 
 /// What is bound at sizes: where arrays are, and scalars.
@@ -139,7 +145,7 @@ impl<'a> Launch<'a> {
             machine.run(group as u32, grid.map(|n| n as u32)).map_err(|e| format!("{}: {e}", launch.symbol))?;
         }
         for (n, b) in bound.iter().enumerate() {
-            self.arrays[b.index()] = machine.binding(n as u32 + 1).to_vec();
+            self.arrays[b.index()] = machine.binding(n as u32 + 1);
         }
         Ok(machine.barriers)
     }
@@ -333,6 +339,160 @@ fn meetings_of_register_tiles_are_needed() {
         let needed = needed.count();
         assert!(all >= 3 && needed + 1 >= all, "{needed} of {all} meetings are needed");
         launch.arrays = before;
+    }
+}
+
+/// Products of f16 for adapters with cooperative matrices: batches, transposed operands, what follows a product, tails of every
+/// dimension.
+const PRODUCTS: [&str; 6] = [
+    "cascade mm[M, N, K](A: f16[M, K], B: f16[K, N]) -> (Y: f16[M, N]) { Y[m,n] = sum(k) A[m,k] * B[k,n] }",
+    "cascade mm[M, N, K](A: f16[M, K], B: f16[K, N]) -> (Y: f32[M, N]) { Y[m,n] = sum(k) A[m,k] * B[k,n] }",
+    "cascade nt[M, N, K](A: f16[M, K], B: f16[N, K]) -> (Y: f32[M, N]) { Y[m,n] = sum(k) A[m,k] * B[n,k] }",
+    "cascade tn[M, N, K](A: f16[K, M], B: f16[K, N]) -> (Y: f32[M, N]) { Y[m,n] = sum(k) A[k,m] * B[k,n] }",
+    "cascade batch[Z, M, N, K](A: f16[Z, M, K], B: f16[Z, K, N]) -> (Y: f16[Z, M, N]) {
+         Y[z,m,n] = sum(k) A[z,m,k] * B[z,k,n] }",
+    "cascade gated[M, N, K](A: f16[M, K], B: f16[N, K], c: f32[N], G: f16[M, N]) -> (Y: f16[M, N], S: f32[M]) {
+         T[m,n] = (sum(k) A[m,k] * B[n,k]) + c[n]
+         Y[m,n] = T[m,n] * sigmoid(T[m,n]) * G[m,n]
+         S[m] = max(n) Y[m,n] }",
+];
+
+#[test]
+fn products_of_cooperative_matrices_agree() {
+    for text in PRODUCTS {
+        let c = parse(text).expect("parses").cascades.remove(0);
+        let artifact = compiled(&c, "webgpu-nvidia").expect("WGSL");
+        let taken = modules(&artifact).iter().filter(|m| !m.matrices.is_empty());
+        assert!(taken.clone().count() > 0, "{text}");
+        assert!(taken.clone().all(|m| m.matrices == ["coop.m16n16k16.f16"] && m.text.contains("coopMultiplyAdd")));
+        for (m, n, k) in [(129, 131, 70), (16, 136, 32), (140, 24, 1), (1, 1, 65)] {
+            let sizes = [("M", m), ("N", n), ("K", k), ("Z", 2)];
+            let sizes = sizes.iter().filter(|(rank, _)| c.ranks.iter().any(|(_, r)| r.name == *rank));
+            let sizes = sizes.map(|(n, v)| ((*n).to_owned(), *v)).collect();
+            computes(&c, &artifact, sizes, 1).unwrap_or_else(|e| panic!("{text} at {m}, {n}, {k}: {e}"));
+        }
+    }
+}
+
+/// Attention of f16: scores and probabilities through workgroup memory, sums so far out of the matrices and back.
+#[test]
+fn attention_by_cooperative_matrices_agrees() {
+    for name in ["attention", "attention_full"] {
+        let text = einfall_kernels::source(name).expect("a library file").replace("bf16", "f16");
+        let c = parse(&text).expect("parses").cascades.remove(0);
+        let artifact = compiled(&c, "webgpu-nvidia").expect("WGSL");
+        assert!(modules(&artifact).iter().all(|m| !m.matrices.is_empty() && m.text.contains("coopMultiplyAdd")));
+        for (m, n, e) in [(65, 70, 32), (3, 33, 20)] {
+            let size = |rank: &str| match rank {
+                "M" => m,
+                "N" => n,
+                "E" | "F" => e,
+                _ => 1,
+            };
+            let sizes = c.ranks.iter().map(|(_, r)| (r.name.clone(), size(&r.name))).collect();
+            computes(&c, &artifact, sizes, 1).unwrap_or_else(|why| panic!("{name} at {m}, {n}, {e}: {why}"));
+        }
+    }
+}
+
+/// A ring of two stages is loaded a trip ahead: what is loaded stays with its threads until the trip that reads it.
+#[test]
+fn products_a_trip_ahead_agree() {
+    for (text, product, stages) in [(PRODUCTS[0], "r0@1", 2), (PRODUCTS[2], "Y@1", 2), (PRODUCTS[0], "r0@1", 3)] {
+        let c = parse(text).expect("parses").cascades.remove(0);
+        let sheet = DataSheet::named("webgpu-nvidia").expect("a sheet");
+        let target = Target::of(&sheet).expect("an adapter");
+        let plan = wgsl_plan(&c, &target).expect("a plan");
+        let mapping = format!(
+            "mapping {0} on webgpu-nvidia {{ kernel {0}_0 {{
+                 axis m block 64 units 2
+                 axis n block 32
+                 axis k block 16
+                 role main: 2 warp
+                 tile A in shared stages {stages} by cp_async
+                 tile B in shared stages {stages} by cp_async
+                 op A slot 0
+                 op B slot 0
+                 op {product} atom coop.m16n16k16.f16 skew {1} slot 1 }} }}",
+            c.name,
+            stages - 1
+        );
+        let mapping = einfall_ir::mapping::parse::parse(&mapping).expect("a mapping");
+        let artifact = compile_wgsl(&plan, &mapping, &target).unwrap_or_else(|e| panic!("{e}")).with_formulas(&c);
+        // Two trips ahead a tile would be under way twice: its copies are done when they are issued.
+        let ahead = |m: &einfall_ir::artifact::WgslModule| m.text.contains("h_s_A_s_stage");
+        assert!(modules(&artifact).iter().all(|m| ahead(m) == (stages == 2)), "{stages}");
+        for (m, n, k) in [(65, 40, 81), (16, 8, 16), (33, 32, 8), (7, 9, 3)] {
+            let sizes = sized(&[("M", m), ("N", n), ("K", k)]);
+            computes(&c, &artifact, sizes, 1).unwrap_or_else(|e| panic!("{text} at {m}, {n}, {k}: {e}"));
+        }
+        if stages > 2 {
+            // What is stored two trips early has a barrier to spare.
+            continue;
+        }
+        let codes: Vec<naga::Module> = modules(&artifact).iter().map(|m| parsed(&m.text)).collect();
+        let b = bind(&c, &Given { sizes: sized(&[("M", 64), ("N", 32), ("K", 80)]), ..Given::default() });
+        let b = b.expect("sizes");
+        let inputs = random(&c, &b, 7, Variant::Small).expect("inputs");
+        let mut launch = Launch::new(&c, &b, &artifact, &inputs);
+        for i in launch.chosen() {
+            let reached = launch.run(i, &codes[i], (1, 1), None).expect("runs");
+            for barrier in reached {
+                assert!(launch.run(i, &codes[i], (1, 1), Some(barrier)).is_err(), "a barrier that orders nothing");
+            }
+        }
+    }
+}
+
+/// What cooperative matrices may not do is an error of the machine.
+#[test]
+fn the_machine_finds_wrong_uses_of_matrices() {
+    let run = |body: &str| {
+        let text = format!(
+            "enable f16;\nenable wgpu_cooperative_matrix;\n\
+             @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;\n\
+             var<workgroup> a: array<vec4<f16>, 128>;\nvar<workgroup> c: array<vec4<f32>, 64>;\n\
+             @compute @workgroup_size(64)\nfn f(@builtin(local_invocation_index) i: u32) {{\n\
+             a[i] = vec4<f16>(vec4<f32>(f32(i)));\na[i + 64u] = vec4<f16>();\n{body}\n}}"
+        );
+        // Not validated: naga finds the branch itself.
+        let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+        let mut machine = Machine::new(&module, &[Vec::new(), vec![7; 256]], 32);
+        machine.run(0, [1, 1]).map(|()| machine.binding(1))
+    };
+    let product = "var m: coop_mat16x16<f32, C>;
+         let x = coopLoadT<coop_mat16x16<f16, A>>(&a[0], 4u);
+         let z = coopLoad<coop_mat16x16<f16, B>>(&a[0], 4u);
+         m = coopMultiplyAdd(x, z, m);";
+    let out = "if (i < 32u) { coopStoreT(m, &c[0], 4u); } workgroupBarrier(); y[i] = c[i];";
+    let agreed = run(&format!("workgroupBarrier(); {product} {out}")).expect("runs");
+    // Row r of `a` has numbers 4r to 4r + 3, four times each.
+    let dot = |r: u32, s: u32| (0..4).map(|q| 4.0 * (4 * r + q) as f32 * (4 * s + q) as f32).sum::<f32>();
+    let expected: Vec<u32> = (0..256).map(|e| dot(e / 16, e % 16).to_bits()).collect();
+    assert_eq!(agreed, expected);
+    for (body, what) in [
+        (format!("{product} {out}"), "of `a` while another touches it"),
+        (
+            format!("workgroupBarrier(); {product} coopStoreT(m, &c[0], 4u); y[i] = c[i];"),
+            "of `c` while another touches it",
+        ),
+        (format!("workgroupBarrier(); if (i < 40u) {{ {product} }}"), "a part of the subgroup takes no part"),
+        (
+            "workgroupBarrier(); let x = coopLoadT<coop_mat16x16<f16, A>>(&a[i % 2u], 4u);".to_owned(),
+            "at different places",
+        ),
+        (
+            "workgroupBarrier(); let x = coopLoadT<coop_mat16x16<f16, A>>(&a[0], 5u);".to_owned(),
+            "multiples of 16 bytes",
+        ),
+        (
+            "workgroupBarrier(); let x = coopLoadT<coop_mat16x16<f16, A>>(&a[80], 4u);".to_owned(),
+            "of `a`, which has 512",
+        ),
+        ("a[i] = vec4<f16>(vec4<f32>(f32(i) * 0.1));".to_owned(), "a value as f16 that f16 does not have"),
+    ] {
+        let error = run(&body).expect_err(&body);
+        assert!(error.contains(what), "{body}: {error}");
     }
 }
 
@@ -549,7 +709,7 @@ fn the_machine_finds_what_devices_may_do_differently() {
         );
         let module = parsed(&text);
         let mut machine = Machine::new(&module, &[Vec::new(), vec![7; 8]], 4);
-        machine.run(0, [1, 1]).map(|()| machine.binding(1).to_vec())
+        machine.run(0, [1, 1]).map(|()| machine.binding(1))
     };
     assert_eq!(run("s[i] = i * i; workgroupBarrier(); y[i] = s[7u - i];"), Ok(vec![49, 36, 25, 16, 9, 4, 1, 0]));
     assert_eq!(run("if (i > 3u) { y[i] = 1u; } else { y[i] = 2u; }"), Ok(vec![2, 2, 2, 2, 1, 1, 1, 1]));

@@ -83,14 +83,14 @@ fn with_cores(name: &str, n: u64) -> DataSheet {
 fn products_of_tiles_are_chosen_by_the_model() {
     let (matmul, sheet) = (plan("matmul"), with_cores("x86-64-v4-amx", 16));
     let sizes = [512, 512, 512];
-    let seconds = |m: &Mapping| price(&plan, &sheet, Some(&sizes), m).expect("admitted").seconds;
-    let (rule, chosen) = (rule_at(&plan, &sheet, &sizes), choose_at(&plan, &sheet, &sizes));
+    let seconds = |m: &Mapping| price(&matmul, &sheet, Some(&sizes), m).expect("admitted").seconds;
+    let (rule, chosen) = (rule_at(&matmul, &sheet, &sizes), choose_at(&matmul, &sheet, &sizes));
     let large = with_cores("x86-64-v4-amx", 2);
     // Also where the rule's tasks are as many as the cores.
-    let (few, own) = (rule_at(&plan, &large, &sizes), choose_at(&plan, &large, &sizes));
+    let (few, own) = (rule_at(&matmul, &large, &sizes), choose_at(&matmul, &large, &sizes));
     assert!(seconds(&chosen) < seconds(&rule), "{chosen}");
-    let at_two = |m: &Mapping| price(&plan, &large, Some(&sizes), m).expect("admitted");
-    let best = candidates(&plan, &large, Some(&sizes), 1).swap_remove(0);
+    let at_two = |m: &Mapping| price(&matmul, &large, Some(&sizes), m).expect("admitted");
+    let best = candidates(&matmul, &large, Some(&sizes), 1).swap_remove(0);
     assert!(at_two(&few).tasks >= 2.0);
     assert_eq!(own, if best.1.seconds < 0.9 * at_two(&few).seconds { best.0 } else { few });
 }

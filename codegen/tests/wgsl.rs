@@ -8,14 +8,13 @@ use einfall_codegen::tables;
 use einfall_ir::artifact::{Artifact, Code, Slot};
 use einfall_ir::cascade::{Cascade, parse};
 use einfall_ir::diag::Diagnostic;
-use einfall_ir::kernel::atoms;
 use einfall_ir::target::DataSheet;
 
 /// A cascade as WGSL, by the rules for a sheet.
 fn compiled(c: &Cascade, sheet: &DataSheet, target: &Target) -> Result<Artifact, String> {
     let says = |list: Vec<Diagnostic>| list[0].message.clone();
     let arrays = Some(target.storage_buffers as usize);
-    let mut context = Context { atoms: atoms::multiply_adds().collect(), arrays, ..Context::default() };
+    let mut context = Context { atoms: target.atoms(), arrays, ..Context::default() };
     let mut program = Program::Cascade(c.clone());
     for pass in tables::TO_TILE {
         program = (pass.step)(program, &context).map_err(says)?;

@@ -17,7 +17,7 @@ pub use bytes::BytesError;
 pub use formula::{Fact, Formula, FormulaError, Leaf};
 
 /// Version of the calling conventions, of this contract and of its form in bytes; part of every cache key.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// A plan compiled for one target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -163,6 +163,9 @@ pub struct WgslModule {
     pub written: Vec<bool>,
     /// Consecutive invocations that its subgroup operations take for one subgroup; 1: it has none.
     pub subgroup: u64,
+    /// Products of cooperative matrices that it takes, names of atoms ([`crate::kernel::atoms::cooperative_products`]); with
+    /// any, 32 consecutive invocations are one subgroup.
+    pub matrices: Vec<String>,
 }
 
 /// One kernel launch.

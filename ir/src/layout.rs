@@ -77,6 +77,18 @@ impl MemLayout {
         MemLayout { dims, swizzle: None }
     }
 
+    /// Row-major over `extents`, rows of the last dimension `gap` elements apart.
+    pub fn padded(extents: &[u64], gap: u64) -> MemLayout {
+        let mut layout = MemLayout::row_major(extents);
+        let last = extents.len().saturating_sub(1);
+        let mut stride = extents.last().map_or(1, |n| n + gap);
+        for (digits, n) in layout.dims[..last].iter_mut().zip(extents).rev() {
+            digits.iter_mut().for_each(|g| g.stride = stride);
+            stride *= n;
+        }
+        layout
+    }
+
     /// Two dimensions, `inner` contiguous in panels of `span` bytes, as TMA writes and wgmma reads them: panels of
     /// `[outer, span / elem_bytes]`, each row `span` bytes, panels one after another along `inner`. `inner_dim` says
     /// which of the two dimensions is contiguous.

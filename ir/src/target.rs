@@ -63,6 +63,9 @@ pub struct WebGpu {
     pub storage_buffers: u64,
     /// Bytes of one binding.
     pub binding_bytes: u64,
+    /// Products of cooperative matrices by subgroups of 32, names of atoms ([`crate::kernel::atoms::cooperative_products`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matrices: Vec<String>,
 }
 
 /// What a GPU allows a task and a multiprocessor, and how fast it is.
@@ -212,6 +215,8 @@ mod tests {
             let rate = |l: &MemoryLevel| l.bandwidth * l.instances as f64;
             assert!(s.levels.windows(2).all(|w| rate(&w[0]) < rate(&w[1])), "{}", s.name);
             assert_eq!(DataSheet::parse(&toml::to_string(&s).unwrap()), Ok(s.clone()));
+            let known = |name: &String| crate::kernel::atoms::cooperative_products().any(|a| a.name.0 == *name);
+            assert!(s.webgpu.iter().flat_map(|w| &w.matrices).all(known), "{}", s.name);
             let Some(gpu) = &s.gpu else { continue };
             assert!(gpu.shared_per_task + TASK_SHARED_BYTES <= gpu.shared_per_multiprocessor, "{}", s.name);
             assert_eq!(

@@ -42,6 +42,9 @@ pub fn devices() {
         };
         let has = |b: bool| if b { "" } else { "no " };
         println!("  {subgroups}, {}f16, {}timestamps", has(a.f16), has(a.timestamps));
+        if let products @ [_, ..] = a.products().as_slice() {
+            println!("  cooperative matrices: {}", products.join(", "));
+        }
         println!(
             "  {} bytes of workgroup memory, {} invocations a workgroup, {} storage buffers of up to {} bytes",
             a.workgroup_bytes, a.invocations, a.storage_buffers, a.binding_bytes

@@ -2,9 +2,11 @@
 //!
 //! What devices may do differently is an error: an access outside an array, a barrier that not all invocations reach, and
 //! two invocations that touch the same word between two meetings while one of them writes it. Invariant: where a shader
-//! runs without an error, its result does not depend on the order of invocations. Source: W3C, "WebGPU Shading Language",
+//! runs without an error, its result does not depend on the order of invocations. A value of f16 is kept as the f32 it is, and
+//! in memory as a word of its own. Source: W3C, "WebGPU Shading Language",
 //! "Memory model", "Uniformity".
 
+mod matrix;
 mod ops;
 
 use std::collections::BTreeSet;
@@ -100,6 +102,7 @@ impl<'m> Machine<'m> {
     pub fn new(module: &'m Module, bindings: &[Vec<u32>], subgroup: usize) -> Machine<'m> {
         let memory = module.global_variables.iter().map(|(_, g)| {
             let words = match &g.binding {
+                Some(b) if halves(module, g.ty) => unpacked(&bindings[b.binding as usize]),
                 Some(b) => bindings[b.binding as usize].clone(),
                 None => match g.init.map(|h| &module.global_expressions[h]) {
                     Some(Expression::Literal(l)) => vec![ops::literal(l).expect("a literal of 32 bits").1],
@@ -125,10 +128,20 @@ impl<'m> Machine<'m> {
     }
 
     /// The words of a binding.
-    pub fn binding(&self, n: u32) -> &[u32] {
+    pub fn binding(&self, n: u32) -> Vec<u32> {
         let of = self.module.global_variables.iter().zip(&self.memory);
         let mut found = of.filter(|((_, g), _)| g.binding.is_some_and(|b| b.binding == n));
-        found.next().map_or(&[], |(_, m)| &m.words)
+        match found.next() {
+            Some(((_, g), m)) if halves(self.module, g.ty) => packed(&m.words),
+            Some((_, m)) => m.words.clone(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Bytes of a word of a global variable.
+    fn bytes(&self, variable: usize) -> usize {
+        let ty = self.module.global_variables.iter().nth(variable).map(|(_, g)| g.ty);
+        if ty.is_some_and(|ty| halves(self.module, ty)) { 2 } else { 4 }
     }
 
     /// Runs the entry for workgroup number `group` of a grid of `groups` along x and y, x fastest.
@@ -305,6 +318,7 @@ impl<'m> Machine<'m> {
                     f.cache[h.index()] = Some(Value::Data(Rc::new(v)));
                 }
             }
+            Statement::CooperativeStore { target, data } => self.store_matrix(f, *target, data, on)?,
             Statement::SubgroupGather { mode: GatherMode::ShuffleXor(by), argument, result } => {
                 let (by, x) = (self.data(f, *by, on)?, self.data(f, *argument, on)?);
                 let mut bits = x.bits.clone();
@@ -434,7 +448,14 @@ impl<'m> Machine<'m> {
                 }
                 ops::math(*fun, &list)?
             }
-            Expression::As { expr, kind, convert } => ops::cast(*kind, convert.is_some(), &*self.data(f, *expr, on)?)?,
+            Expression::As { expr, kind, convert } => ops::cast(*kind, *convert, &*self.data(f, *expr, on)?)?,
+            Expression::CooperativeLoad { columns, rows, data, .. } => {
+                self.load_matrix(f, (*columns, *rows), data, on)?
+            }
+            Expression::CooperativeMultiplyAdd { a, b, c } => {
+                let [a, b, c] = [a, b, c].map(|h| self.data(f, *h, on));
+                matrix::multiply_add(&*a?, &*b?, &*c?, on)?
+            }
             other => return Err(format!("the expression {other:?}")),
         })))
     }
@@ -453,7 +474,11 @@ impl<'m> Machine<'m> {
                     ArraySize::Constant(n) => i64::from(n.get()),
                     _ => i64::MAX,
                 };
-                (*stride as usize / 4, Some(*base), most)
+                (
+                    if halves(self.module, *base) { words(self.module, *base) } else { *stride as usize / 4 },
+                    Some(*base),
+                    most,
+                )
             }
             TypeInner::Struct { members, .. } => {
                 let m = members.get(index(0) as usize).ok_or("a member that is not there")?;
@@ -539,6 +564,10 @@ fn resume(f: &mut Frame, on: &[bool], why: u8) {
 fn words(module: &Module, ty: Handle<Type>) -> usize {
     match &module.types[ty].inner {
         TypeInner::Vector { size, .. } => *size as usize,
+        TypeInner::CooperativeMatrix { columns, rows, .. } => matrix::held(*columns, *rows),
+        TypeInner::Array { size: ArraySize::Constant(n), base, .. } if halves(module, *base) => {
+            n.get() as usize * words(module, *base)
+        }
         TypeInner::Array { size: ArraySize::Constant(n), stride, .. } => n.get() as usize * *stride as usize / 4,
         TypeInner::Struct { span, .. } => *span as usize / 4,
         _ => 1,
@@ -550,6 +579,28 @@ fn shape(module: &Module, ty: Handle<Type>) -> Res<(ScalarKind, usize)> {
     match &module.types[ty].inner {
         TypeInner::Scalar(s) | TypeInner::Atomic(s) => Ok((s.kind, 1)),
         TypeInner::Vector { size, scalar } => Ok((scalar.kind, *size as usize)),
+        TypeInner::CooperativeMatrix { columns, rows, scalar, .. } => Ok((scalar.kind, matrix::held(*columns, *rows))),
         other => Err(format!("a value of type {other:?}")),
     }
+}
+
+/// Whether what is there is f16.
+fn halves(module: &Module, ty: Handle<Type>) -> bool {
+    match &module.types[ty].inner {
+        TypeInner::Scalar(s) | TypeInner::Vector { scalar: s, .. } => s.width == 2,
+        TypeInner::Array { base, .. } => halves(module, *base),
+        _ => false,
+    }
+}
+
+/// Words of two f16 each, as words of one.
+fn unpacked(words: &[u32]) -> Vec<u32> {
+    let one = |h: u32| half::f16::from_bits(h as u16).to_f32().to_bits();
+    words.iter().flat_map(|w| [one(w & 0xFFFF), one(w >> 16)]).collect()
+}
+
+/// And back.
+fn packed(words: &[u32]) -> Vec<u32> {
+    let one = |w: u32| u32::from(half::f16::from_f32(f32::from_bits(w)).to_bits());
+    words.chunks(2).map(|p| one(p[0]) | one(p[1]) << 16).collect()
 }

@@ -11,6 +11,7 @@ use super::{Data, Res};
 pub fn literal(l: &Literal) -> Res<(ScalarKind, u32)> {
     Ok(match *l {
         Literal::F32(x) => (ScalarKind::Float, x.to_bits()),
+        Literal::F16(x) => (ScalarKind::Float, x.to_f32().to_bits()),
         Literal::U32(x) => (ScalarKind::Uint, x),
         Literal::I32(x) => (ScalarKind::Sint, x as u32),
         Literal::Bool(b) => (ScalarKind::Bool, u32::from(b)),
@@ -191,11 +192,26 @@ pub fn math(fun: MathFunction, list: &[Rc<Data>]) -> Res<Data> {
     }
 }
 
-/// To another kind: by value, or else by bits.
-pub fn cast(kind: ScalarKind, by_value: bool, x: &Data) -> Res<Data> {
+/// To another kind: by value, to so many bytes, or else by bits.
+pub fn cast(kind: ScalarKind, bytes: Option<u8>, x: &Data) -> Res<Data> {
     use ScalarKind::{Bool, Float, Sint, Uint};
-    if !by_value || x.kind == kind {
-        return Ok(Data { kind, ..x.clone() });
+    match (bytes, x.kind, kind) {
+        // Devices need not round to nearest: what f16 does not have is not left to them.
+        (Some(2), Float, Float) => {
+            let exact = |v: &u32| {
+                let x = f32::from_bits(*v);
+                x.is_nan() || half::f16::from_f32(x).to_f32() == x
+            };
+            return if x.bits.iter().all(exact) {
+                Ok(x.clone())
+            } else {
+                Err("a value as f16 that f16 does not have".into())
+            };
+        }
+        (Some(2), from, to) => return Err(format!("{from:?} as {to:?} of 16 bits")),
+        (None, ..) => return Ok(Data { kind, ..x.clone() }),
+        (Some(_), from, to) if from == to => return Ok(x.clone()),
+        (Some(_), ..) => {}
     }
     let f: fn(u32) -> u32 = match (x.kind, kind) {
         (Float, Sint) => |v| f32::from_bits(v) as i32 as u32,

@@ -39,6 +39,7 @@ pub fn adapter(client: &Client) -> Adapter {
         buffer_bytes: p.memory.max_page_size,
         storage_buffers: u64::from(h.max_bindings),
         workgroups: u64::from(h.max_cube_count.0.min(h.max_cube_count.1)),
+        matrices: Vec::new(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! structure has an integer CSP ([`space`]) over blocks, units, clusters, instructions, stages, swizzles, register
 //! budgets and orders; [`cost`] prices assignments and [`mod@search`] finds the cheapest; [`mod@write`] turns assignments into
 //! mappings and back. Kernels without contractions go to [`elementwise`], those of devices without instructions for
-//! tiles to [`multiply_add`], other contractions without an instruction to [`products`]. Invariant: nothing asks for a
+//! tiles to [`multiply_add`], which asks [`cooperative`] where an adapter multiplies matrices, other contractions without an instruction to [`products`]. Invariant: nothing asks for a
 //! kernel's name;
 //! what is returned for a kernel that the model has a structure for satisfies every constraint of its CSP.
 
@@ -16,6 +16,7 @@ use einfall_ir::tile::{AxisKind, Kernel, Op, Plan};
 
 use crate::csp::{Pred, Solver, VarId};
 
+pub mod cooperative;
 pub mod cost;
 pub mod elementwise;
 pub mod facts;

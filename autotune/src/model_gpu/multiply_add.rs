@@ -13,15 +13,16 @@
 use einfall_ir::analysis::order_free;
 use einfall_ir::analysis::resources::OVERHEAD;
 use einfall_ir::dtype::DType;
+use einfall_ir::kernel::atoms::Atom;
 use einfall_ir::kernel::{Engine, Scope};
 use einfall_ir::mapping::{AxisMapping, KernelMapping, MergeSite, OpMapping, RoleMapping, Split, TileMapping, Work};
 use einfall_ir::target::{DataSheet, Gpu};
-use einfall_ir::tile::{Axis, AxisId, AxisKind, Kernel, Node, Op, Plan, Space, TileId};
+use einfall_ir::tile::{Axis, AxisId, AxisKind, Expr, Kernel, Node, Op, Plan, Space, TileId};
 
 use super::elementwise::Facts;
 use super::family::Family;
 use super::structure::in_registers;
-use super::{facts, few_rows, products};
+use super::{cooperative, facts, few_rows, products};
 
 /// Bytes of a shared tile's element.
 const WORD: u64 = 4;
@@ -32,8 +33,8 @@ const STEPS: u64 = 16;
 /// Columns of a task: one atom's.
 const COLUMNS: u64 = 64;
 /// Rows of a warp, warps of a task and coordinates of a step of several contractions' tiles, by what is tried first.
-const FUSED: [(u64, u64, u64); 8] =
-    [(16, 4, 32), (16, 2, 32), (16, 4, 16), (16, 2, 16), (16, 1, 16), (8, 1, 32), (8, 1, 16), (4, 1, 16)];
+const FUSED: [(u64, u64, u64); 9] =
+    [(16, 4, 64), (16, 4, 32), (16, 2, 32), (16, 4, 16), (16, 2, 16), (16, 1, 16), (8, 1, 32), (8, 1, 16), (4, 1, 16)];
 /// Rows of an atom, the fewest first.
 const ROWS: [u64; 3] = [4, 8, 16];
 /// Registers of a thread for a tile of 8 by 8 with its operands.
@@ -110,7 +111,7 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
             let (operands, rows, columns, summed) = (c.operands, c.rows, c.columns, c.summed);
             let product = few_rows::Product { operands, rows, columns, summed };
             let few = few_rows::variants(kernel, plan, gpu, &product, &f);
-            few.unwrap_or_else(|| vec![tiled(kernel, plan, gpu, &c, &f)])
+            few.unwrap_or_else(|| vec![tiled(kernel, plan, sheet, gpu, &c, &f)])
         }
         None if !steps_in_order(kernel) && kernel.axes.iter().any(|(_, a)| inner(a)) => {
             let longest = kernel.axes.iter().filter(|(_, a)| inner(a)).map(|(id, _)| f.extent(id)).max().flatten();
@@ -203,9 +204,22 @@ fn fused(
     if kernel.axes[rows].kind != AxisKind::Grid || extent < ROWS[0] || n < 2 * ROWS[1] {
         return None;
     }
+    // The products of matrices, where the adapter has those of the operands' types; registers' halves are then as small.
+    let dtype = |t: TileId| kernel.tiles[t].dtype;
+    let atoms: Vec<Option<Atom>> =
+        s.contractions.iter().map(|c| cooperative::atom(sheet, [dtype(c.a), dtype(c.b)])).collect();
+    let size = |t: TileId| if atoms.iter().any(Option::is_some) { dtype(t).bytes(1) } else { WORD };
+    // Rows of what a unit multiplies as matrices are apart, and elements of a matrix at a time pass through memory.
+    let apart = |t: TileId| {
+        let read = s.contractions.iter().zip(&atoms).find(|(c, _)| c.a == t || c.b == t);
+        if read.is_some_and(|(_, a)| a.is_some()) { 16 } else { 0 }
+    };
+    let passage = atoms.iter().flatten().map(|a| WORD * a.shape[0] * a.shape[1]).max().unwrap_or(0);
     // What a step computes and multiplies: left operands that are not loaded.
     let computed: Vec<TileId> = s.contractions.iter().map(|c| c.a).filter(|t| facts.load_of(*t).is_none()).collect();
-    let (unit, units, steps) = FUSED.into_iter().find(|&(unit, units, steps)| {
+    // Steps of many keys are for matrices, of which each costs the sums so far a way through memory.
+    let mut blocks = FUSED.into_iter().filter(|(_, _, steps)| *steps <= 32 || passage > 0);
+    let (unit, units, steps) = blocks.find(|&(unit, units, steps)| {
         let block = |a: AxisId| match kernel.axes[a].kind {
             _ if a == rows => unit * units,
             _ if a == stream.axis => steps,
@@ -213,9 +227,21 @@ fn fused(
             AxisKind::Stream | AxisKind::Grid => 1,
         };
         let elems = |t: TileId| facts.tile_axes(t).iter().map(|a| block(*a)).product::<u64>();
-        // Rows of right operands are up to a word longer, four of them a vector.
-        let words = |t: TileId| elems(t) + elems(t) / facts.tile_axes(t).last().map_or(1, |a| block(*a));
-        let bytes = WORD * (s.fetched().map(words).sum::<u64>() + computed.iter().map(|t| elems(*t)).sum::<u64>());
+        let held = |t: TileId| {
+            let blocks = || facts.tile_axes(t).iter().map(|a| block(*a));
+            let (along, more) = match apart(t) {
+                0 if computed.contains(&t) => (1, 0),
+                // Rows of right operands are up to a word longer, four of them a vector.
+                0 => (blocks().next_back().unwrap_or(1), WORD),
+                bytes => (blocks().filter(|n| *n > 1).min().unwrap_or(1), bytes),
+            };
+            elems(t) * size(t) + elems(t) / along * more
+        };
+        let bytes = s.fetched().chain(computed.iter().copied()).map(held).sum::<u64>();
+        let whole = s.contractions.iter().zip(&atoms).all(|(c, a)| match a {
+            Some(a) => unit % a.shape[0] == 0 && block(c.n) % a.shape[1] == 0 && block(c.k) % a.shape[2] == 0,
+            None => true,
+        });
         // Accumulators, what is computed of them, operands of a step of 4, and values of rows.
         let own = s.contractions.iter().map(|c| unit / 4 * block(c.n) / 8).sum::<u64>();
         let more = computed.iter().map(|t| elems(*t) / (32 * units)).sum::<u64>();
@@ -224,7 +250,8 @@ fn fused(
         let registers = own + more + unit + wide.unwrap_or(0) / 2 + 2 * unit + OVERHEAD;
         let wasted = unit > 4 && extent <= unit / 2 || units > 1 && extent <= unit * units / 2;
         !wasted
-            && bytes + exchange * units <= gpu.shared_per_task
+            && whole
+            && bytes + (exchange + passage) * units <= gpu.shared_per_task
             && registers <= gpu.thread_registers
             && 32 * units <= gpu.threads_per_task
             && s.contractions.iter().all(|c| block(c.k).is_multiple_of(4) && block(c.n).is_multiple_of(8))
@@ -240,9 +267,11 @@ fn fused(
         s.fetched().map(|t| TileMapping { engine: Some(Engine::CpAsync), ..TileMapping::new(name(t), Space::Shared) });
     let turned = computed.iter().map(|t| TileMapping::new(name(*t), Space::Shared));
     let ops = facts.ops.iter().enumerate().filter(|(_, o)| o.stream.is_some()).map(|(i, o)| {
-        let contraction = s.contractions.iter().find(|c| c.op == i);
-        let columns = contraction.map(|c| if c.n == stream.axis { steps } else { n }.min(COLUMNS));
-        let atom = columns.map(|columns| format!("fma.m{unit}n{columns}k4.f32"));
+        let contraction = s.contractions.iter().zip(&atoms).find(|(c, _)| c.op == i);
+        let atom = contraction.map(|(c, atom)| match atom {
+            Some(atom) => atom.name.0.clone(),
+            None => format!("fma.m{unit}n{}k4.f32", if c.n == stream.axis { steps } else { n }.min(COLUMNS)),
+        });
         OpMapping { atom, slot: u64::from(!s.fetches(&facts, i)), ..OpMapping::new(&o.name) }
     });
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
@@ -261,7 +290,13 @@ fn fused(
 }
 
 /// Tiles of a task from the registers, threads and shared memory that there are.
-fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>) -> KernelMapping {
+fn tiled(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, gpu: &Gpu, c: &Contraction, f: &Facts<'_>) -> KernelMapping {
+    if let Some(tile) = matrices(kernel, sheet, c, f) {
+        let resident = tile.fed();
+        let blocks = Blocks { rows: tile.rows, units: tile.units, columns: tile.columns, depth: tile.depth };
+        let m = written(kernel, plan, c, &blocks, tile.atom.name.0);
+        return cut(kernel, plan, gpu, resident, f, m.clone()).unwrap_or(m);
+    }
     let most = if gpu.thread_registers >= LARGE { 32 } else { 16 };
     // No more rows than there are, as far as that is known.
     let extent = f.extent(c.rows).unwrap_or(u64::MAX);
@@ -272,10 +307,45 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>
     // Columns that are read along k are a word longer.
     let fits = |depth: &u64| WORD * (depth * (rows * units + COLUMNS) + COLUMNS) <= gpu.shared_per_task;
     let depth = DEPTHS.into_iter().find(fits).unwrap_or(DEPTHS[1]);
+    let m = written(kernel, plan, c, &Blocks { rows, units, columns: COLUMNS, depth }, atom);
+    cut(kernel, plan, gpu, FED.div_ceil(units), f, m.clone()).unwrap_or(m)
+}
+
+/// The blocks of the contraction by cooperative matrices, where the adapter has those of its types.
+fn matrices(kernel: &Kernel, sheet: &DataSheet, c: &Contraction, f: &Facts<'_>) -> Option<cooperative::Tile> {
+    let atom = cooperative::atom(sheet, c.operands.map(|t| kernel.tiles[t].dtype))?;
+    let own = [c.rows, c.columns, c.summed];
+    let mut others = kernel.axes.ids().filter(|a| !own.contains(a)).map(|a| f.extent(a));
+    let others = others.try_fold(1, |n: u64, x| Some(n.saturating_mul(x?)));
+    let [m, n, k] = own.map(|a| f.extent(a));
+    // What follows the product is computed beside it.
+    let mut follows = false;
+    kernel.for_each_op(&mut |op, _| {
+        follows |= match op {
+            Op::Map { value, .. } => !matches!(kernel.exprs[*value], Expr::Int(_) | Expr::Float(_)),
+            Op::Reduce { .. } | Op::Scan { .. } => true,
+            Op::Store { value, .. } => !matches!(kernel.exprs[*value], Expr::Tile(_)),
+            Op::Load { .. } | Op::Contract { .. } => false,
+        };
+    });
+    cooperative::tile(sheet, &atom, [m, n, k, others], 1 + u64::from(follows))
+}
+
+/// Blocks of a task: rows of a warp, warps, columns, and coordinates along k of a step.
+struct Blocks {
+    rows: u64,
+    units: u64,
+    columns: u64,
+    depth: u64,
+}
+
+/// The mapping of a contraction by these blocks.
+fn written(kernel: &Kernel, plan: &Plan, c: &Contraction, b: &Blocks, atom: String) -> KernelMapping {
+    let Blocks { rows, units, columns, depth } = *b;
     let name = |a: AxisId| kernel.axes[a].name.clone();
     let axes = kernel.axes.ids().map(|a| match a {
         _ if a == c.rows => AxisMapping { units, ..AxisMapping::new(name(a), rows * units) },
-        _ if a == c.columns => AxisMapping::new(name(a), COLUMNS),
+        _ if a == c.columns => AxisMapping::new(name(a), columns),
         _ if a == c.summed => AxisMapping::new(name(a), depth),
         _ => AxisMapping::new(name(a), 1),
     });
@@ -287,7 +357,7 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>
     let role = RoleMapping { role: "main".to_owned(), scope: Scope::Warp, units, regs: None, ping_pong: false };
     let grid = |id: &AxisId| kernel.axes[*id].kind == AxisKind::Grid && ![c.rows, c.columns].contains(id);
     let order = kernel.axes.ids().filter(grid).chain([c.rows, c.columns]).map(name).collect();
-    let m = KernelMapping {
+    KernelMapping {
         kernel: kernel.name.clone(),
         axes: axes.collect(),
         tiles: tiles.to_vec(),
@@ -295,6 +365,5 @@ fn tiled(kernel: &Kernel, plan: &Plan, gpu: &Gpu, c: &Contraction, f: &Facts<'_>
         roles: vec![role],
         work: Work { order, ..Work::default() },
         ..KernelMapping::default()
-    };
-    cut(kernel, plan, gpu, FED.div_ceil(units), f, m.clone()).unwrap_or(m)
+    }
 }

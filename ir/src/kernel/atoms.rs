@@ -66,6 +66,12 @@ impl Atom {
         grown.unwrap_or_else(|| self.clone())
     }
 
+    /// Whether it multiplies cooperative matrices: operands come from shared memory, and who holds which element of the
+    /// accumulator is the device's secret. [`Atom::acc_dist`] is then how its elements come out of memory and go back.
+    pub fn cooperative(&self) -> bool {
+        self.name.0.starts_with("coop")
+    }
+
     /// Whether every thread has all of the operands that its part of the accumulator takes: the atom is then
     /// multiply-adds of what each thread holds.
     pub fn threads_alone(&self) -> bool {
@@ -267,6 +273,49 @@ pub fn of_processor(sheet: &DataSheet) -> Option<Atom> {
     })
 }
 
+/// `coop.mSnSkS.T`: a product of square cooperative matrices by a subgroup of 32 (SPV_KHR_cooperative_matrix; WGSL of naga,
+/// `coop_mat16x16`). Operands are read from shared memory, rows or columns of it contiguous. What the accumulator's registers
+/// hold nobody knows: its distribution is that of a row-major tile which threads read in vectors, one after another.
+fn cooperative(size: u64, operand: DType) -> Option<Atom> {
+    if ![8, 16].contains(&size) || !matches!(operand, DType::F16 | DType::F32) {
+        return None;
+    }
+    let (elems, threads) = (size * size, Scope::Warp.threads());
+    let per = (elems / threads).min(8);
+    let rows = threads * per / size;
+    Some(Atom {
+        name: AtomName(format!("coop.m{size}n{size}k{size}.{operand}")),
+        shape: [size; 3],
+        operand,
+        acc: DType::F32,
+        acc_mantissa: 23,
+        asynchronous: false,
+        scope: Scope::Warp,
+        a_dist: None,
+        b_dist: None,
+        acc_dist: dist(
+            &[size, size],
+            vec![digit(size / per, 1, per), digit(rows, 0, 1)],
+            vec![digit(per, 1, 1), digit(size / rows, 0, rows)],
+        ),
+        a_memory: true,
+        b_memory: true,
+        mn_major: true,
+    })
+}
+
+/// Products of cooperative matrices, of which an adapter says which it has ([`crate::target::WebGpu::matrices`]).
+pub fn cooperative_products() -> impl Iterator<Item = Atom> {
+    [16, 8].into_iter().flat_map(|n| [DType::F16, DType::F32].into_iter().filter_map(move |t| cooperative(n, t)))
+}
+
+/// The instructions of an adapter of WebGPU: multiply-adds of each thread, and those of `matrices`, names of products of
+/// cooperative matrices.
+pub fn of_adapter(matrices: &[String]) -> Vec<Atom> {
+    let has = |a: &Atom| matrices.contains(&a.name.0);
+    multiply_adds().chain(cooperative_products().filter(has)).collect()
+}
+
 /// Atoms that are multiply-adds of what each thread holds: for devices without instructions for tiles.
 pub fn multiply_adds() -> impl Iterator<Item = Atom> {
     const ROWS: [u64; 4] = [4, 8, 16, 32];
@@ -282,12 +331,15 @@ pub fn all() -> impl Iterator<Item = Atom> {
 }
 
 /// The instructions that kernels for a device are formed with: none for processors, whose own are chosen when they are
-/// lowered; on adapters of WebGPU multiply-adds of each thread; else those for tiles.
+/// lowered; on adapters of WebGPU multiply-adds of each thread and the products of matrices that they report; else those for
+/// tiles.
 pub fn of(sheet: &DataSheet) -> Vec<Atom> {
     match &sheet.gpu {
         None => Vec::new(),
-        Some(_) if sheet.webgpu.is_some() => multiply_adds().collect(),
-        Some(_) => all().collect(),
+        Some(_) => match &sheet.webgpu {
+            Some(adapter) => of_adapter(&adapter.matrices),
+            None => all().collect(),
+        },
     }
 }
 
@@ -303,6 +355,7 @@ pub fn find(name: &AtomName) -> Option<Atom> {
             if rows == "m32" { wgmma_half(operand, n)? } else { wgmma(operand, n)? }
         }
         "mma" => mma(operand)?,
+        "coop" => cooperative(shape.strip_prefix('m')?.split_once('n')?.0.parse().ok()?, operand)?,
         "amx" => amx(operand)?,
         "fma" => {
             let (m, rest) = shape.strip_prefix('m')?.split_once('n')?;
@@ -457,7 +510,20 @@ mod tests {
             let (a, b) = (atom.a_dist.as_ref().unwrap(), atom.b_dist.as_ref().unwrap());
             assert!(a.covers() && b.covers() && atom.acc_dist.covers(), "{}", atom.name.0);
         }
-        assert!(all().all(|a| !a.threads_alone()));
+        assert!(all().all(|a| !a.threads_alone() && !a.cooperative()));
+        for atom in cooperative_products() {
+            assert_eq!(find(&atom.name).as_ref(), Some(&atom));
+            assert!(atom.cooperative() && !atom.threads_alone() && !atom.tiled() && atom.acc_dist.covers());
+            // Element `per·(32·group + thread) + e` of the row-major tile.
+            let (threads, registers, _) = atom.acc_dist.counts();
+            let per = registers.min(8);
+            for (t, v) in (0..threads).flat_map(|t| (0..registers).map(move |v| (t, v))) {
+                let at = (v / per * threads + t) * per + v % per;
+                let n = atom.shape[1];
+                assert_eq!(atom.acc_dist.coords(t, v, 0), [at / n, at % n], "{}", atom.name.0);
+            }
+        }
+        assert_eq!(cooperative_products().count(), 4);
         for lanes in [4, 8, 16] {
             for atom in processor_dots(lanes).flat_map(|a| [a.over(14, 2 * lanes), a.over(1, 3 * lanes), a]) {
                 assert_eq!(find(&atom.name).as_ref(), Some(&atom));
@@ -481,6 +547,9 @@ mod tests {
             "dot16.m14n32k4.bf16",
             "dot3.m1n3k2.bf16",
             "dot16.m1n16k1.f32",
+            "coop.m16n16k16.bf16",
+            "coop.m16n8k16.f16",
+            "coop.m32n32k32.f16",
             "x",
         ] {
             assert_eq!(find(&AtomName(bad.to_string())), None, "{bad}");

@@ -1,5 +1,9 @@
 //! What an adapter of WebGPU offers.
 
+use einfall_ir::dtype::DType;
+use einfall_ir::kernel::Scope;
+use einfall_ir::kernel::atoms::{self, Atom};
+
 /// An adapter, with what kernels may ask of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapter {
@@ -29,9 +33,36 @@ pub struct Adapter {
     pub storage_buffers: u64,
     /// `maxComputeWorkgroupsPerDimension`.
     pub workgroups: u64,
+    /// Cooperative matrices that a subgroup multiplies.
+    pub matrices: Vec<Matrices>,
+}
+
+/// A product of cooperative matrices, `c += a·b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrices {
+    /// Extents of m, n and k.
+    pub shape: [u32; 3],
+    /// Type of both operands.
+    pub operand: DType,
+    /// Type of sums.
+    pub sum: DType,
 }
 
 impl Adapter {
+    /// The products of cooperative matrices that kernels may take, names of atoms: those that it reports and code generation
+    /// knows, where every subgroup has the invocations of a unit.
+    pub fn products(&self) -> Vec<String> {
+        let unit = Scope::Warp.threads() as u32;
+        if !self.f16 || self.subgroup != (unit, unit) {
+            return Vec::new();
+        }
+        let reported = |a: &Atom| {
+            let shape = a.shape.map(|n| n as u32);
+            self.matrices.contains(&Matrices { shape, operand: a.operand, sum: a.acc })
+        };
+        atoms::cooperative_products().filter(reported).map(|a| a.name.0).collect()
+    }
+
     /// Whether `name` means it: a part of its name or driver in any case.
     pub fn is_named(&self, name: &str) -> bool {
         let name = name.to_lowercase();

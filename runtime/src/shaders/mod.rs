@@ -8,7 +8,7 @@
 mod adapter;
 mod error;
 
-pub use adapter::Adapter;
+pub use adapter::{Adapter, Matrices};
 pub use error::WgpuError;
 
 use crate::arguments::{DeviceArguments, Named, Place, places};
@@ -131,6 +131,12 @@ impl Modules {
             }
             if module.subgroup > 1 && u64::from(adapter.subgroup.0) < module.subgroup {
                 let what = format!("subgroups of at least {}", module.subgroup);
+                let (kernel, adapter) = (kernel.clone(), adapter.name.clone());
+                return Err(WgpuError::Missing { kernel, what, adapter }.into());
+            }
+            let products = adapter.products();
+            if let Some(name) = module.matrices.iter().find(|m| !products.contains(m)) {
+                let what = format!("cooperative matrices of `{name}`");
                 let (kernel, adapter) = (kernel.clone(), adapter.name.clone());
                 return Err(WgpuError::Missing { kernel, what, adapter }.into());
             }

@@ -2,14 +2,31 @@
 //!
 //! Invariant: nothing is chosen by its place in a list. A browser lists one adapter, of its own choice.
 
-use crate::shaders::{Adapter, WgpuError};
+use crate::shaders::{Adapter, Matrices, WgpuError};
+use einfall_ir::dtype::DType;
+
+/// One of the products that an adapter reports; none for types that kernels do not multiply.
+fn product(p: &wgpu::CooperativeMatrixProperties) -> Option<Matrices> {
+    let dtype = |t| match t {
+        wgpu::CooperativeScalarType::F16 => Some(DType::F16),
+        wgpu::CooperativeScalarType::F32 => Some(DType::F32),
+        wgpu::CooperativeScalarType::I32 | wgpu::CooperativeScalarType::U32 => None,
+    };
+    let (operand, sum) = (dtype(p.ab_type)?, dtype(p.cr_type)?);
+    (!p.saturating_accumulation).then_some(Matrices { shape: [p.m_size, p.n_size, p.k_size], operand, sum })
+}
 
 impl Adapter {
     pub(super) fn of(adapter: &wgpu::Adapter) -> Adapter {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         let subgroups = features.contains(wgpu::Features::SUBGROUP);
         let sizes = (info.subgroup_min_size, info.subgroup_max_size);
+        let matrices = match features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            true => adapter.cooperative_matrix_properties().iter().filter_map(product).collect(),
+            false => Vec::new(),
+        };
         Adapter {
+            matrices,
             driver: [info.driver, info.driver_info].join(" ").trim().to_owned(),
             backend: info.backend.to_string(),
             software: info.device_type == wgpu::DeviceType::Cpu,

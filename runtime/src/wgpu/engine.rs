@@ -151,11 +151,17 @@ impl Engine {
     pub async fn new_async(options: &EngineOptions) -> Result<Engine, Error> {
         let found = named(options.name.as_deref()).await?;
         let adapter = Adapter::of(&found);
-        let wanted = wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16 | wgpu::Features::TIMESTAMP_QUERY;
+        let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("einfall"),
             required_features: found.features() & wanted,
             required_limits: found.limits(),
+            // SAFETY: of what is experimental only cooperative matrices are used, by kernels whose sizes and types the adapter
+            // reports (`Modules::of`) and whose accesses code generation proves.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             ..wgpu::DeviceDescriptor::default()
         };
         let none =

@@ -18,7 +18,7 @@ mod array;
 mod engine;
 mod launch;
 
-pub use crate::shaders::{Adapter, WgpuError};
+pub use crate::shaders::{Adapter, Matrices, WgpuError};
 #[cfg(not(target_family = "wasm"))]
 pub use adapter::adapters;
 pub use adapter::adapters_async;

@@ -3,7 +3,7 @@
 //! An array in device memory is an array of 32-bit words, or of vectors of 2 or 4 of them where every access of the
 //! kernel moves such vectors whole and aligned; narrow elements are packed, the first in the lowest bits. Where narrow
 //! elements are stored one by one the words are atomic, and a store changes its own bits. A tile in workgroup memory has
-//! one word per element. Invariant: one array has one form in a kernel.
+//! one word per element. In kernels that multiply matrices of f16, arrays and tiles of f16 are what they are, in vectors of 4. Invariant: one array has one form in a kernel.
 
 use std::collections::HashMap;
 
@@ -47,22 +47,20 @@ impl Emit<'_> {
         let mut uses: Vec<(BufId, u64, bool, bool)> = Vec::new();
         let k = self.k;
         walk(&k.roles[0].body, &mut |s| {
-            let words = |e: &Self, view: &View, f, bounds: &[Bound]| {
-                e.width(view, f, bounds) * u64::from(e.bits(view.buf)) / 32
-            };
+            let words = |e: &Self, view: &View, f, bounds: &[Bound]| e.scalars(view.buf, e.width(view, f, bounds));
             match s {
                 Stmt::Load { out, src, bounds } => uses.push((src.buf, words(self, src, *out, bounds), false, false)),
                 Stmt::Store { dst, src, bounds, join } => {
                     let n = if join.is_some() { 1 } else { words(self, dst, *src, bounds) };
                     uses.push((dst.buf, n, true, join.is_some()));
                 }
-                Stmt::Gather { buf, .. } => uses.push((*buf, u64::from(self.bits(*buf)) / 32, false, false)),
+                Stmt::Gather { buf, .. } => uses.push((*buf, self.scalars(*buf, 1), false, false)),
                 Stmt::Scatter { buf, join, .. } => {
-                    uses.push((*buf, u64::from(self.bits(*buf)) / 32, true, join.is_some()));
+                    uses.push((*buf, self.scalars(*buf, 1), true, join.is_some()));
                 }
                 Stmt::Copy { src, dst, extents, .. } => {
                     let piece = self.piece(src, dst, extents);
-                    let words = |buf| piece * u64::from(self.bits(buf)) / 32;
+                    let words = |buf| self.scalars(buf, piece);
                     uses.push((src.buf, words(src.buf), false, false));
                     uses.push((dst.buf, words(dst.buf), true, false));
                 }
@@ -103,10 +101,26 @@ impl Emit<'_> {
         self.forms[einfall_ir::arena::Id::index(buf)]
     }
 
+    /// Whether elements are f16 where they lie, each by itself.
+    pub(super) fn native(&self, buf: BufId) -> bool {
+        self.products.halves && self.k.bufs[buf].dtype == DType::F16
+    }
+
+    /// The scalars that so many neighbours are: words, or elements of their own type; 0 for a part of a word.
+    pub(super) fn scalars(&self, buf: BufId, width: u64) -> u64 {
+        if self.native(buf) { width } else { width * u64::from(self.bits(buf)) / 32 }
+    }
+
+    /// Most neighbours that one access moves.
+    fn widest(&self, buf: BufId) -> u64 {
+        if self.native(buf) { 4 } else { 128 / u64::from(self.bits(buf).max(1)) }
+    }
+
     /// Bits of an element where it lies.
     pub(super) fn bits(&self, buf: BufId) -> u32 {
         let b = &self.k.bufs[buf];
         match b.space {
+            _ if self.native(buf) => 16,
             BufSpace::Shared { .. } => 32,
             BufSpace::Global { .. } | BufSpace::Scratch { .. } => b.dtype.bits(),
         }
@@ -124,6 +138,9 @@ impl Emit<'_> {
     /// The type of an item.
     pub(super) fn item(&self, buf: BufId) -> String {
         let (b, form) = (&self.k.bufs[buf], self.form(buf));
+        if self.native(buf) {
+            return Self::half_item(form.words);
+        }
         let shared = matches!(b.space, BufSpace::Shared { .. });
         let scalar = match class(b.dtype) {
             _ if form.atomic && shared => unreachable!("workgroup memory is not joined"),
@@ -203,7 +220,7 @@ impl Emit<'_> {
         };
         order.sort_by_key(key);
         let bits = u64::from(self.bits(view.buf).max(1));
-        let mut n = 128 / bits;
+        let mut n = self.widest(view.buf);
         while n > 1 && n * bits >= 32 {
             let w = n as i64;
             let neighbours = |c: &[usize]| {
@@ -231,7 +248,7 @@ impl Emit<'_> {
         let (Some(from), Some(to)) = (self.contiguous(src.buf), self.contiguous(dst.buf)) else { return 1 };
         let Some(d) = dst.walk.iter().position(|w| *w == Some((to, 1))) else { return 1 };
         let bits = [src.buf, dst.buf].map(|b| u64::from(self.bits(b).max(1)));
-        let mut n = 128 / bits[0].max(bits[1]);
+        let mut n = self.widest(src.buf).min(self.widest(dst.buf));
         while n > 1 && n * bits[0].min(bits[1]) >= 32 {
             // Beyond the array a piece is absent as a whole.
             let whole = self.k.bufs[src.buf].dims.get(from).is_some_and(|e| divides(self.k, n, e));
@@ -249,7 +266,7 @@ impl Emit<'_> {
     }
 
     /// Elements from one coordinate to the next along a dimension of an array.
-    fn stride(&mut self, buf: BufId, dim: usize) -> Val {
+    pub(super) fn stride(&mut self, buf: BufId, dim: usize) -> Val {
         let array = self.array(buf).filter(|_| dim + 1 < self.k.bufs[buf].dims.len());
         match array {
             Some(a) => Val::ranged(self.word(einfall_ir::artifact::Slot::Stride(a, dim)), 0, i64::from(i32::MAX)),

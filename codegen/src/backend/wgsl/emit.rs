@@ -11,13 +11,16 @@ use einfall_ir::analysis::resources;
 use einfall_ir::arena::{Arena, Id};
 use einfall_ir::artifact::Slot;
 use einfall_ir::cascade::{Rank, RankId};
+use einfall_ir::dtype::DType;
 use einfall_ir::kernel::{BufSpace, Expr, FragId, GroupKind, Kernel, Stmt, VarId, walk};
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::BufferId;
 
 use super::access::Form;
+use super::ahead::Ahead;
 use super::expr::Memo;
 use super::frag::class;
+use super::matrix::Products;
 use super::value::{Ty, Val};
 use super::{Res, Target, Unprintable};
 use crate::backend::gpu::held::{Frags, ThreadDigit};
@@ -93,6 +96,12 @@ pub(super) struct Emit<'a> {
     rereads: bool,
     /// Whether invocations exchange by operations of a subgroup.
     pub(super) subgroups: bool,
+    /// Cooperative matrices.
+    pub(super) products: Products,
+    /// Copies that are under way, where they are not done when they are issued.
+    pub(super) ahead: Option<Ahead>,
+    /// Variables declared on the way.
+    declared: BTreeSet<String>,
 }
 
 impl<'a> Emit<'a> {
@@ -127,6 +136,9 @@ impl<'a> Emit<'a> {
             passing: None,
             rereads: false,
             subgroups: false,
+            products: Products::default(),
+            ahead: None,
+            declared: BTreeSet::new(),
         };
         let [role] = k.roles.as_slice() else { return Err(e.fail("several roles")) };
         if !k.cluster.is_empty() {
@@ -150,6 +162,8 @@ impl<'a> Emit<'a> {
                 return Err(e.fail("vector lanes"));
             }
         }
+        e.products = Products::of(k, target, |what| e.fail(what))?;
+        e.ahead = Ahead::of(k, !e.products.atoms.is_empty());
         e.forms()?;
         let array = |b: &BufSpace| matches!(b, BufSpace::Global { .. });
         e.rereads = k.bufs.iter().zip(&e.forms).any(|((_, b), f)| array(&b.space) && f.written && f.read);
@@ -170,6 +184,7 @@ impl<'a> Emit<'a> {
                 let _ = writeln!(e.vars, "    var {name}: {ty};");
             }
         }
+        e.vars.push_str(&e.declare_matrices());
         for (_, v) in k.vars.iter() {
             let _ = writeln!(e.vars, "    var v_{}: i32;", plain(&v.name));
         }
@@ -190,11 +205,17 @@ impl<'a> Emit<'a> {
     pub(super) fn line(&mut self, s: &str) {
         if !self.guards.is_empty() && !self.open {
             let all = self.guards.join(" && ");
-            self.raw(&format!("if ({all}) {{"));
+            self.raw(&self.condition(&all, !self.products.atoms.is_empty()));
             self.indent += 1;
             self.open = true;
         }
         self.raw(s);
+    }
+
+    /// What begins a block that runs under a condition. naga takes no product of matrices in a branch on what a variable says, but
+    /// a loop that is left: such a block is a loop of one trip, and ends with `break`.
+    fn condition(&self, c: &str, products: bool) -> String {
+        if products { format!("loop {{ if (!({c})) {{ break; }}") } else { format!("if ({c}) {{") }
     }
 
     fn raw(&mut self, s: &str) {
@@ -208,6 +229,9 @@ impl<'a> Emit<'a> {
     /// Ends a guarded run.
     fn close(&mut self) {
         if self.open {
+            if !self.products.atoms.is_empty() {
+                self.raw("break;");
+            }
             self.indent -= 1;
             self.open = false;
             self.raw("}");
@@ -232,6 +256,7 @@ impl<'a> Emit<'a> {
 
     /// All invocations of the workgroup meet, unless they have just met.
     pub(super) fn barrier(&mut self) {
+        self.products.passing = false;
         self.unguarded(|e| {
             if e.out.trim_end().ends_with("Barrier();") {
                 return;
@@ -252,11 +277,18 @@ impl<'a> Emit<'a> {
     pub(super) fn tile_bytes(&self) -> u64 {
         let of = |b: &einfall_ir::kernel::Buf| match &b.space {
             BufSpace::Shared { layout, stages } => {
-                4 * (super::access::stage_elems(layout) * stages).next_multiple_of(4)
+                let bytes = if self.products.halves && b.dtype == DType::F16 { 2 } else { 4 };
+                bytes * (super::access::stage_elems(layout) * stages).next_multiple_of(4)
             }
             BufSpace::Global { .. } | BufSpace::Scratch { .. } => 0,
         };
         self.k.bufs.iter().map(|(_, b)| of(b)).sum()
+    }
+
+    /// Bytes of workgroup memory that exchanges take.
+    pub(super) fn exchange_bytes(&self) -> u64 {
+        let words = if self.exchanged > 0 { (self.exchange_slots() + self.exchanged) * self.threads() } else { 0 };
+        4 * words
     }
 
     /// Values per invocation in one copy of the exchange, as far as workgroup memory reaches.
@@ -320,6 +352,13 @@ impl<'a> Emit<'a> {
         let name = self.fresh("k");
         let _ = writeln!(self.vars, "    var {name}: {};", ty.name());
         name
+    }
+
+    /// A function variable of this name, which keeps its value across barriers.
+    pub(super) fn declare_once(&mut self, name: &str, ty: &str) {
+        if self.declared.insert(name.to_owned()) {
+            let _ = writeln!(self.vars, "    var {name}: {ty};");
+        }
     }
 
     /// A word of the uniform buffer.
@@ -425,7 +464,7 @@ impl<'a> Emit<'a> {
 
     /// Whether invocations of the workgroup meet somewhere in the statements.
     fn meets(&self, body: &[Stmt]) -> bool {
-        let mut found = false;
+        let mut found = self.passes_elements(body);
         let mut reductions = Vec::new();
         walk(body, &mut |s| {
             found |= self.complete.contains_key(&std::ptr::from_ref(s));
@@ -454,6 +493,18 @@ impl<'a> Emit<'a> {
     }
 
     fn stmt(&mut self, s: &Stmt) -> Res<()> {
+        if matches!(s, Stmt::Atom { .. }) {
+            return self.statement(s);
+        }
+        self.before_elements(s)?;
+        if !self.cleared(s) {
+            self.statement(s)?;
+            self.after_elements(s);
+        }
+        Ok(())
+    }
+
+    fn statement(&mut self, s: &Stmt) -> Res<()> {
         match s {
             Stmt::For { var, lo, hi, step, unroll, body } => self.for_loop(*var, lo, hi, *step, *unroll, body),
             Stmt::If { cond, then, otherwise } => self.branch(cond, then, otherwise),
@@ -487,8 +538,11 @@ impl<'a> Emit<'a> {
             Stmt::Copy { engine, src, dst, extents, signal, multicast } => {
                 self.copy(*engine, src, dst, extents, signal.is_some() || multicast.is_some())
             }
-            // Copies are done when they are issued.
-            Stmt::Commit(GroupKind::CpAsync) | Stmt::WaitGroup { kind: GroupKind::CpAsync, .. } => Ok(()),
+            Stmt::Commit(GroupKind::CpAsync) => {
+                self.commit();
+                Ok(())
+            }
+            Stmt::WaitGroup { kind: GroupKind::CpAsync, pending } => self.await_groups(*pending),
             Stmt::TaskSync => {
                 self.barrier();
                 self.turn = Some(0);
@@ -537,6 +591,7 @@ impl<'a> Emit<'a> {
     }
 
     fn for_loop(&mut self, var: VarId, lo: &Expr, hi: &Expr, step: i64, unroll: bool, body: &[Stmt]) -> Res<()> {
+        let written = if unroll { Vec::new() } else { self.settle(body)? };
         let meets = self.meets(body);
         if meets && (self.uneven(lo) || self.uneven(hi)) {
             return Err(self.fail("a loop whose trips differ between units and in which they meet"));
@@ -577,7 +632,10 @@ impl<'a> Emit<'a> {
             self.uneven.remove(&var);
         }
         let before = self.turn.take();
+        let passing = self.products.passing;
         self.body(body)?;
+        self.settled_as(&written)?;
+        self.products.passing |= passing;
         if meets {
             self.close();
         }
@@ -589,6 +647,9 @@ impl<'a> Emit<'a> {
     }
 
     fn branch(&mut self, cond: &Expr, then: &[Stmt], otherwise: &[Stmt]) -> Res<()> {
+        let mut written = self.settle(then)?;
+        written.extend(self.settle(otherwise)?);
+        self.settled_as(&written)?;
         let meets = self.meets(then) || self.meets(otherwise);
         let value = |e: &mut Self| -> Res<Val> {
             let c = e.uniform(cond)?;
@@ -601,6 +662,7 @@ impl<'a> Emit<'a> {
             None => {}
         }
         let (before, ranges) = (self.turn, self.ranges.clone());
+        let passing = self.products.passing;
         if meets && self.uneven(cond) {
             let name = self.fresh("in");
             self.unguarded(|e| e.line(&format!("let {name} = {};", c.s)));
@@ -608,37 +670,55 @@ impl<'a> Emit<'a> {
                 self.close();
                 self.guards.push(guard);
                 self.body(list)?;
+                self.settled_as(&written)?;
                 self.close();
                 self.guards.pop();
                 self.ranges.clone_from(&ranges);
             }
         } else {
-            let head = format!("if ({}) {{", c.s);
+            let products = [then, otherwise].iter().any(|body| self.multiplies(body));
+            let c = if products { self.binding(|e| e.named(&c)) } else { c };
+            let head = self.condition(&c.s, products);
             if meets {
                 self.unguarded(|e| e.enter(&head))
             } else {
                 self.enter(&head)
             }
             self.body(then)?;
+            self.settled_as(&written)?;
             let after = self.turn;
             if meets {
                 self.close();
             }
+            if products {
+                self.raw("break;");
+            }
             if !otherwise.is_empty() {
                 self.indent -= 1;
-                self.raw("} else {");
+                match products {
+                    true => {
+                        self.raw("}");
+                        self.raw(&self.condition(&format!("!{}", c.s), true));
+                    }
+                    false => self.raw("} else {"),
+                }
                 self.indent += 1;
                 self.ranges.clone_from(&ranges);
                 self.turn = before;
                 self.body(otherwise)?;
+                self.settled_as(&written)?;
                 if meets {
                     self.close();
+                }
+                if products {
+                    self.raw("break;");
                 }
             }
             self.leave();
             self.turn = if after == self.turn && after == before { before } else { None };
         }
         self.ranges = ranges;
+        self.products.passing |= passing;
         self.forget(then);
         self.forget(otherwise);
         Ok(())

@@ -54,7 +54,8 @@ fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(Wgs
             }
             BufSpace::Shared { layout, stages } => {
                 let items = (stage_elems(layout) * stages).next_multiple_of(4) / e.form(id).words;
-                shared_bytes += 4 * items * e.form(id).words;
+                let bytes = if e.native(id) { 2 } else { 4 };
+                shared_bytes += bytes * items * e.form(id).words;
                 let _ = writeln!(declared, "var<workgroup> {variable}: array<{}, {items}>;", e.item(id));
             }
             BufSpace::Scratch { .. } => return Err(e.fail("memory private to a CPU task")),
@@ -64,6 +65,10 @@ fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(Wgs
         let words = (e.exchange_slots() + e.exchanged) * e.threads();
         shared_bytes += 4 * words;
         let _ = writeln!(declared, "var<workgroup> exchange: array<u32, {words}>;");
+    }
+    if let Some((text, bytes)) = e.passage() {
+        shared_bytes += bytes;
+        declared += &text;
     }
     if shared_bytes > target.workgroup_bytes {
         let what = format!(
@@ -91,6 +96,12 @@ fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(Wgs
     if subgroups && target.dialect == Dialect::Tint {
         text += "enable subgroups;\n";
     }
+    if e.products.halves {
+        text += "enable f16;\n";
+    }
+    if !e.products.atoms.is_empty() {
+        text += "enable wgpu_cooperative_matrix;\n";
+    }
     let threads = e.threads();
     let entry = format!(
         "@compute @workgroup_size({threads})\nfn {name}(\n    @builtin(workgroup_id) group: vec3<u32>,\n    \
@@ -108,5 +119,6 @@ fn kernel(plan: &Plan, module: &Module, k: &Kernel, target: &Target) -> Res<(Wgs
     let printed = Printed { symbol: name, slots, threads, shared_bytes, maps: Vec::new() };
     let launch = launch(plan, k, printed).map_err(|what| e.fail(what))?;
     let subgroup = if subgroups { target.subgroup } else { 1 };
-    Ok((WgslModule { text, bindings: target.bindings, written, subgroup }, launch))
+    let matrices = std::mem::take(&mut e.products.atoms).into_iter().collect();
+    Ok((WgslModule { text, bindings: target.bindings, written, subgroup, matrices }, launch))
 }

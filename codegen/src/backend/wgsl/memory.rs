@@ -33,6 +33,7 @@ impl Emit<'_> {
     /// Whether elements of a buffer are packed several to a word.
     fn packed(&self, buf: BufId) -> Option<&'static str> {
         match self.k.bufs[buf].space {
+            BufSpace::Global { .. } if self.native(buf) => None,
             BufSpace::Global { .. } => narrow(self.k.bufs[buf].dtype),
             BufSpace::Shared { .. } | BufSpace::Scratch { .. } => None,
         }
@@ -60,6 +61,9 @@ impl Emit<'_> {
         if words > 1 {
             return Err(self.fail("an element of a vector of words"));
         }
+        if self.native(buf) {
+            return Ok(Val::new(ty, format!("f32({item})")));
+        }
         Ok(Val::new(ty, if self.form(buf).atomic { format!("bitcast<{}>({item})", ty.name()) } else { item }))
     }
 
@@ -71,7 +75,7 @@ impl Emit<'_> {
         }
         let (dtype, words, atomic) = (self.k.bufs[buf].dtype, self.form(buf).words, self.form(buf).atomic);
         let packed = self.packed(buf);
-        let all = width * u64::from(self.bits(buf)) / 32;
+        let (all, native) = (self.scalars(buf, width), self.native(buf));
         let mut values = Vec::new();
         for i in 0..all / words {
             let index = self.item_index(group, all / words, i)?;
@@ -91,6 +95,7 @@ impl Emit<'_> {
                         let of = |j: u32| Val::new(class(dtype), format!("get_{kind}({word}, {j})"));
                         values.extend((0..per).map(of));
                     }
+                    None if native => values.push(Val::new(class(dtype), format!("f32({word})"))),
                     None if atomic => {
                         values.push(Val::new(class(dtype), format!("bitcast<{}>({word})", class(dtype).name())))
                     }
@@ -116,6 +121,15 @@ impl Emit<'_> {
         let rounded = |v: &Val| if of == dtype { Ok(v.clone()) } else { self.rounded(v, dtype) };
         let values = values.iter().map(rounded).collect::<Res<Vec<Val>>>()?;
         let values: Vec<Val> = values.iter().map(|v| self.to(v, ty)).collect();
+        if self.native(buf) {
+            let n = values.len() as u64 / form.words;
+            for (i, list) in values.chunks(form.words as usize).enumerate() {
+                let index = if n == 1 { group.s.clone() } else { self.item_index(group, n, i as u64)? };
+                let item = self.halves(list);
+                self.line(&format!("{name}[{index}] = {item};"));
+            }
+            return Ok(());
+        }
         let bits = values.len() as u64 * u64::from(self.bits(buf));
         if bits < 32 {
             // Its bits alone: others may store their neighbours at the same time.

@@ -10,11 +10,13 @@
 //! Source: WGSL, W3C Candidate Recommendation; `subgroups` as in its language extension.
 
 mod access;
+mod ahead;
 mod copy;
 mod emit;
 mod expr;
 mod frag;
 mod launch;
+mod matrix;
 mod memory;
 mod prelude;
 mod reduce;
@@ -25,6 +27,7 @@ use std::fmt;
 
 pub use einfall_ir::artifact::Bindings;
 use einfall_ir::diag::{Diagnostic, Span};
+use einfall_ir::kernel::atoms::{self, Atom};
 use einfall_ir::target::DataSheet;
 
 pub use launch::print;
@@ -59,6 +62,8 @@ pub struct Target {
     pub invocations: u64,
     /// Storage buffers of a kernel.
     pub storage_buffers: u64,
+    /// Products of cooperative matrices, names of atoms; where there are any, 32 consecutive invocations are a subgroup.
+    pub matrices: Vec<String>,
 }
 
 impl Target {
@@ -74,6 +79,7 @@ impl Target {
             workgroup_bytes: 16 << 10,
             invocations: 256,
             storage_buffers: 8,
+            matrices: Vec::new(),
         }
     }
 
@@ -90,12 +96,14 @@ impl Target {
             workgroup_bytes: gpu.shared_per_task,
             invocations: gpu.threads_per_task,
             storage_buffers: webgpu.storage_buffers,
+            matrices: webgpu.matrices.clone(),
         })
     }
 
     /// The same for a browser that compiles with Tint.
     pub fn tint(self) -> Target {
-        Target { dialect: Dialect::Tint, ..self }
+        // Cooperative matrices are an extension of naga.
+        Target { dialect: Dialect::Tint, matrices: Vec::new(), ..self }
     }
 
     /// The same for memory that another run time hands out.
@@ -105,7 +113,12 @@ impl Target {
 
     /// The same without subgroup operations.
     pub fn without_subgroups(self) -> Target {
-        Target { subgroup: 1, ..self }
+        Target { subgroup: 1, matrices: Vec::new(), ..self }
+    }
+
+    /// The contraction instructions that kernels for it are formed with.
+    pub fn atoms(&self) -> Vec<Atom> {
+        atoms::of_adapter(&self.matrices)
     }
 }
 

@@ -286,10 +286,13 @@ impl Lower<'_> {
             (Some(l), true) => vec![Bound { dim: 0, limit: l.clone() }],
             _ => vec![],
         };
-        if affine && varies && moving.iter().all(|i| inside[*i]) && inside.contains(&false) {
-            if let Some(v) = self.guarded_load(buf, at, (&coefs, &inside), bounds.clone(), p, sink)? {
-                return Ok(v);
-            }
+        if affine
+            && varies
+            && moving.iter().all(|i| inside[*i])
+            && inside.contains(&false)
+            && let Some(v) = self.guarded_load(buf, at, (&coefs, &inside), bounds.clone(), p, sink)?
+        {
+            return Ok(v);
         }
         if affine && !inside.contains(&false) {
             let origin = at.iter().map(|a| self.uniform(*a, p)).collect::<Out<_>>()?;

@@ -204,13 +204,18 @@ fn is_loaded(f: &Facts<'_>, t: TileId) -> bool {
 fn shared(f: &Facts<'_>, id: TileId, dims: &[AxisId]) -> Step<MemLayout> {
     let t = f.tile(id);
     let extents: Vec<u64> = dims.iter().map(|a| f.axis(*a).block).collect();
+    let read = |how: fn(&Atom) -> bool| is_read(f, id, how);
+    if t.mapping.swizzle == 0 && read(Atom::cooperative) {
+        // Rows 16 bytes apart, so that those which are read together lie in different banks.
+        return Ok(MemLayout::padded(&extents, 16 / f.kernel.tiles[id].dtype.bytes(1)));
+    }
     if let (&[x, y], true) = (extents.as_slice(), t.mapping.swizzle == 0 && read_along(f, id, dims)) {
         // A word an element, whatever is loaded.
         if let Some(l) = MemLayout::staggered([x, y], 4) {
             return Ok(l);
         }
     }
-    if t.mapping.swizzle == 0 && !by_descriptor(f, id) {
+    if t.mapping.swizzle == 0 && !read(|a| a.asynchronous) {
         return Ok(MemLayout::row_major(&extents));
     }
     let bytes = f.kernel.tiles[id].dtype.bytes(1);
@@ -243,11 +248,11 @@ fn read_along(f: &Facts<'_>, id: TileId, dims: &[AxisId]) -> bool {
     })
 }
 
-/// Whether an instruction reads the tile itself, through a matrix descriptor.
-fn by_descriptor(f: &Facts<'_>, id: TileId) -> bool {
+/// Whether an instruction that is such a one reads the tile itself: through a matrix descriptor, or as a cooperative matrix.
+fn is_read(f: &Facts<'_>, id: TileId, how: fn(&Atom) -> bool) -> bool {
     f.ops.iter().any(|o| {
         let atom = o.mapping.atom.as_ref().and_then(|a| atoms::find(&AtomName(a.clone())));
-        matches!(o.op, Op::Contract { a, b, .. } if *a == id || *b == id) && atom.is_some_and(|a| a.asynchronous)
+        matches!(o.op, Op::Contract { a, b, .. } if *a == id || *b == id) && atom.is_some_and(|a| how(&a))
     })
 }
 

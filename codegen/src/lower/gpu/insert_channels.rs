@@ -136,10 +136,10 @@ pub(super) fn run(mut f: Facts<'_>) -> Step<Facts<'_>> {
             let message = format!("{} is copied by cp_async", tile.name);
             return refuse("multicast", message, "write `by tma`");
         }
-        // Threads that load what they multiply read it as they do any other tile.
+        // Threads that load what they multiply read it as they do any other tile, and so does a unit that loads matrices.
         let loads = |r: &usize| {
             let atom = f.ops[*r].mapping.atom.clone().and_then(|name| atoms::find(&AtomName(name)));
-            atom.is_some_and(|a| a.threads_alone())
+            atom.is_some_and(|a| a.threads_alone() || a.cooperative())
         };
         let contracted = readers.iter().any(|r| matches!(f.ops[*r].op, Op::Contract { .. }) && !loads(r));
         let persistent = f.work_loop.as_ref().is_some_and(|w| w.persistent);

@@ -75,7 +75,9 @@ fn artifacts_survive_their_bytes() {
         let artifact = Artifact { code, ..ptx.clone() };
         assert_eq!(Artifact::from_bytes(&artifact.to_bytes().unwrap()), Ok(artifact));
     }
-    let module = WgslModule { text: "fn k_0() {}".into(), bindings: Bindings::Own, written: vec![true], subgroup: 32 };
+    let matrices = vec!["coop.m16n16k16.f16".to_owned()];
+    let (text, written) = ("fn k_0() {}".into(), vec![true]);
+    let module = WgslModule { text, bindings: Bindings::Own, written, subgroup: 32, matrices };
     let code = Code::Wgsl { modules: vec![module.clone()] };
     let artifact = Artifact { code, launches: ptx.launches[1..].to_vec(), ..ptx.clone() };
     assert_eq!(Artifact::from_bytes(&artifact.to_bytes().unwrap()), Ok(artifact.clone()));

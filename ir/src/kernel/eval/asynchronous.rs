@@ -103,8 +103,8 @@ impl Wave<'_, '_> {
     ) -> Result<(), KernelError> {
         let [m, n, k] = atom.shape;
         self.check_window(unit, acc, acc_from, [m, n], stmt)?;
-        let a = self.side(unit, a, [m, k], 0, stmt)?;
-        let b = self.side(unit, b, [k, n], 1, stmt)?;
+        let a = self.side(unit, a, [m, k], 0, atom, stmt)?;
+        let b = self.side(unit, b, [k, n], 1, atom, stmt)?;
         let issue = self.issue(unit, stmt);
         let operation = Operation::Contract { atom: atom.clone(), acc, acc_from: acc_from.to_vec(), a, b, keep };
         if !atom.asynchronous {
@@ -173,13 +173,21 @@ impl Wave<'_, '_> {
     }
 
     /// An operand of `shape`, whose dimension `mn` is m or n.
-    fn side(&mut self, unit: usize, s: &Source, shape: [u64; 2], mn: usize, stmt: u32) -> Result<Side, KernelError> {
+    fn side(
+        &mut self,
+        unit: usize,
+        s: &Source,
+        shape: [u64; 2],
+        mn: usize,
+        atom: &Atom,
+        stmt: u32,
+    ) -> Result<Side, KernelError> {
         match s {
             Source::Frag { frag, from } => {
                 self.check_window(unit, *frag, from, shape, stmt)?;
                 Ok(Side::Frag { frag: *frag, from: from.clone() })
             }
-            Source::Mem(w) => Ok(Side::Mem(self.described(unit, w, shape, mn, stmt)?)),
+            Source::Mem(w) => Ok(Side::Mem(self.described(unit, w, shape, mn, atom, stmt)?)),
         }
     }
 
@@ -190,11 +198,15 @@ impl Wave<'_, '_> {
         w: &Window,
         shape: [u64; 2],
         mn: usize,
+        atom: &Atom,
         stmt: u32,
     ) -> Result<Elements, KernelError> {
         let walked = self.walked(unit, w, shape.to_vec(), stmt)?;
         // Every element must exist; then the hardware's addresses are what counts.
-        self.positions(unit, &walked, &[], false, stmt)?;
+        let positions = self.positions(unit, &walked, &[], false, stmt)?;
+        if atom.cooperative() {
+            return Ok(Elements { place: self.place[self.units[unit].task][w.buf], positions, walked });
+        }
         let illegal = |w: &Self, text: String| w.error(unit, stmt, ErrorKind::Illegal, text);
         let Some((layout, bytes)) = self.layout(w.buf) else {
             return Err(illegal(self, "a memory operand must be in shared memory".to_string()));

@@ -416,6 +416,22 @@ impl<'a> Verifier<'a> {
             return;
         };
         let bytes = b.dtype.bytes(1);
+        if atom.cooperative() {
+            // Rows or columns are contiguous, and begin at multiples of 16 bytes.
+            let contiguous = |d: usize| layout.dims[d].first().is_some_and(|g| g.stride == 1);
+            let single = |d: usize| layout.dims[d].len() == 1;
+            let Some(run) = [mn_dim, k_dim].into_iter().find(|d| contiguous(*d)) else {
+                self.wrong(format!("{what} `{}` has neither rows nor columns that are contiguous", b.name));
+                return;
+            };
+            let unit = 16 / bytes;
+            let apart = layout.dims.iter().flatten().all(|g| g.stride == 1 || g.stride.is_multiple_of(unit));
+            if layout.swizzle.is_some() || !single(mn_dim) || !single(k_dim) || !apart {
+                self.wrong(format!("rows of {what} `{}` do not lie whole and at multiples of 16 bytes", b.name));
+            }
+            self.aligned(&v.at[run], unit, &format!("the origin of {what}"), scope);
+            return;
+        }
         match Descriptor::of(layout, bytes, mn_dim, k_dim, shape[mn], shape[1 - mn]) {
             Err(e) => self.wrong(format!("{what} `{}`: {e}", b.name)),
             Ok(d) if d.mn_major && !atom.mn_major => {

@@ -27,6 +27,10 @@ impl Emit<'_, '_> {
         let Op::Contract { out: t, carry, .. } = f.ops[i].op else {
             return refuse("atoms", "not a contraction", "this is a fault of the compiler");
         };
+        if o.atom.cooperative() {
+            self.multiply(i, o, place, at, out);
+            return Ok(());
+        }
         let (Some(a_window), Some(b_window)) = (&o.atom.a_dist, &o.atom.b_dist) else {
             let message = format!("{} reads no register operands", o.atom.name.0);
             return refuse("operand source", message, "use an asynchronous atom");
@@ -66,13 +70,42 @@ impl Emit<'_, '_> {
                 }
             }
         }
+        self.give_back(i, at, out);
+        Ok(())
+    }
+
+    /// Contraction `i` of matrices that the instruction reads from shared memory itself.
+    fn multiply(&mut self, i: usize, o: &Oriented, place: &Place, at: &Iteration, out: &mut Vec<Stmt>) {
+        let Op::Contract { out: t, carry, .. } = self.f.ops[i].op else { return };
+        let (acc, [m, n, k], [rows, columns, depth]) = (self.frag(*t), o.atom.shape, o.extents);
+        let starts = |extent: u64, step: u64| (0..extent).step_by(step as usize);
+        for ki in starts(depth, k) {
+            // Of the wider operand one matrix is held at a time.
+            for ni in starts(columns, n) {
+                for mi in starts(rows, m) {
+                    out.push(Stmt::Atom {
+                        atom: o.atom.name.clone(),
+                        acc,
+                        acc_from: vec![mi, ni],
+                        a: Operand::Mem(self.part(o.a, [o.m, o.k], [mi, ki], o.k, place, at)),
+                        b: Operand::Mem(self.part(o.b, [o.k, o.n], [ki, ni], o.k, place, at)),
+                        keep: Expr::Int(i64::from(*carry || ki > 0)),
+                    });
+                }
+            }
+        }
+        self.give_back(i, at, out);
+    }
+
+    /// Gives back the stages that contraction `i` is the last to read.
+    fn give_back(&self, i: usize, at: &Iteration, out: &mut Vec<Stmt>) {
+        let f = self.f;
         for c in 0..f.channels.len() {
             let here = f.channels[c].stream.is_some() || self.item.is_none();
             if f.channels[c].last_reader == i && here && self.empty[c].is_some() {
                 self.release_block(c, at, out);
             }
         }
-        Ok(())
     }
 
     /// The window of a shared tile that starts at `from` of the unit's part, walked along `walk`.

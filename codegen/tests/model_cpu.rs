@@ -197,9 +197,9 @@ fn runs_go_on_over_axes() {
         let cost = price(&rotary, &cores(1), Some(&[8, 4096, 8, 32]), &mapping(&rotary, &lines)).expect("admitted");
         cost.terms.iter().find(|t| t.0 == "memory").expect("a term").1
     };
-    assert!(memory(2, 8) < memory(2, 4) && memory(2, 4) < memory(1, 4));
+    assert!(memory(2, 8) < 0.9 * memory(2, 4) && memory(2, 4) < 0.9 * memory(1, 4));
     // Every second half is no run, however many heads there are.
-    assert_eq!(memory(1, 8), memory(1, 4));
+    assert!(memory(1, 8) > 0.95 * memory(1, 4));
 }
 
 fn plan(name: &str) -> Plan {

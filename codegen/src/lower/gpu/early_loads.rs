@@ -133,34 +133,18 @@ impl Place {
 mod tests {
     use super::run;
 
+    const DECLARED: &str = "global x: f32[N, 128] = 0
+global g: f32[128] = 1
+global n: i32[N] = 2
+global y: f32[N, 128] = 3 written
+frag a: f32[128] T[32@0.4]V[4@0.1]L[]
+frag b: f32[128] T[32@0.4]V[4@0.1]L[]
+frag c: f32[128] T[32@0.4]V[4@0.1]L[]
+frag r: f32[] T[32@0.0]V[]L[]
+vars i";
+
     fn moved(body: &str) -> String {
-        let text = format!(
-            "module m {{
-    ranks N
-    kernel k {{
-        grid [N]
-        global x: f32[N, 128] = 0
-        global g: f32[128] = 1
-        global n: i32[N] = 2
-        global y: f32[N, 128] = 3 written
-        frag a: f32[128] T[32@0.4]V[4@0.1]L[]
-        frag b: f32[128] T[32@0.4]V[4@0.1]L[]
-        frag c: f32[128] T[32@0.4]V[4@0.1]L[]
-        frag r: f32[] T[32@0.0]V[]L[]
-        vars i
-        role main: 1 warp {{
-{body}
-        }}
-    }}
-}}
-"
-        );
-        let mut m = einfall_ir::kernel::parse::parse(&text).unwrap_or_else(|d| panic!("{d:?}\n{text}"));
-        let kernel = m.kernels.remove(0);
-        m.kernels.push(run(kernel));
-        let text = einfall_ir::kernel::print::print(&m);
-        let lines = text.lines().skip_while(|l| !l.contains("role main")).skip(1).take_while(|l| *l != "        }");
-        lines.map(str::trim).collect::<Vec<_>>().join("; ")
+        super::super::moving::moved(DECLARED, 1, body, run)
     }
 
     #[test]

@@ -34,37 +34,16 @@ pub(super) fn run(mut kernel: Kernel) -> Kernel {
 mod tests {
     use super::run;
 
+    const DECLARED: &str = "global x: f32[N, 128] = 0
+global y: f32[N, 128] = 1 written
+frag a: f32[128] T[32@0.4]V[4@0.1]L[]
+frag r: f32[128] T[32@0.4]V[4@0.1]L[]
+frag s: f32[128] T[32@0.4]V[4@0.1]L[]
+vars i";
+
     #[test]
     fn a_constant_begins_where_it_is_used() {
-        let text = |body: &str| {
-            format!(
-                "module m {{
-    ranks N
-    kernel k {{
-        grid [N]
-        global x: f32[N, 128] = 0
-        global y: f32[N, 128] = 1 written
-        frag a: f32[128] T[32@0.4]V[4@0.1]L[]
-        frag r: f32[128] T[32@0.4]V[4@0.1]L[]
-        frag s: f32[128] T[32@0.4]V[4@0.1]L[]
-        vars i
-        role main: 1 warp {{
-{body}
-        }}
-    }}
-}}
-"
-            )
-        };
-        let moved = |body: &str| {
-            let text = text(body);
-            let mut m = einfall_ir::kernel::parse::parse(&text).unwrap_or_else(|d| panic!("{d:?}\n{text}"));
-            let kernel = m.kernels.remove(0);
-            m.kernels.push(run(kernel));
-            let text = einfall_ir::kernel::print::print(&m);
-            let lines = text.lines().skip_while(|l| !l.contains("role main")).skip(1).take_while(|l| *l != "        }");
-            lines.map(str::trim).collect::<Vec<_>>().join("; ")
-        };
+        let moved = |body: &str| super::super::moving::moved(DECLARED, 1, body, run);
         assert_eq!(
             moved(
                 "map r = 0.0\nmap s = 0.0\nload a = x[grid.0, 0]\nfor i in 0..4 {\nmap s = s[0] + a[0]\n}\nmap r = r[0] + s[0]\nstore y[grid.0, 0] walk [1] = r"

@@ -179,3 +179,22 @@ pub fn lower_for(plan: &Plan, mapping: &Mapping, limits: &Limits) -> Result<kern
     }
     Ok(kernel::Module { name: plan.name.clone(), ranks: plan.ranks.clone(), kernels })
 }
+
+/// Passes that move statements, in tests.
+#[cfg(test)]
+mod moving {
+    use einfall_ir::kernel::{Kernel, parse, print};
+
+    /// The statements of the main role, `body`, of a kernel with these declarations and `units` warps after a pass, in one line.
+    pub(super) fn moved(declared: &str, units: usize, body: &str, pass: impl Fn(Kernel) -> Kernel) -> String {
+        let text = format!(
+            "module m {{\nranks N\nkernel k {{\ngrid [N]\n{declared}\nrole main: {units} warp {{\n{body}\n}}\n}}\n}}\n"
+        );
+        let mut m = parse::parse(&text).unwrap_or_else(|d| panic!("{d:?}\n{text}"));
+        let kernel = m.kernels.remove(0);
+        m.kernels.push(pass(kernel));
+        let text = print::print(&m);
+        let lines = text.lines().skip_while(|l| !l.contains("role main")).skip(1).take_while(|l| *l != "        }");
+        lines.map(str::trim).collect::<Vec<_>>().join("; ")
+    }
+}

@@ -53,30 +53,14 @@ fn is_once(s: &Stmt) -> bool {
 mod tests {
     use super::run;
 
+    const DECLARED: &str = "global y: f32[N, 128] = 0 written
+shared s: f32[2, 128]
+frag a: f32[2, 128] T[32@1.4]V[4@1.1,2@0.1]L[]
+frag r: f32[128] T[32@0.4]V[4@0.1]L[]
+vars i";
+
     fn moved(body: &str) -> String {
-        let text = format!(
-            "module m {{
-    ranks N
-    kernel k {{
-        grid [N]
-        global y: f32[N, 128] = 0 written
-        shared s: f32[2, 128]
-        frag a: f32[2, 128] T[32@1.4]V[4@1.1,2@0.1]L[]
-        frag r: f32[128] T[32@0.4]V[4@0.1]L[]
-        vars i
-        role main: 2 warp {{
-{body}
-        }}
-    }}
-}}
-"
-        );
-        let mut m = einfall_ir::kernel::parse::parse(&text).unwrap_or_else(|d| panic!("{d:?}\n{text}"));
-        let kernel = m.kernels.remove(0);
-        m.kernels.push(run(kernel));
-        let text = einfall_ir::kernel::print::print(&m);
-        let lines = text.lines().skip_while(|l| !l.contains("role main")).skip(1).take_while(|l| *l != "        }");
-        lines.map(str::trim).collect::<Vec<_>>().join("; ")
+        super::super::moving::moved(DECLARED, 2, body, run)
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::super::emit::{Emitter, Scope};
 use super::super::inline::{Definition, Inlined};
 use super::super::separation;
 use super::super::symbolic::{Atom, AtomId, Mono, PolyId, Rat, Symbols, Var};
-use super::{Finish, build, needed_finals, over, top_reductions};
+use super::{Finish, build, ends, needed_finals, over, top_reductions};
 use crate::arena::Id;
 use crate::cascade::{
     Cascade, Einsum, Expr, ExprId, IndexId, IndexKind, Output, OutputSource, RankId, Reducer, Size, Stmt, Target,
@@ -74,7 +74,19 @@ pub(super) fn centre(c: &Cascade, x: &mut Inlined, rank: RankId, finish: Finish)
     let whole = |o: &Output| match o.source {
         OutputSource::Whole(t) | OutputSource::Points { state: t, .. } | OutputSource::Point { state: t, .. } => t,
     };
-    let results: BTreeSet<TensorId> = c.outputs.iter().map(whole).collect();
+    let mut results: BTreeSet<TensorId> = c.outputs.iter().map(whole).collect();
+    // What a result is made of alone, as a mean of its sum, is as near to 0 as it is.
+    loop {
+        let before = results.len();
+        for (writes, reads) in c.stmts.iter().map(|s| ends(c, s)) {
+            if reads.len() == 1 && !writes.is_disjoint(&results) {
+                results.extend(reads);
+            }
+        }
+        if results.len() == before {
+            break;
+        }
+    }
     let mut out: Option<Cascade> = None;
     let mut made = 0;
     while made < MAX_CENTRED {

@@ -112,9 +112,10 @@ pub(super) fn variants(
             let room = need <= held_most && need + OVERHEAD <= have;
             threads(*units) <= gpu.threads_per_task && step * units <= k && room
         };
-        // Steps without a tail, if there are such.
-        let even = WARPS.into_iter().find(|units| fits(units) && k.is_multiple_of(step * units));
-        if let Some(units) = even.or(WARPS.into_iter().find(|units| fits(units))) {
+        // Steps without a tail, if there are such of half as many warps at least.
+        if let Some(most) = WARPS.into_iter().find(fits) {
+            let even = |units: &u64| fits(units) && k.is_multiple_of(step * units) && 2 * units >= most;
+            let units = WARPS.into_iter().find(even).unwrap_or(most);
             found = Some((columns, step * units, near, units));
             break;
         }

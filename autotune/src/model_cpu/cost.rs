@@ -206,8 +206,8 @@ impl<'s, 'a> Pricer<'s, 'a> {
         let longest = if self.alone || tasks < 2.0 { tasks } else { self.longest(&chosen, tasks) };
         let shared = !self.alone && tasks > 1.0;
         let ranges = tasks.min(m.cores * RANGES_PER_THREAD);
-        let handed = if shared { RANGE * (ranges / m.cores).ceil() } else { 0.0 };
-        let launch = handed * steps + FOLLOWING * (steps - 1.0) + if shared { WAKE } else { 0.0 };
+        let handed = RANGE * (ranges / m.cores).ceil();
+        let launch = if shared { WAKE + handed * steps + FOLLOWING * (steps - 1.0) } else { 0.0 };
         // Some core is slower than the others, with another machine's work or with a late start: by part of a range.
         let longest = longest + if shared { SLOWER * m.cores.log2() * (tasks / ranges) } else { 0.0 };
         let used = if shared { tasks.min(m.cores) } else { 1.0 };

@@ -41,7 +41,7 @@ pub(super) struct Sink {
     /// Elements of tiles made in this nest.
     pub(super) live: BTreeMap<TileId, FragId>,
     pub(super) loaded: Vec<(String, FragId)>,
-    pub(super) fetched: Vec<(String, E)>,
+    pub(super) named: Vec<(String, E)>,
 }
 
 impl Sink {
@@ -200,16 +200,18 @@ impl Lower<'_> {
 
     /// A fetched integer bound to a variable, once.
     fn fetch(&mut self, e: E, sink: &mut Sink) -> E {
+        if !sink.hoist { self.fetch_in_front(e) } else { self.named("fetched", e, sink) }
+    }
+
+    /// An integer that is the same for all lanes, bound to a variable, once.
+    fn named(&mut self, name: &str, e: E, sink: &mut Sink) -> E {
         let key = format!("{e:?}");
-        if let Some((_, v)) = sink.fetched.iter().find(|(k, _)| *k == key) {
+        if let Some((_, v)) = sink.named.iter().find(|(k, _)| *k == key) {
             return v.clone();
         }
-        if !sink.hoist {
-            return self.fetch_in_front(e);
-        }
-        let v = self.var("fetched");
+        let v = self.var(name);
         sink.push(Stmt::Let { var: v, value: e }, false);
-        sink.fetched.push((key, E::Var(v)));
+        sink.named.push((key, E::Var(v)));
         E::Var(v)
     }
 
@@ -365,9 +367,7 @@ impl Lower<'_> {
         let dims = self.bufs[buf].dims.clone();
         for d in (0..at.len()).filter(|d| !inside[*d]) {
             if !matches!(origin[d], E::Var(_) | E::Int(_)) {
-                let v = self.var("at");
-                sink.push(Stmt::Let { var: v, value: origin[d].clone() }, false);
-                origin[d] = E::Var(v);
+                origin[d] = self.named("at", origin[d].clone(), sink);
             }
             let at = origin[d].clone();
             let low = int(0).bin(BinaryOp::Le, at.clone());

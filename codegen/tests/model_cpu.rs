@@ -122,6 +122,19 @@ fn open_pages_cost_where_they_are_bounded() {
     assert_eq!(seconds(Some(16), 16), seconds(None, 16));
 }
 
+/// Neighbours that the next step of a stream reads are one run with those of this one.
+#[test]
+fn runs_go_on_over_a_stream() {
+    let plan = plan("matmul");
+    let memory = |k: u64| {
+        let own = mapping(&plan, &format!("axis m block 126\naxis n block 16\naxis k block {k}"));
+        let cost = price(&plan, &cores(1), Some(&[8064, 16, 8192]), &own).expect("admitted");
+        cost.terms.iter().find(|t| t.0 == "memory").expect("a term").1
+    };
+    // Rows of A in steps of 64 bytes, and of 4 KB.
+    assert!(memory(16) < 1.5 * memory(1024), "{} {}", memory(16), memory(1024));
+}
+
 /// What is chosen at known sizes is admitted, lowers and is not priced above the rule, however many cores there are.
 #[test]
 fn choices_at_known_sizes_lower() {

@@ -128,11 +128,36 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                 }
             }
         }
-        let held = k.tiles.iter().filter(|(id, _)| !c.direct[id.index()]);
+        let passing = c.passing();
+        let held = k.tiles.iter().filter(|(id, _)| !c.direct[id.index()] && !passing.contains(id));
         let single = |id: TileId, a: &AxisId| pricer.work.single[id.index()].contains(a);
         let axes = |(id, t): (TileId, &Tile)| t.axes.iter().copied().filter(|a| !single(id, a)).collect::<Vec<_>>();
         c.footprint = held.map(|t| 4.0 * c.points(&axes(t))).sum();
         c
+    }
+
+    /// Tiles that are made and read in one nest of loops: they stay in registers.
+    fn passing(&self) -> Vec<TileId> {
+        let steps = &self.pricer.work.steps;
+        let mut out = Vec::new();
+        let mut at = 0;
+        while at < steps.len() {
+            let nested = matches!(steps[at].kind, Kind::Reduce | Kind::Elementwise) && !self.made_by_runs(&steps[at]);
+            let n = if nested { self.group(&steps[at..]) } else { 1 };
+            let made = steps[at..at + n].iter().filter(|s| s.kind == Kind::Elementwise && nested);
+            out.extend(made.filter_map(|s| match &s.write {
+                Source::Tile(t, _) if self.only_read_in(*t, at..at + n) => Some(*t),
+                Source::Tile(..) | Source::Array(_) => None,
+            }));
+            at += n;
+        }
+        out
+    }
+
+    /// Whether no other operation than these, by number, reads a tile.
+    fn only_read_in(&self, tile: TileId, these: std::ops::Range<usize>) -> bool {
+        let reads = |s: &Step| s.reads.iter().any(|r| matches!(r, Source::Tile(t, _) if *t == tile));
+        self.pricer.work.steps.iter().enumerate().all(|(i, s)| these.contains(&i) || !reads(s))
     }
 
     fn wide(&self, a: AxisId) -> bool {
@@ -507,11 +532,7 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
             }
             if let Source::Tile(t, _) = &s.write {
                 made.push(*t);
-                let inside = |(i, x): (usize, &Step)| {
-                    let reads = x.reads.iter().any(|r| matches!(r, Source::Tile(y, _) if y == t));
-                    !reads || (first..first + group.len()).contains(&i)
-                };
-                if self.pricer.work.steps.iter().enumerate().all(inside) {
+                if self.only_read_in(*t, first..first + group.len()) {
                     continue;
                 }
                 bytes += 4.0 * self.points(self.tile(*t));
@@ -614,8 +635,9 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                 };
                 let inside = s.streams.iter().filter(|x| a.axes.contains(x));
                 let kept: f64 = inside.map(|x| self.trips[x.index()] / count(x)).product();
-                // Short runs of neighbours cost lines more: prefetchers begin anew.
-                let run = a.run(|x| self.block[x.index()]);
+                // Short runs of neighbours cost lines more: prefetchers begin anew. What the next step reads goes on.
+                let next = |x: AxisId| if s.streams.last() == Some(&x) { self.trips[x.index()] } else { 1.0 };
+                let run = a.run(|x| self.block[x.index()] * next(x));
                 let elements: f64 = a.axes.iter().map(reach).product();
                 let touched = (kept * elements * a.bytes).min(a.whole) * (1.0 + BEGUN / run);
                 let outside = s.streams.iter().filter(|x| !a.axes.contains(x));

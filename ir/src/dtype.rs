@@ -150,7 +150,7 @@ impl DType {
         }
         let exp =
             if x == 0.0 || !x.is_finite() { facts.min_exp } else { exponent(x).clamp(facts.min_exp, facts.max_exp) };
-        2f64.powi(exp - facts.mantissa)
+        power_of_two(exp - facts.mantissa)
     }
 
     /// `x` rounded to this type, ties to even. Floats overflow to infinity, except [`DType::F8E4M3`], which
@@ -167,7 +167,8 @@ impl DType {
                     x.trunc().clamp(self.min_finite(), self.max_finite())
                 }
             }
-            DType::F32 | DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => {
+            DType::F32 => f64::from(x as f32),
+            DType::Tf32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 => {
                 if x == 0.0 || x.is_nan() {
                     return x;
                 }
@@ -176,7 +177,9 @@ impl DType {
                 }
                 let ulp = self.ulp(x);
                 // Dividing by a power of two is exact unless it underflows, which float64's range rules out here.
-                let r = (x / ulp).round_ties_even() * ulp;
+                // The quotient is below 2^51, beyond which a sum with 1.5 · 2^52 would not be rounded to a whole number.
+                const WHOLE: f64 = (3u64 << 51) as f64;
+                let r = (((x / ulp) + WHOLE - WHOLE) * ulp).copysign(x);
                 if r.abs() <= facts.max {
                     r
                 } else if self == DType::F8E4M3 {
@@ -187,6 +190,11 @@ impl DType {
             }
         }
     }
+}
+
+/// 2 to a power that float64 has.
+fn power_of_two(exp: i32) -> f64 {
+    f64::from_bits(if exp >= -1022 { ((exp + 1023) as u64) << 52 } else { 1 << (exp + 1074) })
 }
 
 /// Floor of log2 |x| for finite non-zero x.
@@ -218,6 +226,8 @@ mod tests {
             assert_eq!(DType::F32.round(x), x as f32 as f64, "{x}");
             assert_eq!(DType::F16.round(x), half::f16::from_f64(x).to_f64(), "{x}");
         }
+        assert_eq!(DType::BF16.round(-1e-45).to_bits(), (-0.0_f64).to_bits());
+        assert_eq!([DType::F64.ulp(0.0), DType::F64.ulp(1.0)], [f64::from_bits(1), f64::EPSILON]);
         assert_eq!(DType::F8E4M3.round(1000.0), 448.0);
         assert_eq!(DType::I8.round(-3.7), -3.0);
         assert_eq!([DType::I4.round(9.0), DType::I4.round(-9.0)], [7.0, -8.0]);

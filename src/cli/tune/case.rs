@@ -25,9 +25,9 @@ pub struct Case {
 
 /// Elements of the largest array where results are compared, at most.
 const ELEMENTS: u64 = 1 << 17;
-/// Points that the evaluator is asked for within a case, and may visit where kernels depend on others: about a second.
-pub const POINTS: f64 = 2e5;
-const VISITS: f64 = 5e5;
+/// Points that the evaluator is asked for within a case, and may visit where kernels depend on others: about half a second.
+pub const POINTS: f64 = 1e5;
+const VISITS: f64 = 2.5e5;
 
 impl Case {
     /// A case, with every rank solved and the facts checked. Ranks that the cascade lacks are left out of `given`.

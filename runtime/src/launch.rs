@@ -226,10 +226,8 @@ impl Bound {
         // One of several failures is as good as another.
         let tell = |done: Result<(), Error>| drop(done.map_err(|e| failed.set(e)));
         if step.rounds == 1 {
-            team.share(ranges as usize, &|i| {
-                if failed.get().is_none() {
-                    tell(with_scratch(&mut |scratch| call(bound(i), bound(i + 1), scratch)));
-                }
+            team.share(ranges as usize, &|list| {
+                tell(with_scratch(&mut |scratch| list.by_ref().for_each(|i| call(bound(i), bound(i + 1), scratch))));
             });
         } else {
             team.rounds(step.rounds as usize, ranges as usize, &|turns| {

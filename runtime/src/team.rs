@@ -40,7 +40,7 @@ struct Board {
 struct Share {
     /// Borrowed from [`Team::share`], which outlasts every call: a range that is handed out was counted in `active`
     /// before, and it returns when all were handed out and none is active.
-    work: *const (dyn Fn(usize) + Sync),
+    work: *const (dyn Fn(&mut Ranges<'_>) + Sync),
     next: AtomicUsize,
     end: usize,
     active: AtomicUsize,
@@ -104,18 +104,35 @@ impl Share {
         // Counted first: who sees that none is left and none is active knows that no other call follows.
         let _active = Held::new(&self.active);
         let failed = Panicked(&self.failed);
-        loop {
-            let range = self.next.fetch_add(1, Ordering::SeqCst);
-            if range >= self.end {
-                return std::mem::forget(failed);
-            }
-            // SAFETY: the range was open, so `Team::share` has not returned.
-            unsafe { (*self.work)(range) };
+        // Asked before what is called is looked at: this thread may be late.
+        let mut ranges = Ranges { share: self, first: None };
+        ranges.first = ranges.next();
+        if ranges.first.is_some() {
+            // SAFETY: a range was handed out that is not done, so `Team::share` has not returned.
+            unsafe { (*self.work)(&mut ranges) };
         }
+        std::mem::forget(failed);
     }
 
     fn is_open(&self) -> bool {
         self.next.load(Ordering::SeqCst) < self.end
+    }
+}
+
+/// The ranges that one thread does of a launch, each done when the next is asked for. Who returns before they end leaves
+/// the others to other threads, or to nobody.
+pub(crate) struct Ranges<'s> {
+    share: &'s Share,
+    /// One that was handed out already.
+    first: Option<usize>,
+}
+
+impl Iterator for Ranges<'_> {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let next = || Some(self.share.next.fetch_add(1, Ordering::SeqCst)).filter(|n| *n < self.share.end);
+        self.first.take().or_else(next)
     }
 }
 
@@ -259,15 +276,16 @@ impl Team {
         }
     }
 
-    /// Calls `work` with every number below `ranges`, on this thread and those of the pool that come in time.
-    pub(crate) fn share(&self, ranges: usize, work: &(dyn Fn(usize) + Sync)) {
+    /// Calls `work` on this thread and those of the pool that come in time, each with its share of the numbers below
+    /// `ranges`.
+    pub(crate) fn share(&self, ranges: usize, work: &(dyn Fn(&mut Ranges<'_>) + Sync)) {
         let wanted = self.threads().min(ranges).saturating_sub(1);
-        if wanted == 0 {
-            return (0..ranges).for_each(work);
-        }
         // SAFETY: the lifetime alone changes; `Closing` waits until nobody calls it.
         let work = unsafe {
-            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(work)
+            std::mem::transmute::<
+                *const (dyn Fn(&mut Ranges<'_>) + Sync + '_),
+                *const (dyn Fn(&mut Ranges<'_>) + Sync + 'static),
+            >(work)
         };
         let share = Arc::new(Share {
             work,
@@ -276,6 +294,9 @@ impl Team {
             active: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
         });
+        if wanted == 0 {
+            return share.help();
+        }
         let board = &*self.board;
         board.lock().push(Arc::clone(&share));
         let closing = Closing { share: &share, board };
@@ -302,8 +323,8 @@ impl Team {
         }
         let handed = (0..ranges).map(|_| Line::default()).collect();
         let of = Rounds { rounds, handed, done: Line::default(), failed: AtomicBool::new(false) };
-        self.share(self.threads().min(ranges), &|own| {
-            work(&mut Turns { of: &of, own, busy: false, patience: LOOKS });
+        self.share(self.threads().min(ranges), &|places| {
+            places.for_each(|own| work(&mut Turns { of: &of, own, busy: false, patience: LOOKS }));
         });
     }
 }
@@ -317,10 +338,14 @@ mod tests {
         Team::new(Arc::new(rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads")))
     }
 
+    fn each(team: &Team, ranges: usize, work: &(dyn Fn(usize) + Sync)) {
+        team.share(ranges, &|list| list.for_each(work));
+    }
+
     /// Shares `ranges` and says how often each was done.
     fn counts(team: &Team, ranges: usize) -> Vec<usize> {
         let done: Vec<AtomicUsize> = (0..ranges).map(|_| AtomicUsize::new(0)).collect();
-        team.share(ranges, &|i| {
+        each(team, ranges, &|i| {
             done[i].fetch_add(1, Ordering::Relaxed);
         });
         done.into_iter().map(AtomicUsize::into_inner).collect()
@@ -347,7 +372,7 @@ mod tests {
         let inside = || (0..300usize).into_par_iter().for_each(|i| assert_eq!(counts(&team, i % 29), vec![1; i % 29]));
         team.pool.install(inside);
         // Within a range, too.
-        team.share(6, &|i| assert_eq!(counts(&team, i), vec![1; i]));
+        each(&team, 6, &|i| assert_eq!(counts(&team, i), vec![1; i]));
     }
 
     #[test]
@@ -357,7 +382,7 @@ mod tests {
         let elsewhere = AtomicUsize::new(0);
         let begin = Instant::now();
         while elsewhere.load(Ordering::Relaxed) == 0 && begin.elapsed() < Duration::from_secs(20) {
-            team.share(8, &|_| {
+            each(&team, 8, &|_| {
                 if std::thread::current().id() != here {
                     elsewhere.fetch_add(1, Ordering::Relaxed);
                 }
@@ -445,7 +470,7 @@ mod tests {
             // Threads of the pool that panic would end the process.
             assert_ne!(std::thread::current().id(), here, "planted");
         };
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| team.share(64, &work)));
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| each(&team, 64, &work)));
         assert!(caught.is_err());
         assert_eq!(active.load(Ordering::SeqCst), 0, "a range outlives the launch");
         assert_eq!(counts(&team, 9), vec![1; 9]);

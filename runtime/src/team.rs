@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const WATCH: Duration = Duration::from_micros(100);
 /// How long a thread helps at a time: then the pool's other work has its turn.
 const LONGEST: Duration = Duration::from_millis(10);
+/// How long ranges of a round are left to the thread that had them before.
+const ABSENT: Duration = Duration::from_micros(20);
 /// Looks in vain before a waiting thread lets others have its core.
 const LOOKS: u32 = 64;
 
@@ -89,6 +91,11 @@ impl Drop for Panicked<'_> {
 struct Patience(u32);
 
 impl Patience {
+    /// Whether it is time to see how long it has been.
+    fn waited(&self) -> bool {
+        self.0.is_multiple_of(LOOKS / 4)
+    }
+
     fn wait(&mut self) {
         self.0 += 1;
         match self.0.is_multiple_of(LOOKS) {
@@ -169,25 +176,68 @@ struct Rounds {
     rounds: usize,
     /// For every range, in how many rounds it was handed out.
     handed: Vec<Line>,
-    /// Ranges done, of all rounds.
-    done: Line,
+    /// For every range, how many rounds of it are done. Each has its own line that one thread writes and the others watch: of a
+    /// common count the line would go to every thread in turn before anyone could go on.
+    done: Vec<Line>,
     failed: AtomicBool,
 }
 
 impl Rounds {
     fn claim(&self, round: usize, range: usize) -> bool {
-        self.handed[range].0.compare_exchange(round, round + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        let handed = &self.handed[range].0;
+        // Looked at before: what fails to exchange takes the line away, too.
+        handed.load(Ordering::Relaxed) == round
+            && handed.compare_exchange(round, round + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 }
 
 /// What one thread does of rounds of ranges: pairs of a round and a range, which is done when the next pair is asked for.
 pub(crate) struct Turns<'r> {
     of: &'r Rounds,
-    own: usize,
-    /// Whether a range was handed out that is not done.
-    busy: bool,
-    /// Looks in vain before ranges that nobody came for are taken.
-    patience: u32,
+    round: usize,
+    /// The range that is this thread's in every round, then those that nobody came for: they are in this thread's cache now.
+    own: Vec<usize>,
+    /// Those of `own` that were looked for in this round.
+    asked: usize,
+    /// Ranges whose part of this round was seen to be done.
+    seen: usize,
+    /// What was handed out and is not done.
+    busy: Option<usize>,
+}
+
+impl Turns<'_> {
+    fn new(of: &Rounds, own: usize) -> Turns<'_> {
+        Turns { of, round: 0, own: vec![own], asked: 0, seen: 0, busy: None }
+    }
+
+    /// A range of this round that this thread had before, unless another has come for it.
+    fn own(&mut self) -> Option<usize> {
+        while let Some(range) = self.own.get(self.asked).copied() {
+            if self.of.claim(self.round, range) {
+                self.asked += 1;
+                return Some(range);
+            }
+            match self.asked {
+                0 => self.asked = 1,
+                i => drop(self.own.remove(i)),
+            }
+        }
+        None
+    }
+
+    /// Goes on to the next round, if this one is done.
+    fn advance(&mut self) -> bool {
+        let done = |l: &Line| l.0.load(Ordering::Acquire);
+        let rest = &self.of.done[self.seen..];
+        self.seen += rest.iter().take_while(|l| done(l) > self.round).count();
+        if self.seen < self.of.done.len() {
+            return false;
+        }
+        // Who comes late finds several done.
+        self.round = self.of.done.iter().map(done).min().unwrap_or(self.of.rounds);
+        (self.asked, self.seen) = (0, 0);
+        true
+    }
 }
 
 impl Iterator for Turns<'_> {
@@ -195,29 +245,30 @@ impl Iterator for Turns<'_> {
 
     fn next(&mut self) -> Option<(usize, usize)> {
         let of = self.of;
-        if std::mem::take(&mut self.busy) {
-            of.done.0.fetch_add(1, Ordering::SeqCst);
-        }
-        let ranges = of.handed.len();
-        let (mut patience, mut looks) = (Patience::default(), 0);
+        let adopted = self.busy.take().is_some_and(|range| {
+            of.done[range].0.store(self.round + 1, Ordering::Release);
+            self.asked > 1
+        });
+        // Who took what nobody came for takes more of it at once.
+        let mut give = if adopted { Duration::ZERO } else { ABSENT };
+        let (mut patience, mut since) = (Patience::default(), None);
         loop {
-            // Ranges of a round are handed out when those of the one before are done.
-            let round = of.done.0.load(Ordering::SeqCst) / ranges;
-            if round >= of.rounds || of.failed.load(Ordering::SeqCst) {
+            if of.failed.load(Ordering::Relaxed) || self.round >= of.rounds {
                 return None;
             }
-            let mut found = Some(self.own).filter(|i| of.claim(round, *i));
-            if found.is_none() && looks >= self.patience {
-                found = (0..ranges).find(|i| of.claim(round, *i));
-                // Threads that did not come for this round are late for the next, too.
-                self.patience = if found.is_some() { 4 } else { LOOKS };
-                looks = 0;
+            self.busy = self.own();
+            if self.busy.is_none() && self.advance() {
+                (patience, since, give) = (Patience::default(), None, ABSENT);
+                continue;
             }
-            if let Some(range) = found {
-                self.busy = true;
-                return Some((round, range));
+            if self.busy.is_none() && patience.waited() && since.get_or_insert_with(Instant::now).elapsed() >= give {
+                self.busy = (0..of.handed.len()).find(|i| of.claim(self.round, *i));
+                self.own.extend(self.busy);
+                self.asked = self.own.len();
             }
-            looks += 1;
+            if let Some(range) = self.busy {
+                return Some((self.round, range));
+            }
             patience.wait();
         }
     }
@@ -226,7 +277,7 @@ impl Iterator for Turns<'_> {
 impl Drop for Turns<'_> {
     fn drop(&mut self) {
         // A range that was handed out and not done, by a panic: no later round follows.
-        if self.busy {
+        if self.busy.is_some() {
             self.of.failed.store(true, Ordering::SeqCst);
         }
     }
@@ -321,10 +372,10 @@ impl Team {
         if ranges == 0 {
             return;
         }
-        let handed = (0..ranges).map(|_| Line::default()).collect();
-        let of = Rounds { rounds, handed, done: Line::default(), failed: AtomicBool::new(false) };
+        let lines = || (0..ranges).map(|_| Line::default()).collect();
+        let of = Rounds { rounds, handed: lines(), done: lines(), failed: AtomicBool::new(false) };
         self.share(self.threads().min(ranges), &|places| {
-            places.for_each(|own| work(&mut Turns { of: &of, own, busy: false, patience: LOOKS }));
+            places.for_each(|own| work(&mut Turns::new(&of, own)));
         });
     }
 }

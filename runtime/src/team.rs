@@ -2,14 +2,16 @@
 //!
 //! The launching thread takes ranges itself, so that a launch waits for no thread to wake: threads of the pool take
 //! what is left when they come, and then watch for the next launch for [`WATCH`] before the pool has them back, as
-//! threads of OpenMP do. Rounds of ranges that follow one another ([`Team::rounds`]) are one launch: threads stay in it,
-//! each with the same range of every round, so that what it reads again is in its own cache. (A pool alone, entered for each launch, puts its threads to sleep between launches; on a
-//! virtual machine waking one takes longer than most kernels.) Invariants: each range is done once; [`Team::share`]
-//! returns when all are, and nothing that it was given is touched afterwards; at most as many threads of the pool
-//! help as it has but one, whatever is launched at once.
+//! threads of OpenMP do. (A pool alone, entered for each launch, puts its threads to sleep between launches; on a
+//! virtual machine waking one takes longer than most kernels.) Every thread has a seat, and so the same part of the ranges of
+//! every launch, whose data may be in its core's cache; then it takes what is left of the others' parts. Rounds of ranges that
+//! follow one another ([`Team::rounds`]) are one launch, in which threads stay. Nothing that threads do for a launch takes a
+//! lock. Invariants: each range is done once; [`Team::share`] returns when all are, and nothing that it was given is touched
+//! afterwards; at most as many threads of the pool help as it has but one, whatever is launched at once.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a thread watches for the next launch.
@@ -20,6 +22,8 @@ const LONGEST: Duration = Duration::from_millis(10);
 const ABSENT: Duration = Duration::from_micros(20);
 /// Looks in vain before a waiting thread lets others have its core.
 const LOOKS: u32 = 64;
+/// Launches that are shared at once; others are done by those who launch them.
+const SLOTS: usize = 8;
 
 /// A pool of threads and what was launched on it.
 #[derive(Clone, Debug)]
@@ -29,37 +33,52 @@ pub(crate) struct Team {
 }
 
 /// What helpers see.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Board {
-    open: Mutex<Vec<Arc<Share>>>,
+    slots: Vec<Slot>,
+    /// Whether a helper has the seat; the first is that of threads that launch.
+    seats: Vec<AtomicBool>,
     /// Launches so far.
-    posted: AtomicUsize,
+    posted: Line,
     /// Threads of the pool that were asked to come and have not left.
-    helpers: AtomicUsize,
+    helpers: Line,
 }
 
-/// The ranges of one launch.
-struct Share {
-    /// Borrowed from [`Team::share`], which outlasts every call: a range that is handed out was counted in `active`
-    /// before, and it returns when all were handed out and none is active.
-    work: *const (dyn Fn(&mut Ranges<'_>) + Sync),
-    next: AtomicUsize,
-    end: usize,
-    active: AtomicUsize,
+/// What [`Team::share`] calls.
+type Work = *const (dyn Fn(&mut Ranges<'_>) + Sync + 'static);
+
+/// The ranges of one launch at a time, on cache lines by who writes them.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Slot {
+    /// Whether a launch has it.
+    taken: AtomicBool,
+    /// Whether there is something to do, as far as known.
+    open: AtomicBool,
     /// Whether a range panicked.
     failed: AtomicBool,
+    /// Borrowed from [`Team::share`], which outlasts every call. Written while nothing can be handed out, read by who was
+    /// handed a range.
+    work: UnsafeCell<Option<Work>>,
+    /// Threads that may be at it: counted before they ask for a range.
+    active: Line,
+    /// For every seat what is left of its part of the ranges: the end in the upper half, the next in the lower.
+    parts: Vec<Part>,
 }
 
-// SAFETY: `work` is `Sync`, and called only while it is borrowed (see there).
-unsafe impl Send for Share {}
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Part(AtomicU64);
+
+// SAFETY: what `work` points to is `Sync` and called only while it is borrowed; for the cell itself see there.
+unsafe impl Send for Slot {}
 // SAFETY: as above.
-unsafe impl Sync for Share {}
+unsafe impl Sync for Slot {}
 
-impl std::fmt::Debug for Share {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Share({:?} of {})", self.next, self.end)
-    }
-}
+/// A number on cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Line(AtomicUsize);
 
 /// Counts down when it goes, by a panic too.
 struct Held<'a>(&'a AtomicUsize);
@@ -77,12 +96,12 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Says so when a range unwinds through it.
-struct Panicked<'a>(&'a AtomicBool);
+/// Sets it when it goes, by a panic too.
+struct Mark<'a>(&'a AtomicBool, bool);
 
-impl Drop for Panicked<'_> {
+impl Drop for Mark<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.store(self.1, Ordering::SeqCst);
     }
 }
 
@@ -105,31 +124,57 @@ impl Patience {
     }
 }
 
-impl Share {
-    /// Does ranges until none is left.
-    fn help(&self) {
-        // Counted first: who sees that none is left and none is active knows that no other call follows.
-        let _active = Held::new(&self.active);
-        let failed = Panicked(&self.failed);
-        // Asked before what is called is looked at: this thread may be late.
-        let mut ranges = Ranges { share: self, first: None };
-        ranges.first = ranges.next();
-        if ranges.first.is_some() {
-            // SAFETY: a range was handed out that is not done, so `Team::share` has not returned.
-            unsafe { (*self.work)(&mut ranges) };
-        }
-        std::mem::forget(failed);
+impl Part {
+    fn set(&self, first: usize, end: usize) {
+        // Ranges are few: a handful for each thread.
+        self.0.store((end as u64) << 32 | first as u64, Ordering::SeqCst);
     }
 
-    fn is_open(&self) -> bool {
-        self.next.load(Ordering::SeqCst) < self.end
+    fn take(&self) -> Option<usize> {
+        let range = |state: u64| Some(state & 0xffff_ffff).filter(|next| *next < state >> 32).map(|next| next as usize);
+        // Looked at before, so that nobody counts on where nothing is left.
+        range(self.0.load(Ordering::SeqCst)).and_then(|_| range(self.0.fetch_add(1, Ordering::SeqCst)))
+    }
+}
+
+impl Slot {
+    fn new(threads: usize) -> Slot {
+        Slot {
+            taken: AtomicBool::new(false),
+            open: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            work: UnsafeCell::new(None),
+            active: Line::default(),
+            parts: (0..threads).map(|_| Part::default()).collect(),
+        }
+    }
+
+    /// Does ranges from this seat on until none is left.
+    fn help(&self, seat: usize) {
+        // Counted first: who sees that none is left and none is active knows that no other call follows.
+        let _active = Held::new(&self.active.0);
+        let failed = Mark(&self.failed, true);
+        // Asked before what is called is looked at: this thread may be late.
+        let mut ranges = Ranges { slot: self, seat, at: seat, first: None };
+        ranges.first = ranges.next();
+        if ranges.first.is_some() {
+            // SAFETY: a range was handed out that is not done, so `Team::share` has not returned and the cell is only read.
+            if let Some(work) = unsafe { *self.work.get() } {
+                // SAFETY: as above.
+                unsafe { (*work)(&mut ranges) };
+            }
+        }
+        std::mem::forget(failed);
     }
 }
 
 /// The ranges that one thread does of a launch, each done when the next is asked for. Who returns before they end leaves
 /// the others to other threads, or to nobody.
 pub(crate) struct Ranges<'s> {
-    share: &'s Share,
+    slot: &'s Slot,
+    seat: usize,
+    /// The seat whose part it is at.
+    at: usize,
     /// One that was handed out already.
     first: Option<usize>,
 }
@@ -138,38 +183,34 @@ impl Iterator for Ranges<'_> {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
-        let next = || Some(self.share.next.fetch_add(1, Ordering::SeqCst)).filter(|n| *n < self.share.end);
-        self.first.take().or_else(next)
+        if let Some(range) = self.first.take() {
+            return Some(range);
+        }
+        let n = self.slot.parts.len();
+        while self.at < self.seat + n {
+            let found = self.slot.parts[self.at % n].take();
+            if found.is_some() {
+                return found;
+            }
+            self.at += 1;
+        }
+        None
     }
 }
 
-/// Closes a share and waits for those who are at it, when a range panics too.
-struct Closing<'a> {
-    share: &'a Arc<Share>,
-    board: &'a Board,
-}
+/// Closes a slot and waits for those who are at it, when a range panics too.
+struct Closing<'a>(&'a Slot);
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
-        self.share.next.fetch_max(self.share.end, Ordering::SeqCst);
-        self.board.lock().retain(|s| !Arc::ptr_eq(s, self.share));
+        self.0.open.store(false, Ordering::SeqCst);
+        self.0.parts.iter().for_each(|p| p.set(0, 0));
         let mut patience = Patience::default();
-        while self.share.active.load(Ordering::SeqCst) > 0 {
+        while self.0.active.0.load(Ordering::SeqCst) > 0 {
             patience.wait();
         }
     }
 }
-
-impl Board {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Share>>> {
-        self.open.lock().unwrap_or_else(|e| e.into_inner())
-    }
-}
-
-/// A number on cache lines of its own.
-#[derive(Default)]
-#[repr(align(128))]
-struct Line(AtomicUsize);
 
 /// Rounds of ranges, each round after the one before.
 struct Rounds {
@@ -283,9 +324,15 @@ impl Drop for Turns<'_> {
     }
 }
 
+/// The seat of a thread that launches.
+const LAUNCHER: usize = 0;
+
 impl Team {
     pub(crate) fn new(pool: Arc<rayon::ThreadPool>) -> Team {
-        Team { pool, board: Arc::default() }
+        let n = pool.current_num_threads();
+        let slots = (0..SLOTS).map(|_| Slot::new(n)).collect();
+        let seats = (0..n).map(|i| AtomicBool::new(i == LAUNCHER)).collect();
+        Team { pool, board: Arc::new(Board { slots, seats, posted: Line::default(), helpers: Line::default() }) }
     }
 
     /// Threads that work on a launch.
@@ -296,20 +343,25 @@ impl Team {
     /// Helps with what is launched until nothing was for a while, or for [`LONGEST`].
     fn serve(&self) {
         let (board, begin) = (&*self.board, Instant::now());
+        // The same as the last time, if it is free. There is one: as many come at most as there are.
+        let (n, own) = (board.seats.len(), self.pool.current_thread_index().unwrap_or(0));
+        let seat = (0..n).map(|i| (own + i) % n).find(|i| !board.seats[*i].swap(true, Ordering::SeqCst));
+        let _taken = seat.map(|i| Mark(&board.seats[i], false));
+        let seat = seat.unwrap_or(own);
         let mut seen = None;
         loop {
-            let held = Held(&board.helpers);
+            let held = Held(&board.helpers.0);
             let mut since = Instant::now();
             let mut patience = Patience::default();
             while since.elapsed() < WATCH && begin.elapsed() < LONGEST {
-                let posted = board.posted.load(Ordering::SeqCst);
+                let posted = board.posted.0.load(Ordering::SeqCst);
                 if seen != Some(posted) {
                     seen = Some(posted);
-                    let open = || board.lock().iter().find(|s| s.is_open()).cloned();
-                    while let Some(share) = open() {
-                        share.help();
-                        since = Instant::now();
+                    for slot in board.slots.iter().filter(|s| s.open.load(Ordering::SeqCst)) {
+                        slot.help(seat);
                     }
+                    since = Instant::now();
+                    continue;
                 }
                 // What this thread was given goes before what may come.
                 if self.pool.current_thread_has_pending_tasks() == Some(true) {
@@ -319,9 +371,9 @@ impl Team {
             }
             drop(held);
             // A launch that still counted on this thread is not left alone.
-            let late = seen == Some(board.posted.load(Ordering::SeqCst)) || begin.elapsed() > LONGEST;
+            let late = seen == Some(board.posted.0.load(Ordering::SeqCst)) || begin.elapsed() > LONGEST;
             let claim = |n: usize| (n + 1 < self.threads()).then_some(n + 1);
-            if late || board.helpers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim).is_err() {
+            if late || board.helpers.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim).is_err() {
                 return;
             }
         }
@@ -330,37 +382,43 @@ impl Team {
     /// Calls `work` on this thread and those of the pool that come in time, each with its share of the numbers below
     /// `ranges`.
     pub(crate) fn share(&self, ranges: usize, work: &(dyn Fn(&mut Ranges<'_>) + Sync)) {
-        let wanted = self.threads().min(ranges).saturating_sub(1);
-        // SAFETY: the lifetime alone changes; `Closing` waits until nobody calls it.
-        let work = unsafe {
-            std::mem::transmute::<
-                *const (dyn Fn(&mut Ranges<'_>) + Sync + '_),
-                *const (dyn Fn(&mut Ranges<'_>) + Sync + 'static),
-            >(work)
+        let (board, n) = (&*self.board, self.threads());
+        let wanted = n.min(ranges).saturating_sub(1);
+        let free = |s: &&Slot| !s.taken.swap(true, Ordering::SeqCst);
+        let found = if wanted > 0 { board.slots.iter().find(free) } else { None };
+        let alone;
+        let slot = match found {
+            Some(slot) => slot,
+            None => {
+                alone = Slot::new(1);
+                &alone
+            }
         };
-        let share = Arc::new(Share {
-            work,
-            next: AtomicUsize::new(0),
-            end: ranges,
-            active: AtomicUsize::new(0),
-            failed: AtomicBool::new(false),
-        });
-        if wanted == 0 {
-            return share.help();
+        let _taken = Mark(&slot.taken, false);
+        // SAFETY: the lifetime alone changes; `Closing` waits until nobody calls it. Nothing of this slot can be handed out, so
+        // nobody reads the cell.
+        unsafe {
+            let work: *const (dyn Fn(&mut Ranges<'_>) + Sync + '_) = work;
+            *slot.work.get() = Some(std::mem::transmute::<*const (dyn Fn(&mut Ranges<'_>) + Sync + '_), Work>(work));
         }
-        let board = &*self.board;
-        board.lock().push(Arc::clone(&share));
-        let closing = Closing { share: &share, board };
-        board.posted.fetch_add(1, Ordering::SeqCst);
-        let claim = |n: usize| (n < wanted).then_some(n + 1);
-        while board.helpers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim).is_ok() {
-            let team = self.clone();
-            self.pool.spawn(move || team.serve());
+        slot.failed.store(false, Ordering::SeqCst);
+        let closing = Closing(slot);
+        let parts = slot.parts.len();
+        let bound = |seat: usize| seat * ranges / parts;
+        slot.parts.iter().enumerate().for_each(|(i, p)| p.set(bound(i), bound(i + 1)));
+        if found.is_some() {
+            slot.open.store(true, Ordering::SeqCst);
+            board.posted.0.fetch_add(1, Ordering::SeqCst);
+            let claim = |n: usize| (n < wanted).then_some(n + 1);
+            while board.helpers.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim).is_ok() {
+                let team = self.clone();
+                self.pool.spawn(move || team.serve());
+            }
         }
-        share.help();
+        slot.help(LAUNCHER);
         drop(closing);
         // A pool may have been told to go on after a panic of its threads; the range it was at is not done.
-        assert!(!share.failed.load(Ordering::SeqCst), "a range of tasks panicked on a thread of the pool");
+        assert!(!slot.failed.load(Ordering::SeqCst), "a range of tasks panicked on a thread of the pool");
     }
 }
 
@@ -375,7 +433,8 @@ impl Team {
         let lines = || (0..ranges).map(|_| Line::default()).collect();
         let of = Rounds { rounds, handed: lines(), done: lines(), failed: AtomicBool::new(false) };
         self.share(self.threads().min(ranges), &|places| {
-            places.for_each(|own| work(&mut Turns::new(&of, own)));
+            // One for each thread, so that the thread that launches has one whatever others do.
+            places.take(1).for_each(|own| work(&mut Turns::new(&of, own)));
         });
     }
 }
@@ -442,11 +501,12 @@ mod tests {
         }
         assert!(elsewhere.into_inner() > 0, "the pool's thread never came");
         let begin = Instant::now();
-        while team.board.helpers.load(Ordering::SeqCst) > 0 && begin.elapsed() < Duration::from_secs(20) {
+        while team.board.helpers.0.load(Ordering::SeqCst) > 0 && begin.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!(team.board.helpers.load(Ordering::SeqCst), 0, "it watches for ever");
-        assert!(team.board.lock().is_empty());
+        assert_eq!(team.board.helpers.0.load(Ordering::SeqCst), 0, "it watches for ever");
+        assert!(team.board.slots.iter().all(|s| !s.taken.load(Ordering::SeqCst)));
+        assert!(team.board.seats[1..].iter().all(|s| !s.load(Ordering::SeqCst)));
     }
 
     #[test]

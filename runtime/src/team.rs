@@ -62,7 +62,8 @@ struct Slot {
     work: UnsafeCell<Option<Work>>,
     /// Threads that may be at it: counted before they ask for a range.
     active: Line,
-    /// For every seat what is left of its part of the ranges: the end in the upper half, the next in the lower.
+    /// For every seat what is left of its part, which is every so-manieth range, so that ranges beside one another, which may
+    /// read the same, are done at about the same time: how many in the upper half, how many were handed out in the lower.
     parts: Vec<Part>,
 }
 
@@ -125,15 +126,15 @@ impl Patience {
 }
 
 impl Part {
-    fn set(&self, first: usize, end: usize) {
-        // Ranges are few: a handful for each thread.
-        self.0.store((end as u64) << 32 | first as u64, Ordering::SeqCst);
+    fn set(&self, ranges: usize) {
+        // These are few: a handful for each thread.
+        self.0.store((ranges as u64) << 32, Ordering::SeqCst);
     }
 
     fn take(&self) -> Option<usize> {
-        let range = |state: u64| Some(state & 0xffff_ffff).filter(|next| *next < state >> 32).map(|next| next as usize);
+        let turn = |state: u64| Some(state & 0xffff_ffff).filter(|next| *next < state >> 32).map(|next| next as usize);
         // Looked at before, so that nobody counts on where nothing is left.
-        range(self.0.load(Ordering::SeqCst)).and_then(|_| range(self.0.fetch_add(1, Ordering::SeqCst)))
+        turn(self.0.load(Ordering::SeqCst)).and_then(|_| turn(self.0.fetch_add(1, Ordering::SeqCst)))
     }
 }
 
@@ -188,9 +189,9 @@ impl Iterator for Ranges<'_> {
         }
         let n = self.slot.parts.len();
         while self.at < self.seat + n {
-            let found = self.slot.parts[self.at % n].take();
-            if found.is_some() {
-                return found;
+            let part = self.at % n;
+            if let Some(turn) = self.slot.parts[part].take() {
+                return Some(turn * n + part);
             }
             self.at += 1;
         }
@@ -204,7 +205,7 @@ struct Closing<'a>(&'a Slot);
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
         self.0.open.store(false, Ordering::SeqCst);
-        self.0.parts.iter().for_each(|p| p.set(0, 0));
+        self.0.parts.iter().for_each(|p| p.set(0));
         let mut patience = Patience::default();
         while self.0.active.0.load(Ordering::SeqCst) > 0 {
             patience.wait();
@@ -404,8 +405,7 @@ impl Team {
         slot.failed.store(false, Ordering::SeqCst);
         let closing = Closing(slot);
         let parts = slot.parts.len();
-        let bound = |seat: usize| seat * ranges / parts;
-        slot.parts.iter().enumerate().for_each(|(i, p)| p.set(bound(i), bound(i + 1)));
+        slot.parts.iter().enumerate().for_each(|(i, p)| p.set((ranges + parts - 1 - i) / parts));
         if found.is_some() {
             slot.open.store(true, Ordering::SeqCst);
             board.posted.0.fetch_add(1, Ordering::SeqCst);

@@ -467,10 +467,14 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
         let across = shape.height / TILE;
         let (products, loads) = (2.0 * across, 2.0 + across);
         let panel = 2.0 * 2.0 * TILE * steps * (2.0 * TILE + shape.height);
-        let level = m.holds(panel / 2.0);
-        let fetch = if level == 0 { 0.0 } else { loads * 1024.0 * m.byte[level.min(2)] / m.slot };
+        // Rows are read again for every panel of columns, from the cache that holds all of them beside the sums.
+        let Kind::Contract { out, .. } = s.kind else { return };
+        let (rows, sums) = (2.0 * self.points(self.tile(shape.rows)), 4.0 * self.points(self.tile(out)));
+        let from = |bytes: f64, level: usize| if level == 0 { 0.0 } else { bytes * m.byte[level.min(2)] / m.slot };
+        let fetch = from(2.0 * 1024.0, m.holds(panel / 2.0)) + from(across * 1024.0, m.holds((rows + panel) / 2.0));
         let step = (products * product).max(loads * TILE * LOAD).max(fetch);
-        let ends = products * TILE * (LOAD + STORE) + REGISTER_TILE;
+        let moved = from(2.0 * products * 1024.0, m.holds((rows + sums) / 2.0));
+        let ends = (products * TILE * (LOAD + STORE)).max(moved) + REGISTER_TILE;
         task.products += tiles * (step * steps + ends);
         task.least += tiles * products * product * steps;
         task.packing += self.packed(shape.columns, shape) / m.lanes * trips * (TRANSPOSE + STORE);

@@ -8,13 +8,15 @@
 //!    kernel k_end   { h = load k_h[T % 2, d];  rest }
 //! ```
 //! The mapping says which stream (`axis t block 1 launches`) and which inner axes are cut (`axis d block 32`). What is
-//! carried has two places, by turns, since tasks of one step read what others of it replace. What does not change from step
-//! to step is loaded in each. Invariant: the plan computes the same ([`steps`] says which streams can).
+//! carried has two places, by turns, since tasks of one step read what others of it replace. What tasks read of each other in
+//! a narrower type (the operand of an instruction) is stored in that type too, so that fewer bytes go from core to core. What
+//! does not change from step to step is loaded in each. Invariant: the plan computes the same ([`steps`] says which streams can).
 
 use std::collections::BTreeMap;
 
 use einfall_ir::analysis::steps;
 use einfall_ir::cascade::Size;
+use einfall_ir::dtype::DType;
 use einfall_ir::mapping::{KernelMapping, Mapping};
 use einfall_ir::ops::BinaryOp;
 use einfall_ir::tile::{
@@ -66,6 +68,22 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
         let buffer = Buffer { name, dtype: tile.dtype, dims, kind: BufferKind::Workspace, positive: false };
         arrays.insert(*t, plan.buffers.push(buffer));
     }
+    // States that are read elsewhere in another type, by tile and type.
+    let mut rounded: BTreeMap<(TileId, DType), BufferId> = BTreeMap::new();
+    for node in &body.body {
+        let Some((tile, dtype, _)) = whole_read(k, node, &cut).filter(|r| arrays.contains_key(&r.0)) else { continue };
+        let own = &k.tiles[tile];
+        if !dtype.is_float() || !own.dtype.is_float() || dtype.bits() >= own.dtype.bits() {
+            continue;
+        }
+        rounded.entry((tile, dtype)).or_insert_with(|| {
+            let name = fresh(plan, format!("{}_{}_{dtype}", k.name, own.name));
+            let dims = plan.buffers[arrays[&tile]].dims.clone();
+            plan.buffers.push(Buffer { name, dtype, dims, kind: BufferKind::Workspace, positive: false })
+        });
+    }
+    let stored: Vec<(TileId, BufferId)> =
+        arrays.iter().map(|(t, a)| (*t, *a)).chain(rounded.iter().map(|((t, _), a)| (*t, *a))).collect();
     let before = &k.body[..steps.place];
     let lasting = |n: &&Node| match n {
         Node::Op(Op::Store { .. }) | Node::Stream(_) => false,
@@ -75,7 +93,7 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
     // Before the first step.
     let mut start = whole(k, m, fresh(plan, format!("{}_start", k.name)));
     start.body = before.to_vec();
-    for (t, array) in &arrays {
+    for (t, array) in &stored {
         let first = start.exprs.push(Expr::Int(0));
         let store = store(&mut start, *t, *array, first);
         start.body.push(store);
@@ -97,24 +115,23 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
         step.body.push(Node::Op(Op::Load { out: *t, buffer: *array, at }));
     }
     let mut inside = body.body.clone();
+    for node in &mut inside {
+        let Some((tile, dtype, at)) = whole_read(&step, node, &cut) else { continue };
+        if let (Some(array), Node::Op(Op::Map { value, .. })) = (rounded.get(&(tile, dtype)), node) {
+            *value = read(&mut step, *array, now, &at);
+        }
+    }
     for_each_root(&mut inside, &mut |e| {
         rewrite(&mut step, e, &mut |k, e| {
             let Expr::TileAt { tile, at } = k.exprs[e].clone() else { return None };
             let array = *arrays.get(&tile)?;
             let own = k.tiles[tile].axes.clone();
             own.iter().zip(&at).any(|(a, p)| cut.contains(a) && *p != Place::Axis(*a)).then_some(())?;
-            let mut positions = vec![now];
-            for p in at {
-                positions.push(k.exprs.push(match p {
-                    Place::Axis(a) => Expr::Coord(a),
-                    Place::At(i) => Expr::Int(i as i64),
-                }));
-            }
-            Some(k.exprs.push(Expr::Read { buffer: array, at: positions }))
+            Some(read(k, array, now, &at))
         })
     });
     step.body.extend(inside);
-    for (t, array) in &arrays {
+    for (t, array) in &stored {
         let store = store(&mut step, *t, *array, next);
         step.body.push(store);
     }
@@ -134,6 +151,26 @@ fn apart(plan: &mut Plan, k: &Kernel, m: &KernelMapping, stream: &str) -> Result
         kernels.push(tidy(end));
     }
     Ok(kernels)
+}
+
+/// A state's elements of other tasks and nothing else, as an operation holds them in its result's type.
+fn whole_read(k: &Kernel, node: &Node, cut: &[AxisId]) -> Option<(TileId, DType, Vec<Place>)> {
+    let Node::Op(Op::Map { out, value }) = node else { return None };
+    let Expr::TileAt { tile, at } = &k.exprs[*value] else { return None };
+    let others = k.tiles[*tile].axes.iter().zip(at).any(|(a, p)| cut.contains(a) && *p != Place::Axis(*a));
+    others.then(|| (*tile, k.tiles[*out].dtype, at.clone()))
+}
+
+/// An element of a state's array, in the place `now`.
+fn read(k: &mut Kernel, array: BufferId, now: ExprId, at: &[Place]) -> ExprId {
+    let mut positions = vec![now];
+    for p in at {
+        positions.push(k.exprs.push(match p {
+            Place::Axis(a) => Expr::Coord(*a),
+            Place::At(i) => Expr::Int(*i as i64),
+        }));
+    }
+    k.exprs.push(Expr::Read { buffer: array, at: positions })
 }
 
 /// The kernel without a body, its blocks as mapped.

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Split, compile, isas, run};
+use einfall_codegen::backend::llvm::Isa;
 use einfall_codegen::lower::cpu::{apply, launch_steps, pack_operands};
 use einfall_codegen::passes::round_operands::round_operands;
 use einfall_codegen::tables;
@@ -73,6 +74,34 @@ fn launched_steps_agree_with_the_evaluator() {
     let text = einfall_kernels::SOURCES.iter().find(|s| s.0 == "lstm_layer").unwrap().1;
     let lines = "axis b block 16\n axis t block 1 launches\n axis d block 32\n tile Rw in packed";
     agree(&only(text), lines, "lstm_layer_1", &[("T", 3), ("B", 19), ("I", 9), ("D", 65)]);
+}
+
+/// What tasks read of each other as an operand in pairs or tiles is stored as narrow as that, in two places as well.
+#[test]
+fn what_others_read_in_a_narrower_type_is_stored_so() {
+    let layer = only(einfall_kernels::source("lstm_layer").unwrap());
+    let m = mapping(
+        "mapping lstm_layer on cpu {\n kernel lstm_layer_1 {\n axis t block 1 launches\n axis d block 2\n }\n}\n",
+    )
+    .unwrap();
+    let formed = tables::formed(layer.clone()).unwrap();
+    let sizes = [("T", 3), ("B", 2), ("I", 3), ("D", 4)].map(|(n, v)| (n.to_owned(), v)).to_vec();
+    let b = bind(&layer, &Given { sizes, ..Given::default() }).unwrap();
+    let given = inputs::random(&layer, &b, 3, inputs::Variant::Normal).unwrap();
+    let outs = |p: &Plan| tile::eval::run(p, &b.extents, &given, &tile::eval::Options::default());
+    for (isa, narrow) in [(Isa::AMX, true), (Isa::DOTS, true), (Isa::AVX512, false)] {
+        let plan = round_operands(formed.clone(), &isa.atoms());
+        let launched = apply(&launch_steps(&plan, &m).unwrap(), &m);
+        let text = launched.to_string();
+        assert_eq!(text.contains("workspace lstm_layer_1_h_bf16: bf16[2, B, D]"), narrow, "{text}");
+        assert_eq!(outs(&launched).unwrap(), outs(&plan).unwrap());
+        if narrow {
+            let (from, to) = ("store lstm_layer_1_h_bf16[(t + 1) % 2", "store lstm_layer_1_h_bf16[t % 2");
+            assert!(text.contains(from) && !text.contains("lstm_layer_1_h[t % 2, b, p]"), "{text}");
+            let seen = outs(&tile::parse::parse(&text.replace(from, to)).unwrap()).expect_err(from);
+            assert!(matches!(seen, tile::eval::TileError::Race { .. }), "{seen:?}");
+        }
+    }
 }
 
 /// The plan's evaluator runs rounds one after the other, and sees a state that is replaced while others read it.

@@ -528,6 +528,53 @@ mod tests {
     }
 
     #[test]
+    fn a_range_that_nobody_came_for_is_kept_until_its_thread_comes() {
+        let lines = || (0..2).map(|_| Line::default()).collect();
+        let of = Rounds { rounds: 3, handed: lines(), done: lines(), failed: AtomicBool::new(false) };
+        let (mut first, begin) = (Turns::new(&of, 0), Instant::now());
+        assert_eq!(first.next(), Some((0, 0)));
+        assert_eq!((first.next(), begin.elapsed() >= ABSENT), (Some((0, 1)), true), "the other has its time to come");
+        assert_eq!((first.next(), &first.own[..]), (Some((1, 0)), &[0, 1][..]));
+        let mut late = Turns::new(&of, 1);
+        assert_eq!(late.next(), Some((1, 1)));
+        let other = std::thread::scope(|s| {
+            let next = s.spawn(|| first.next());
+            assert_eq!(late.next(), Some((2, 1)));
+            next.join().expect("a thread")
+        });
+        assert_eq!((other, &first.own[..]), (Some((2, 0)), &[0][..]));
+    }
+
+    #[test]
+    fn more_launches_at_once_than_are_shared() {
+        let team = team(3);
+        fn deep(team: &Team, left: usize, done: &AtomicUsize) {
+            each(team, 2, &|_| {
+                done.fetch_add(1, Ordering::SeqCst);
+                if left > 0 {
+                    deep(team, left - 1, done);
+                }
+            });
+        }
+        let done = AtomicUsize::new(0);
+        deep(&team, SLOTS + 2, &done);
+        // 2 + 4 + 8 ..
+        assert_eq!(done.into_inner(), (1 << (SLOTS + 4)) - 2);
+        assert!(team.board.slots.iter().all(|s| !s.taken.load(Ordering::SeqCst)));
+    }
+
+    #[test]
+    fn every_thread_begins_with_its_own_part() {
+        let slot = Slot::new(3);
+        slot.parts.iter().enumerate().for_each(|(i, p)| p.set([3, 2, 2][i]));
+        let mut own = Ranges { slot: &slot, seat: 1, at: 1, first: None };
+        assert_eq!(own.next(), Some(1));
+        let others: Vec<usize> = Ranges { slot: &slot, seat: 0, at: 0, first: None }.take(4).collect();
+        assert_eq!(others, [0, 3, 6, 4]);
+        assert_eq!(own.collect::<Vec<_>>(), [2, 5]);
+    }
+
+    #[test]
     fn rounds_go_on_without_those_who_leave() {
         let team = team(3);
         let here = std::thread::current().id();

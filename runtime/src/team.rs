@@ -62,8 +62,8 @@ struct Slot {
     work: UnsafeCell<Option<Work>>,
     /// Threads that may be at it: counted before they ask for a range.
     active: Line,
-    /// For every seat what is left of its part, which is every so-manieth range, so that ranges beside one another, which may
-    /// read the same, are done at about the same time: how many in the upper half, how many were handed out in the lower.
+    /// For every seat what is left of its part, every n-th range of n seats, so that ranges beside one another, which may read
+    /// the same, are done at about the same time: how many in the upper half, how many were handed out in the lower.
     parts: Vec<Part>,
 }
 

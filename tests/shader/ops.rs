@@ -133,7 +133,7 @@ fn half_bits(x: f32) -> u32 {
         _ if a >= 65536.0 => 0x7c00,
         _ => {
             let bits = a.to_bits();
-            (bits + 0xfff + (bits >> 13 & 1) >> 13) - (112 << 10)
+            ((bits + 0xfff + ((bits >> 13) & 1)) >> 13) - (112 << 10)
         }
     };
     sign | magnitude

@@ -524,13 +524,13 @@ fn products_of_cooperative_matrices() {
             "cascade mm[M, N, K](A: f16[{a}, B: f16[{b}) -> (Y: f32[M, N]) {{ Y[m,n] = sum(k) A[{at_a}] * B[{at_b}] }}"
         );
         let plan = device::formed_text(&text, &[]);
-        for stages in [1, 2] {
+        for (stages, columns, units) in [(1, 1, 2), (2, 1, 2), (1, 2, 4)] {
             let mapping = format!(
                 "mapping mm on webgpu-nvidia {{ kernel mm_0 {{
                      axis m block 64 units 2
-                     axis n block 32
+                     axis n block 32 units {columns}
                      axis k block 32
-                     role main: 2 warp
+                     role main: {units} warp
                      tile A in shared stages {stages} by cp_async
                      tile B in shared stages {stages} by cp_async
                      op A slot 0
@@ -550,6 +550,33 @@ fn products_of_cooperative_matrices() {
             }
         }
     }
+}
+
+/// What is reduced or stored along one of two axes that units cut together is refused, as are parts that no role has.
+#[test]
+fn units_that_cut_two_axes_have_a_part_of_each() {
+    let refused = |text: &str, mapping: &str| {
+        let mapping = einfall_ir::mapping::parse::parse(mapping).expect("a mapping");
+        let refused = gpu::lower(&device::formed_text(text, &[]), &mapping).expect_err("two axes");
+        refused[0].message.clone()
+    };
+    let sums = "cascade s[M, N](x: f32[M, N]) -> (R: f32[M]) { R[m] = sum(n) x[m,n] }";
+    let cut = "mapping s on webgpu-nvidia { kernel s_0 {
+        axis m block 32 units 2
+        axis n block 32 units 2
+        role main: 4 warp } }";
+    assert!(refused(sums, cut).contains("is not cut over units along two axes"), "{}", refused(sums, cut));
+    let product =
+        "cascade mm[M, N, K](A: f16[M, K], B: f16[K, N]) -> (Y: f32[M, N]) { Y[m,n] = sum(k) A[m,k] * B[k,n] }";
+    let cut = "mapping mm on webgpu-nvidia { kernel mm_0 {
+        axis m block 32 units 2
+        axis n block 64 units 4
+        axis k block 16
+        role main: 4 warp
+        tile A in shared by cp_async
+        tile B in shared by cp_async
+        op Y@1 atom coop.m16n16k16.f16 } }";
+    assert!(refused(product, cut).contains("cut over as many as a role has"), "{}", refused(product, cut));
 }
 
 /// An adapter that has no such matrices, or whose front end knows none, is named.

@@ -199,6 +199,26 @@ fn rows_of_known_extents_keep_within_a_task() {
     }
 }
 
+/// What a fragment's type has rounded is stored as it is, and rows of whole blocks have no masks; rows of other extents do.
+#[test]
+fn narrow_rows_are_rounded_once_and_masked_where_they_end() {
+    let sheet = DataSheet::named("webgpu-nvidia").expect("a sheet");
+    let target = Target::of(&sheet).expect("an adapter");
+    for (dtype, n, masks) in [("bf16", 4096, false), ("f16", 4096, false), ("bf16", 4000, true)] {
+        let c = one(&format!(
+            "cascade norm[M, N = {n}](x: {dtype}[M, N]) -> (y: {dtype}[M, N]) {{
+                 s[m] = sum(n) x[m,n] * x[m,n]
+                 y[m,n] = x[m,n] * rsqrt(s[m] / N + 0.5) }}"
+        ));
+        let artifact = compiled(&c, &sheet, &target).unwrap_or_else(|e| panic!("{n} {dtype}: {e}"));
+        let Code::Wgsl { modules } = &artifact.code else { panic!("no WGSL") };
+        let main = modules[0].text.split("@compute").nth(1).expect("an entry point");
+        let (round, bits) = if dtype == "bf16" { ("round_bf16(", "bf16_bits(") } else { ("as_f16(", "f16_bits(") };
+        assert_eq!((main.matches(round).count(), main.matches(bits).count()), (32, 0), "{n} {dtype}:\n{main}");
+        assert_eq!(main.contains("select("), masks, "{n} {dtype}:\n{main}");
+    }
+}
+
 #[test]
 fn limits_are_named() {
     let sheet = DataSheet::named("webgpu-nvidia").expect("a sheet");

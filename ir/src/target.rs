@@ -56,9 +56,10 @@ pub struct WebGpu {
     pub subgroup: u64,
     /// Whether the built-in `exp2` keeps 2 ulps.
     pub exact_exp2: bool,
-    /// Whether the built-in `unpack2x16float` keeps subnormal numbers, infinities and NaN.
+    /// Whether the built-in `unpack2x16float` keeps subnormal numbers, infinities and NaN, and `pack2x16float` gives them and
+    /// rounds to nearest, ties to even.
     #[serde(default)]
-    pub exact_unpack: bool,
+    pub exact_halves: bool,
     /// Storage buffers of a kernel.
     pub storage_buffers: u64,
     /// Bytes of one binding.

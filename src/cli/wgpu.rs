@@ -167,6 +167,9 @@ fn families(engine: &Engine, args: &BenchArgs) -> Result<(), Failure> {
 
 /// Times what is ready in turns, a line each.
 fn in_turns(engine: &Engine, names: (&str, &str), ready: &[Ready], args: &BenchArgs) -> Result<(), Failure> {
+    if let Some(r) = ready.first() {
+        warm(r).map_err(Failure::wrong)?;
+    }
     for _ in 0..args.blocks.max(1) {
         for r in ready {
             let (seconds, still) = time(r, args.budget_ms).map_err(Failure::wrong)?;
@@ -241,6 +244,22 @@ fn prepared(
 const ALIKE: f64 = 0.02;
 /// Medians that are taken at most.
 const MEDIANS: usize = 10;
+
+/// How long a device works before anything is timed: an idle one's clocks may stay low for some tenths of a second, and medians
+/// that are alike by then are those of the low clocks (docs/tuning-log.md, section 11).
+const WARM: Duration = Duration::from_millis(500);
+
+/// Has the device work, so that its clocks rise.
+fn warm(r: &Ready) -> Result<(), WgpuError> {
+    let mut worked = Duration::ZERO;
+    let mut rounds = 1;
+    while worked < WARM {
+        let each = r.prepared.time(rounds)?.max(Duration::from_nanos(100));
+        worked += each * rounds;
+        rounds = (0.05 / each.as_secs_f64()).clamp(1.0, 10_000.0) as u32;
+    }
+    Ok(())
+}
 
 /// What `median` gives twice in a row, but for [`ALIKE`]: the clocks of an idle device take a while to rise. Where that does
 /// not happen the last of [`MEDIANS`], and `false`.

@@ -122,6 +122,23 @@ fn half(bits: u32) -> u32 {
     if bits & 0x8000 == 0 { x } else { -x }.to_bits()
 }
 
+/// The bits of the half nearest to a number, ties to even.
+fn half_bits(x: f32) -> u32 {
+    let sign = x.to_bits() >> 16 & 0x8000;
+    let a = x.abs();
+    let magnitude = match a {
+        _ if a.is_nan() => 0x7e00,
+        _ if a < 2f32.powi(-14) => (a * 2f32.powi(24)).round_ties_even() as u32,
+        // Beyond the exponents that a half has; what rounds up to them carries into infinity.
+        _ if a >= 65536.0 => 0x7c00,
+        _ => {
+            let bits = a.to_bits();
+            ((bits + 0xfff + ((bits >> 13) & 1)) >> 13) - (112 << 10)
+        }
+    };
+    sign | magnitude
+}
+
 pub fn math(fun: MathFunction, list: &[Rc<Data>]) -> Res<Data> {
     use MathFunction as M;
     let x = &list[0];
@@ -130,6 +147,11 @@ pub fn math(fun: MathFunction, list: &[Rc<Data>]) -> Res<Data> {
         let bits = (0..x.bits.len()).map(|i| f(&[of(i, 0), of(i, 1), of(i, 2)]));
         Ok(Data { kind: x.kind, n: x.n, bits: bits.collect() })
     };
+    if fun == M::Pack2x16float {
+        let bits = |x: u32| half_bits(f32::from_bits(x));
+        let words = x.bits.chunks(2).map(|c| bits(c[0]) | bits(c[1]) << 16);
+        return Ok(Data { kind: ScalarKind::Uint, n: 1, bits: words.collect() });
+    }
     if fun == M::Unpack2x16float {
         let bits = x.bits.iter().flat_map(|w| [half(w & 0xffff), half(w >> 16)]);
         return Ok(Data { kind: ScalarKind::Float, n: 2, bits: bits.collect() });

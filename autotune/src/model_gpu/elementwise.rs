@@ -279,7 +279,11 @@ pub fn variants(kernel: &Kernel, plan: &Plan, sheet: &DataSheet, sizes: Option<&
             // A scan keeps a row in one warp; more than twice the bytes per thread would spill.
             let fits = warps <= most && block <= 2 * warp * warps;
             if fits && (!scanned || warps == 1) {
-                out.push(whole(&f, lead, block, warps, WARP * width));
+                let mut m = whole(&f, lead, block, warps, WARP * width);
+                if sheet.webgpu.is_some() {
+                    exact(&f, &mut m);
+                }
+                out.push(m);
             }
         }
     }
@@ -357,6 +361,16 @@ fn whole(f: &Facts<'_>, lead: AxisId, block: u64, warps: u64, reach: u64) -> Ker
         }
     }
     m
+}
+
+/// Blocks that divide their extents say so, if all along which a row is held do: nothing of them is masked. Without hardware
+/// for tails, masks are a good part of what is computed for an element.
+fn exact(f: &Facts<'_>, m: &mut KernelMapping) {
+    let known = |name: &str| f.kernel.axes.iter().find(|(_, a)| a.name == name).and_then(|(id, _)| f.extent(id));
+    let even = |a: &AxisMapping| known(&a.axis).is_some_and(|n| n.is_multiple_of(a.block));
+    if m.axes.iter().filter(|a| a.whole).all(even) {
+        m.axes.iter_mut().for_each(|a| a.exact = a.block > 1 && (a.whole || a.units > 1) && even(a));
+    }
 }
 
 /// Blocks for any extent: `loads` accesses of each thread in flight.

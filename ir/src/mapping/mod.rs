@@ -59,7 +59,8 @@ pub struct AxisMapping {
     pub block: u64,
     /// Tasks of a cluster along it.
     pub cluster: u64,
-    /// Units of a role it is cut over (warpgroups sharing a block).
+    /// Units of a role it is cut over (warpgroups sharing a block). Axes of one operation are cut together: a role has as many
+    /// units as they have parts, and each has a part of every one.
     pub units: u64,
     /// Coordinates of one instruction or register tile; 0: the atom's. Where no atom says, the neighbouring coordinates
     /// that one thread holds (one wide load); 0: 16 bytes of the narrowest array along the axis that most is contiguous in,

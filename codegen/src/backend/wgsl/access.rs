@@ -3,7 +3,8 @@
 //! An array in device memory is an array of 32-bit words, or of vectors of 2 or 4 of them where every access of the
 //! kernel moves such vectors whole and aligned; narrow elements are packed, the first in the lowest bits. Where narrow
 //! elements are stored one by one the words are atomic, and a store changes its own bits. A tile in workgroup memory has
-//! one word per element. In kernels that multiply matrices of f16, arrays and tiles of f16 are what they are, in vectors of 4. Invariant: one array has one form in a kernel.
+//! one word per element. In kernels that multiply matrices of f16, arrays and tiles of f16 are what they are, in vectors of 4
+//! (a driver of NVIDIA's takes matrices of f16 from nothing but f16). Invariant: one array has one form in a kernel.
 
 use std::collections::HashMap;
 

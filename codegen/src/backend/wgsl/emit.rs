@@ -611,6 +611,15 @@ impl<'a> Emit<'a> {
             }
             return Ok(());
         }
+        // What a trip stores first of what the one before it loaded is stored in that one, behind everything else: values that
+        // live from one trip to the next would be waited for before the next trip's products (docs/tuning-log.md, section 11).
+        let (stored, body) = match body {
+            [s @ Stmt::WaitGroup { pending: 0, .. }, rest @ ..] if self.ahead.is_some() => (Some(s), rest),
+            _ => (None, body),
+        };
+        if let Some(s) = stored {
+            self.stmt(s)?;
+        }
         self.forget(body);
         // Guards stand within the loop if units meet there.
         let print = |e: &mut Self| -> Res<()> {
@@ -634,6 +643,9 @@ impl<'a> Emit<'a> {
         let before = self.turn.take();
         let passing = self.products.passing;
         self.body(body)?;
+        if let Some(s) = stored {
+            self.stmt(s)?;
+        }
         self.settled_as(&written)?;
         self.products.passing |= passing;
         if meets {

@@ -376,6 +376,7 @@ impl Emit<'_> {
             DType::F64 | DType::I64 => return Err(self.fail(&format!("{dtype}, which WGSL does not have"))),
             DType::Tf32 => "round_tf32",
             DType::BF16 => "round_bf16",
+            DType::F16 if self.target.exact_halves => "as_f16",
             DType::F16 => "round_f16",
             DType::F8E4M3 => "round_e4m3",
             DType::F8E5M2 => "round_e5m2",

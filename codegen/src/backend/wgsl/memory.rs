@@ -52,7 +52,7 @@ impl Emit<'_> {
         if let Some(name) = self.packed(buf) {
             let shift = 5 - self.k.bufs[buf].dtype.bits().trailing_zeros();
             let word = self.item_at(buf, &format!("{index} >> {shift}u"));
-            if name == "f16" && self.target.exact_unpack {
+            if name == "f16" && self.target.exact_halves {
                 return Ok(Val::new(ty, format!("unpack2x16float({word})[{index} & 1]")));
             }
             return Ok(Val::new(ty, format!("get_{name}({word}, {index})")));
@@ -85,7 +85,7 @@ impl Emit<'_> {
             for c in 0..words as usize {
                 let word = if words == 1 { name.clone() } else { format!("{name}.{}", ["x", "y", "z", "w"][c]) };
                 match packed {
-                    Some("f16") if self.target.exact_unpack => {
+                    Some("f16") if self.target.exact_halves => {
                         let pair = self.fresh("h");
                         self.line(&format!("let {pair} = unpack2x16float({word});"));
                         values.extend(["x", "y"].map(|c| Val::new(class(dtype), format!("{pair}.{c}"))));
@@ -145,15 +145,7 @@ impl Emit<'_> {
         let words: Vec<String> = match packed {
             None if form.atomic => values.iter().map(|v| format!("bitcast<u32>({})", v.s)).collect(),
             None => values.iter().map(|v| v.s.clone()).collect(),
-            Some(kind) => {
-                let (per, bits) = (32 / dtype.bits() as usize, dtype.bits() as usize);
-                let part = |(j, v): (usize, &Val)| match j {
-                    0 => format!("{kind}_bits({})", v.s),
-                    _ => format!("({kind}_bits({}) << {}u)", v.s, j * bits),
-                };
-                let word = |c: &[Val]| c.iter().enumerate().map(part).collect::<Vec<_>>().join(" | ");
-                values.chunks(per).map(word).collect()
-            }
+            Some(kind) => values.chunks(32 / dtype.bits() as usize).map(|c| self.word_of(kind, c)).collect(),
         };
         let scalar = match (packed, ty) {
             (Some(_), _) => "u32",
@@ -173,6 +165,23 @@ impl Emit<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Elements that their type has, as one word: nothing is left to round.
+    fn word_of(&self, kind: &str, values: &[Val]) -> String {
+        let bits = 32 / values.len();
+        let part = |(j, v): (usize, &Val)| match (kind, j) {
+            ("bf16", 0) => format!("(bitcast<u32>({}) >> 16u)", v.s),
+            ("bf16", _) => format!("(bitcast<u32>({}) & 0xffff0000u)", v.s),
+            (_, 0) => format!("{kind}_bits({})", v.s),
+            _ => format!("({kind}_bits({}) << {}u)", v.s, j * bits),
+        };
+        match values {
+            [x, y] if kind == "f16" && self.target.exact_halves => {
+                format!("pack2x16float(vec2<f32>({}, {}))", x.s, y.s)
+            }
+            _ => values.iter().enumerate().map(part).collect::<Vec<_>>().join(" | "),
+        }
     }
 
     /// Prints what is done with every group of elements that is there, once per condition under which it is, after

@@ -54,8 +54,9 @@ pub struct Target {
     pub subgroup: u64,
     /// Whether the built-in `exp2` keeps 2 ulps, beyond what WGSL promises; otherwise it is computed from arithmetic.
     pub exact_exp2: bool,
-    /// Whether the built-in `unpack2x16float` keeps subnormal numbers, infinities and NaN; otherwise halves are read by their bits.
-    pub exact_unpack: bool,
+    /// Whether the built-in `unpack2x16float` keeps subnormal numbers, infinities and NaN, and `pack2x16float` gives them and rounds
+    /// to nearest, ties to even; otherwise halves are read and made by their bits.
+    pub exact_halves: bool,
     /// Bytes of workgroup memory of a task.
     pub workgroup_bytes: u64,
     /// Invocations of a task.
@@ -75,7 +76,7 @@ impl Target {
             bindings: Bindings::Own,
             subgroup: 1,
             exact_exp2: false,
-            exact_unpack: false,
+            exact_halves: false,
             workgroup_bytes: 16 << 10,
             invocations: 256,
             storage_buffers: 8,
@@ -92,7 +93,7 @@ impl Target {
             bindings: Bindings::Own,
             subgroup: webgpu.subgroup.max(1),
             exact_exp2: webgpu.exact_exp2,
-            exact_unpack: webgpu.exact_unpack,
+            exact_halves: webgpu.exact_halves,
             workgroup_bytes: gpu.shared_per_task,
             invocations: gpu.threads_per_task,
             storage_buffers: webgpu.storage_buffers,

@@ -265,6 +265,8 @@ const FUNCTIONS: &[(&str, &str)] = &[
     if (exponent == 0) { return mantissa * power_of_two(least - bits); }
     return (mantissa * power_of_two(-bits) + 1.0) * power_of_two(exponent - 1 + least);
 }"),
+    // The built-in conversion, of adapters that are known to round to nearest.
+    ("as_f16", "fn as_f16(x: f32) -> f32 { return unpack2x16float(pack2x16float(vec2<f32>(x, 0.0))).x; }"),
     ("round_f16", "fn round_f16(x: f32) -> f32 { return get_f16(f16_bits(x), 0); }"),
     // By its bits, ties to even: exponents from -14 on lose 13 bits of mantissa, smaller numbers are multiples of 2^-24.
     ("f16_bits", "fn f16_bits(x: f32) -> u32 {

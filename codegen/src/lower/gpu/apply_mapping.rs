@@ -24,6 +24,10 @@ pub(super) struct AxisFacts {
     pub block: u64,
     /// Units of the role that cuts it.
     pub units: u64,
+    /// Units of a role that cuts it and the axes it is cut together with.
+    pub together: u64,
+    /// Units from one part of it to the next.
+    pub apart: u64,
     /// Tasks of a cluster along it.
     pub cluster: u64,
     /// Whether blocks never reach past the extent.
@@ -226,6 +230,8 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
         axes.push(AxisFacts {
             block,
             units,
+            together: units,
+            apart: 1,
             cluster,
             exact: mapped.is_some_and(|m| m.exact)
                 || block == 1
@@ -300,12 +306,7 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
         }
     }
     let cut: Vec<_> = kernel.axes.ids().filter(|a| facts.axis(*a).units > 1).collect();
-    let several = |op: &Op| axes_of(kernel, op).iter().filter(|a| cut.contains(a)).count() > 1;
-    let fits = |a: &AxisId| facts.roles.iter().any(|r| r.units == facts.axis(*a).units);
-    if facts.ops.iter().any(|o| several(o.op)) || !cut.iter().all(fits) {
-        let message = "an operation has at most one axis cut over units, over as many as a role has";
-        return refuse("units", message, "check `units`");
-    }
+    cut_together(&mut facts, &cut)?;
     if cut.is_empty() && facts.roles.len() == 1 && facts.roles[0].units > 1 {
         return refuse("units", "several units would do the same work", "cut an axis over them by `units`");
     }
@@ -334,6 +335,54 @@ pub(super) fn run<'a>(plan: &'a Plan, kernel: &'a Kernel, m: &KernelMapping) -> 
         }
     }
     Ok(facts)
+}
+
+/// Axes of one operation that are cut over units are cut together: a unit has a part of each, and its number is that of their
+/// parts, the last axis first. What one operation cuts together every other one does: all those axes, or none, or, where
+/// nothing is stored or reduced along one of them, some, whose units then do the same.
+fn cut_together(f: &mut Facts<'_>, cut: &[AxisId]) -> Step<()> {
+    let refused = || {
+        let message = "the axes that an operation cuts over units are cut over as many as a role has";
+        refuse("units", message, "check `units`")
+    };
+    let of = |op: &Op| -> Vec<AxisId> {
+        let axes = axes_of(f.kernel, op);
+        cut.iter().copied().filter(|a| axes.contains(a)).collect()
+    };
+    let lists: Vec<Vec<AxisId>> = f.ops.iter().map(|o| of(o.op)).collect();
+    let mut groups: Vec<Vec<AxisId>> = Vec::new();
+    for list in lists.iter().filter(|l| l.len() > 1) {
+        let shared = groups.iter().position(|g| g.iter().any(|a| list.contains(a)));
+        match shared {
+            None => groups.push(list.clone()),
+            Some(g) if list.iter().all(|a| groups[g].contains(a)) => {}
+            Some(g) if groups[g].iter().all(|a| list.contains(a)) => groups[g] = list.clone(),
+            Some(_) => return refused(),
+        }
+    }
+    for (o, list) in f.ops.iter().zip(&lists) {
+        let Some(group) = groups.iter().find(|g| list.iter().any(|a| g.contains(a))) else { continue };
+        let reduced = match o.op {
+            Op::Reduce { over, .. } | Op::Contract { over, .. } => over.clone(),
+            Op::Scan { along, .. } => vec![*along],
+            Op::Load { .. } | Op::Map { .. } | Op::Store { .. } => Vec::new(),
+        };
+        let some = list.len() < group.len() && !matches!(o.op, Op::Load { .. } | Op::Map { .. });
+        if some || reduced.iter().any(|a| group.contains(a)) {
+            let message = format!("{} is not cut over units along two axes, as others are", o.name);
+            return refuse("units", message, "cut one axis alone");
+        }
+    }
+    for group in groups {
+        let together = group.iter().map(|a| f.axis(*a).units).product();
+        let mut apart = 1;
+        for a in group.iter().rev() {
+            let x = &mut f.axes[a.index()];
+            (x.together, x.apart) = (together, apart);
+            apart *= x.units;
+        }
+    }
+    if cut.iter().all(|a| f.roles.iter().any(|r| r.units == f.axis(*a).together)) { Ok(()) } else { refused() }
 }
 
 fn push<'a>(f: &mut Facts<'a>, op: &'a Op, item: usize, names: &[String], m: &KernelMapping) -> Step<()> {

@@ -89,7 +89,7 @@ impl Facts<'_> {
 
     /// Whether the units of `role` cut the axis.
     pub fn cut(&self, a: AxisId, role: usize) -> bool {
-        self.axis(a).units > 1 && self.roles[role].units == self.axis(a).units
+        self.axis(a).units > 1 && self.roles[role].units == self.axis(a).together
     }
 
     /// Coordinates along the axis that a unit of `role` holds.
@@ -105,7 +105,14 @@ impl Facts<'_> {
 
     /// Where the unit's part within the task's block starts.
     pub fn unit_offset(&self, a: AxisId, role: usize) -> Expr {
-        if self.cut(a, role) { mul(Expr::Unit, Expr::Int(self.axis(a).per_unit() as i64)) } else { Expr::Int(0) }
+        if !self.cut(a, role) {
+            return Expr::Int(0);
+        }
+        let x = self.axis(a);
+        let part = if x.apart > 1 { Expr::Unit.bin(BinaryOp::Div, Expr::Int(x.apart as i64)) } else { Expr::Unit };
+        let first = x.apart * x.units == x.together;
+        let part = if first { part } else { part.bin(BinaryOp::Mod, Expr::Int(x.units as i64)) };
+        mul(part, Expr::Int(x.per_unit() as i64))
     }
 
     /// The first coordinate of the task's block.

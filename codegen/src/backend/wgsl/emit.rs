@@ -450,6 +450,7 @@ impl<'a> Emit<'a> {
             // What the next statement alone sums is computed there, element by element.
             let passing = body.get(..i + 2).and_then(resources::passing).filter(|f| self.summed_once.contains(f));
             if let (Some(f), Stmt::Map { value, .. }) = (passing, s) {
+                self.before_elements(s)?;
                 self.passing = Some((f, value.clone()));
                 continue;
             }

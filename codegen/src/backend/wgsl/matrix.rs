@@ -115,6 +115,10 @@ impl Products {
                 );
                 return Err(Unprintable { help: "map the contraction to `fma` atoms", ..fail(&what) });
             }
+            // Only then is a unit one subgroup, and needs no other memory to exchange by.
+            if target.subgroup != 32 {
+                return Err(fail("cooperative matrices where subgroups are not known to have 32 invocations"));
+            }
             products.halves |= atom.operand == einfall_ir::dtype::DType::F16;
             products.atoms.insert(name);
             let dims = &k.frags[acc].dist.dims;
@@ -122,6 +126,10 @@ impl Products {
             let same = products.accumulators.get(&acc).is_none_or(|a| a.atom == atom);
             if !whole || !same {
                 return Err(fail("an accumulator that is not whole matrices of one instruction"));
+            }
+            // What elements pass through has one size and one kind of item.
+            if products.accumulators.values().any(|a| a.atom.shape != atom.shape || a.atom.acc_dist != atom.acc_dist) {
+                return Err(fail("cooperative matrices of several sizes in one kernel"));
             }
             let [m, n] = [atom.shape[0], atom.shape[1]];
             let windows = (0..dims[0] / m).flat_map(|i| (0..dims[1] / n).map(move |j| [i * m, j * n])).collect();

@@ -35,6 +35,7 @@ use einfall_autotune::{model_gpu, tune};
 use einfall_codegen::backend::wgsl;
 use einfall_ir::artifact::Artifact;
 use einfall_ir::cascade::Cascade;
+use einfall_ir::dtype::DType;
 use einfall_ir::mapping::Mapping;
 use einfall_ir::target::DataSheet;
 use einfall_runtime::shaders::Adapter;
@@ -62,6 +63,12 @@ pub fn data_sheet(adapter: &Adapter) -> DataSheet {
         w.storage_buffers = adapter.storage_buffers;
         w.binding_bytes = adapter.binding_bytes;
         w.matrices = adapter.products();
+    }
+    // The peak of f16 is that of products of matrices: without them f16 is computed as f32.
+    if sheet.webgpu.as_ref().is_some_and(|w| w.matrices.is_empty())
+        && let Some(plain) = sheet.peak_of(DType::F32)
+    {
+        sheet.peak.iter_mut().filter(|(n, _)| n == DType::F16.name()).for_each(|(_, p)| *p = p.min(plain));
     }
     sheet
 }

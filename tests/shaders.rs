@@ -395,6 +395,55 @@ fn attention_by_cooperative_matrices_agrees() {
     }
 }
 
+/// Reductions of scores by cooperative matrices: whatever sums them, its terms are what the products left.
+#[test]
+fn sums_of_what_matrices_hold_agree() {
+    const SUMS: [&str; 2] = [
+        "cascade squares[M, N, E, F](Q: f16[M, E], K: f16[N, E], V: f16[N, F]) -> (Y: f32[M, F]) {
+             S[m,n] = sum(e) Q[m,e] * K[n,e]
+             L[m] = sum(n) S[m,n] * S[m,n]
+             Y[m,f] = (sum(n) sigmoid(S[m,n]) * V[n,f]) / L[m] }",
+        "cascade largest[M, N, E, F](Q: f16[M, E], K: f16[N, E], V: f16[N, F]) -> (Y: f32[M, F]) {
+             S[m,n] = sum(e) Q[m,e] * K[n,e]
+             L[m] = max(n) abs(S[m,n])
+             Y[m,f] = (sum(n) sigmoid(S[m,n]) * V[n,f]) / (1.0 + L[m]) }",
+    ];
+    for text in SUMS {
+        let c = parse(text).expect("parses").cascades.remove(0);
+        let artifact = compiled(&c, "webgpu-nvidia").expect("WGSL");
+        assert!(modules(&artifact).iter().any(|m| m.text.contains("coopMultiplyAdd")), "{text}");
+        for (m, n, e) in [(65, 70, 32), (3, 33, 20)] {
+            let sizes = sized(&[("M", m), ("N", n), ("E", e), ("F", e)]);
+            computes(&c, &artifact, sizes, 1).unwrap_or_else(|why| panic!("{text} at {m}, {n}, {e}: {why}"));
+        }
+    }
+}
+
+/// Attention whose products have operands of different types: the adapter's matrices have one of them, or both.
+#[test]
+fn attention_of_mixed_types_agrees() {
+    for (scores, values, matrices) in
+        [("f16", "f16", true), ("f16", "bf16", false), ("f16", "f32", false), ("f32", "f16", false)]
+    {
+        let text = format!(
+            "cascade mixed[M, N, E, F](Q: {scores}[M, E], K: {scores}[N, E], V: {values}[N, F]) -> (Y: f32[M, F]) {{
+                 S[m,n] = sum(e) Q[m,e] * K[n,e]
+                 X[m] = max(n) S[m,n]
+                 P[m,n] = exp(S[m,n] - X[m])
+                 L[m] = sum(n) P[m,n]
+                 Y[m,f] = (sum(n) P[m,n] * V[n,f]) / L[m] }}"
+        );
+        let c = parse(&text).expect("parses").cascades.remove(0);
+        let artifact = compiled(&c, "webgpu-nvidia").unwrap_or_else(|| panic!("{text} has no WGSL"));
+        let taken = modules(&artifact).iter().any(|m| m.text.contains("coopMultiplyAdd"));
+        assert_eq!(taken, matrices, "{text}");
+        for (m, n, e) in [(65, 70, 32), (3, 33, 20)] {
+            let sizes = sized(&[("M", m), ("N", n), ("E", e), ("F", e)]);
+            computes(&c, &artifact, sizes, 1).unwrap_or_else(|why| panic!("{text} at {m}, {n}, {e}: {why}"));
+        }
+    }
+}
+
 /// A ring of two stages is loaded a trip ahead: what is loaded stays with its threads until the trip that reads it.
 #[test]
 fn products_a_trip_ahead_agree() {

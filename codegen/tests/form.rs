@@ -338,3 +338,95 @@ fn scans_carry_between_blocks() {
         check("scaled cumsum", &c, &p, &mut rng);
     }
 }
+
+/// Sums that wait for sums, over some of the points.
+#[test]
+fn derived_sums_keep_their_filters() {
+    let mut rng = Rng(23);
+    for (name, text) in [
+        ("two", "u[m] = sum(n) x[m,n] where n > m; y[m] = sum(n) x[m,n] * u[m] where n > m"),
+        ("apart", "u[m] = sum(n) x[m,n] where n > m; y[m] = sum(n) x[m,n] * u[m] where n % 2 == 0"),
+        ("first", "u[m] = sum(n) x[m,n] where n > m; y[m] = sum(n) x[m,n] * u[m]"),
+        (
+            "masked variance",
+            "l[m] = sum(n) 1.0 where n > m; s[m] = sum(n) x[m,n] where n > m; u[m] = s[m] / l[m]
+             y[m] = sum(n) (x[m,n] - u[m]) * (x[m,n] - u[m]) where n > m",
+        ),
+        ("rows", "T[m,n] = x[m,n] where m > 1; u[m] = sum(n) T[m,n]; y[m] = sum(n) T[m,n] * u[m]"),
+    ] {
+        let text = format!("cascade c[M, N](x: f32[M, N]) -> (y: f32[M]) {{ {text} }}");
+        let c = parse(&text).unwrap_or_else(|d| panic!("{d:?}")).cascades.remove(0);
+        let p = plan(c.clone()).unwrap_or_else(|e| panic!("{e:?}"));
+        assert_eq!(p.kernels.len(), 1, "{name}\n{p}");
+        for _ in 0..8 {
+            check(name, &c, &p, &mut rng);
+        }
+    }
+}
+
+/// A cascade of reductions that wait for one another, each over some of the points.
+fn waiting(rng: &mut Rng) -> String {
+    let of = |rng: &mut Rng, list: &[&'static str]| list[rng.below(list.len() as u64) as usize];
+    const FILTERS: [&str; 8] =
+        ["n > m", "n <= m", "n < len[m]", "n % 2 == 0", "mask[m,n]", "m > 1", "n > m and mask[m,n]", "n < 2 or n > 3"];
+    let shared = of(rng, &FILTERS);
+    let filter = |rng: &mut Rng| match rng.below(4) {
+        0 => String::new(),
+        1 => format!(" where {}", of(rng, &FILTERS)),
+        _ => format!(" where {shared}"),
+    };
+    let mut text = String::new();
+    // What is reduced may have a support of its own.
+    let x = match rng.below(3) {
+        0 => {
+            text += &format!("T[m,n] = x[m,n] * 0.5{}\n", filter(rng));
+            "T[m,n]"
+        }
+        _ => "x[m,n]",
+    };
+    let first = of(rng, &["sum", "max", "mean", "count"]);
+    let holds = filter(rng);
+    text += &match first {
+        "mean" => format!("l[m] = sum(n) 1.0{holds}\ns[m] = sum(n) {x}{holds}\nu[m] = s[m] / l[m]\n"),
+        "count" => format!("u[m] = sum(n) 1.0{holds}\n"),
+        op => format!("u[m] = {op}(n) {x}{holds}\n"),
+    };
+    let body = match first {
+        "max" => {
+            text += &format!("e[m] = sum(n) exp({x} - u[m]){holds}\n");
+            of(rng, &["X * e[m]", "X", "exp(X - u[m]) / e[m]"])
+        }
+        _ => of(rng, &["X * u[m]", "(X - u[m]) * (X - u[m])", "X * u[m] + X * X", "(X - u[m]) * w[n]"]),
+    };
+    let body = body.replace('X', x);
+    // Under a maximum over other points exponentials overflow.
+    let points = if body.contains("exp") { holds } else { filter(rng) };
+    text += &format!("v[m] = sum(n) {body}{points}\n");
+    let last = match first {
+        "max" => of(rng, &["v[m]", "v[m] + e[m]", "e[m] * 2.0 - v[m] * 0.5"]),
+        _ => of(rng, &["v[m]", "v[m] + u[m]", "v[m] * 2.0 + 1.0"]),
+    };
+    format!(
+        "cascade waiting[M, N](x: f32[M, N], w: f32[N], len: i32[M], mask: bool[M, N]) -> (y: f32[M]) {{\n\
+         {text}y[m] = {last} else 0.25\n}}"
+    )
+}
+
+/// Random cascades of reductions that wait for one another: one-pass forms leave out what the filters do.
+#[test]
+fn random_filters_on_derived_forms_hold() {
+    let mut rng = Rng(0x2545_f491);
+    let mut derived = 0;
+    for _ in 0..1500 {
+        let text = waiting(&mut rng);
+        let c = parse(&text).unwrap_or_else(|d| panic!("{d:?}\n{text}")).cascades.remove(0);
+        let p = plan(c.clone()).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+        let streams = |k: &tile::Kernel| k.body.iter().filter(|n| matches!(n, tile::Node::Stream(_))).count();
+        derived += usize::from(p.kernels.len() == 1 && streams(&p.kernels[0]) == 1);
+        for _ in 0..3 {
+            check(&text, &c, &p, &mut rng);
+        }
+    }
+    println!("{derived} of one pass");
+    assert!(derived > 750, "{derived} of 1,500 have a one-pass form");
+}

@@ -204,10 +204,15 @@ fn fused(
     if kernel.axes[rows].kind != AxisKind::Grid || extent < ROWS[0] || n < 2 * ROWS[1] {
         return None;
     }
-    // The products of matrices, where the adapter has those of the operands' types; registers' halves are then as small.
+    // The products of matrices, where the adapter has those of all operands' types: what one contraction leaves the next one
+    // takes, and a thread holds its rows by other layouts than register tiles do. Registers' halves are then as small.
     let dtype = |t: TileId| kernel.tiles[t].dtype;
-    let atoms: Vec<Option<Atom>> =
+    let atoms: Option<Vec<Atom>> =
         s.contractions.iter().map(|c| cooperative::atom(sheet, [dtype(c.a), dtype(c.b)])).collect();
+    let atoms: Vec<Option<Atom>> = match atoms {
+        Some(all) => all.into_iter().map(Some).collect(),
+        None => vec![None; s.contractions.len()],
+    };
     let size = |t: TileId| if atoms.iter().any(Option::is_some) { dtype(t).bytes(1) } else { WORD };
     // Rows of what a unit multiplies as matrices are apart, and elements of a matrix at a time pass through memory.
     let apart = |t: TileId| {

@@ -160,18 +160,27 @@ pub fn equal_parts(plan: &Plan, kernel: &Kernel, place: usize) -> Result<(), Str
     parts_where(kernel, place, &whole)
 }
 
+/// Whether the steps of a stream store nothing.
+///
+/// # Errors
+/// That they do.
+pub fn stores_nothing(s: &Stream) -> Result<(), String> {
+    match s.body.iter().any(|n| matches!(n, Node::Op(Op::Store { .. }))) {
+        true => Err("its steps store".to_string()),
+        false => Ok(()),
+    }
+}
+
 /// `ends`: whether what is loaded into a tile is 0 beyond a part's end.
 fn parts_where(kernel: &Kernel, place: usize, ends: &dyn Fn(TileId) -> bool) -> Result<(), String> {
     let Some(Node::Stream(s)) = kernel.body.get(place) else { return Err("it is no stream".to_string()) };
     check(kernel, s)?;
+    stores_nothing(s)?;
     let carried = carried(kernel, s);
     let mapped = |t: TileId| s.body.iter().any(|n| matches!(n, Node::Op(Op::Map { out, .. }) if *out == t));
     let name = |t: TileId| &kernel.tiles[t].name;
     for node in &s.body {
         let Node::Op(op) = node else { continue };
-        if let Op::Store { buffer: _, .. } = op {
-            return Err("its steps store".to_string());
-        }
         if let Op::Contract { a, b, over, .. } = op
             && over.contains(&s.axis)
             && !mapped(*a)

@@ -296,7 +296,8 @@ fn peak(kernel: &Kernel, role: &Role) -> u64 {
     l.peak
 }
 
-/// The fragment that the last statement sums and that the one before it computes of others: no thread needs to hold it whole.
+/// The fragment that the last statement sums and that the one before it computes of others: a printer that computes its
+/// elements where they are summed needs no thread to hold it whole.
 pub fn passing(body: &[Stmt]) -> Option<FragId> {
     let [.., Stmt::Map { out, value }, Stmt::Reduce { out: sums, op: ReduceOp::Sum, src, .. }] = body else {
         return None;

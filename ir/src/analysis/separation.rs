@@ -325,16 +325,18 @@ fn sum_of(s: &mut Symbols, temps: &[Var], filter: Vec<PolyId>, body: PolyId) -> 
     for f in &filter {
         used.extend(s.vars(*f));
     }
-    let (live, idle): (Vec<Var>, Vec<Var>) = temps.iter().cloned().partition(|t| used.contains(t));
+    // A filter is kept by a sum, be it of all points or none.
+    let kept = if filter.is_empty() || temps.iter().any(|t| used.contains(t)) { None } else { temps.first() };
+    let (live, idle): (Vec<Var>, Vec<Var>) =
+        temps.iter().cloned().partition(|t| used.contains(t) || kept.is_some_and(|k| k == t));
     for t in &idle {
         let n = s.size(t.extent());
         outside = s.mul(outside, n);
     }
-    if live.is_empty() && filter.is_empty() {
+    if live.is_empty() {
         rest = s.mul(rest, outside);
         return rest;
     }
-    let live = if live.is_empty() { temps.to_vec() } else { live };
     let a = s.close_reduce(Reducer::Op(ReduceOp::Sum), 0, &live, filter, vec![rest]);
     let inner = s.power_of_atom(a, Rat::ONE);
     s.mul(outside, inner)

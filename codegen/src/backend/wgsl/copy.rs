@@ -1,7 +1,7 @@
 //! Tile copies by threads, and contractions by an atom's multiply-adds.
 //!
-//! A copy of a tile of one stage is done when it is issued: all its loads, then its stores. Where tiles have several, what is
-//! loaded stays in variables until the copy's group is awaited ([`super::ahead`]). Both are among the orders that the
+//! A copy is done when it is issued, all its loads, then its stores, but for kernels with tiles of several stages or with
+//! matrices: there what is loaded stays in variables until the copy's group is awaited ([`super::ahead`]). Both are among the orders that the
 //! evaluator runs. Atoms whose operands are in variables are their meaning,
 //! multiply-adds. Invariant: elements beyond the array are 0 in the tile.
 

@@ -450,6 +450,7 @@ impl<'a> Emit<'a> {
             // What the next statement alone sums is computed there, element by element.
             let passing = body.get(..i + 2).and_then(resources::passing).filter(|f| self.summed_once.contains(f));
             if let (Some(f), Stmt::Map { value, .. }) = (passing, s) {
+                self.before_elements(s)?;
                 self.passing = Some((f, value.clone()));
                 continue;
             }
@@ -606,6 +607,8 @@ impl<'a> Emit<'a> {
             while i < end {
                 self.binding(|e| e.line(&format!("{name} = {i};")));
                 self.ranges[var.index()] = Some((i, i));
+                // A matrix of another trip is another window by the same name.
+                self.products.loaded.clear();
                 self.body(body)?;
                 i += step;
             }
@@ -675,12 +678,15 @@ impl<'a> Emit<'a> {
         }
         let (before, ranges) = (self.turn, self.ranges.clone());
         let passing = self.products.passing;
+        // Either branch begins with the copies under way here, and both leave the same.
+        let ahead = self.ahead.clone();
         if meets && self.uneven(cond) {
             let name = self.fresh("in");
             self.unguarded(|e| e.line(&format!("let {name} = {};", c.s)));
             for (guard, list) in [(name.clone(), then), (format!("!{name}"), otherwise)] {
                 self.close();
                 self.guards.push(guard);
+                self.ahead.clone_from(&ahead);
                 self.body(list)?;
                 self.settled_as(&written)?;
                 self.close();
@@ -717,6 +723,7 @@ impl<'a> Emit<'a> {
                 self.indent += 1;
                 self.ranges.clone_from(&ranges);
                 self.turn = before;
+                self.ahead.clone_from(&ahead);
                 self.body(otherwise)?;
                 self.settled_as(&written)?;
                 if meets {

@@ -47,7 +47,7 @@ pub(super) struct Products {
     /// Whether operands are f16, and arrays of f16 are declared as such.
     pub(super) halves: bool,
     /// Matrices loaded by the products just before: the window and its role, and the name.
-    loaded: Vec<(String, String)>,
+    pub(super) loaded: Vec<(String, String)>,
     /// Whether elements pass through workgroup memory.
     pub(super) passes: bool,
     /// Whether units may still read there since they last met.
@@ -65,7 +65,7 @@ fn zero(e: &Expr) -> bool {
     }
 }
 
-/// The windows that a statement list's products write, and fragments whose elements it reads and writes.
+/// The fragments that a statement list's products write, and those whose elements it reads and writes.
 #[derive(Default)]
 struct Touched {
     products: BTreeSet<FragId>,
@@ -115,6 +115,10 @@ impl Products {
                 );
                 return Err(Unprintable { help: "map the contraction to `fma` atoms", ..fail(&what) });
             }
+            // Only then is a unit one subgroup, and needs no other memory to exchange by.
+            if target.subgroup != 32 {
+                return Err(fail("cooperative matrices where subgroups are not known to have 32 invocations"));
+            }
             products.halves |= atom.operand == einfall_ir::dtype::DType::F16;
             products.atoms.insert(name);
             let dims = &k.frags[acc].dist.dims;
@@ -122,6 +126,10 @@ impl Products {
             let same = products.accumulators.get(&acc).is_none_or(|a| a.atom == atom);
             if !whole || !same {
                 return Err(fail("an accumulator that is not whole matrices of one instruction"));
+            }
+            // What elements pass through has one size and one kind of item.
+            if products.accumulators.values().any(|a| a.atom.shape != atom.shape || a.atom.acc_dist != atom.acc_dist) {
+                return Err(fail("cooperative matrices of several sizes in one kernel"));
             }
             let [m, n] = [atom.shape[0], atom.shape[1]];
             let windows = (0..dims[0] / m).flat_map(|i| (0..dims[1] / n).map(move |j| [i * m, j * n])).collect();
@@ -256,14 +264,13 @@ impl Emit<'_> {
         true
     }
 
-    /// Whether invocations meet in a statement because elements pass through memory; `products`: accumulators of products
-    /// around it.
+    /// Whether invocations meet in statements because elements pass through memory.
     pub(super) fn passes_elements(&self, body: &[Stmt]) -> bool {
         let touched = Touched::of(body);
         let of = |f: &FragId| self.products.accumulators.get(f);
         let out = |f: &FragId| of(f).is_some_and(|a| !a.elements || touched.products.contains(f));
         let back = |f: &FragId| of(f).is_some_and(|a| a.rewritten);
-        touched.read.iter().any(out) || touched.products.iter().any(back)
+        touched.read.iter().any(out) || touched.products.union(&touched.written).any(back)
     }
 
     /// Whether statements hold operations on matrices.

@@ -2,7 +2,8 @@
 //!
 //! Threads of one subgroup exchange by shuffles where the target promises them; all others write what they have to
 //! workgroup memory, meet, and read what the others have. Two copies by turns need one meeting per exchange: who writes
-//! a copy again has met everybody since the last read of it. Sums run in four chains. Invariant: every thread that
+//! a copy again has met everybody since the last read of it. Sums of one result run in four chains, of more in
+//! fewer each. Invariant: every thread that
 //! holds an element of the result holds its whole value afterwards, but for sums that are completed later, as in
 //! [`crate::backend::ptx`].
 

@@ -9,7 +9,8 @@ use std::collections::{HashMap, HashSet};
 use einfall_ir::analysis::derive::{Derivation, derive};
 use einfall_ir::arena::Id;
 use einfall_ir::cascade::{
-    Cascade, Einsum, Expr, ExprId, IndexId, Output, OutputSource, Rank, RankId, Size, Stmt, TensorId, TensorKind,
+    Cascade, Einsum, Expr, ExprId, IndexId, Output, OutputSource, Rank, RankId, Reducer, Size, Stmt, TensorId,
+    TensorKind,
 };
 use einfall_ir::dtype::DType;
 use einfall_ir::ops::{BinaryOp, ReduceOp};
@@ -22,7 +23,8 @@ use super::stream::{common_guard, emit_group, emit_statement};
 use crate::identity::identity;
 use crate::passes::Unsupported;
 use crate::passes::fix_extents::replace_ranks;
-use crate::passes::propagate_support::guard_of;
+use crate::passes::propagate_support::{guard_of, split_conjuncts};
+use crate::passes::rewrite::mentions;
 
 /// The one-pass form of a schedule with several streams, if it has one and no stored tensor keeps the streamed axis.
 pub(super) fn derive_schedule(program: &Program<'_>, s: &Schedule) -> Option<Derivation> {
@@ -33,7 +35,7 @@ pub(super) fn derive_schedule(program: &Program<'_>, s: &Schedule) -> Option<Der
         return None;
     }
     let (sub, rank) = sub_cascade(program, s, stream);
-    let mut d = derive(&sub, rank)?;
+    let mut d = guarded(derive(&sub, rank)?);
     let extent = program.cascade.indices[stream].extent.clone();
     if extent != Size::Rank(rank) {
         replace_ranks(&mut d.cascade, &mut |r| (r == rank).then(|| extent.clone()));
@@ -88,18 +90,33 @@ fn sub_cascade(program: &Program<'_>, s: &Schedule, stream: IndexId) -> (Cascade
     (c, rank)
 }
 
-/// A statement with the guard of its reduction as its filter.
+/// A statement with the guard of its reduction as its filter. What a filter says of all points of a fiber would be the
+/// statement's support; a guard leaves a value over nothing there, so that each of its conditions is of points.
 fn with_filter(c: &mut Cascade, node: &Node) -> Einsum {
     let mut e = node.einsum.clone();
-    if let Kind::Reduce { op, body, .. } = &node.kind
+    if let Kind::Reduce { op, body, over } = &node.kind
         && let Some(cond) = guard_of(c, *body, *op, c.tensors[node.target()].dtype)
         && let Expr::Select(_, value, _) = c.exprs[*body]
-        && let Expr::Reduce { op, over, .. } = c.exprs[e.value].clone()
     {
-        e.value = c.push_expr(Expr::Reduce { op, over, body: value }, e.span);
-        e.filter = Some(cond);
+        e.value = c.push_expr(Expr::Reduce { op: Reducer::Op(*op), over: over.clone(), body: value }, e.span);
+        let mut all = Vec::new();
+        split_conjuncts(c, cond, &mut all);
+        for p in all {
+            let p = if over.iter().any(|i| mentions(c, p, *i)) {
+                p
+            } else {
+                let n = c.push_expr(Expr::Index(over[0]), e.span);
+                let here = c.push_expr(Expr::Binary(BinaryOp::Eq, n, n), e.span);
+                c.push_expr(Expr::Binary(BinaryOp::Mul, p, here), e.span)
+            };
+            e.filter = Some(and(c, e.filter, p));
+        }
     }
     e
+}
+
+fn and(c: &mut Cascade, all: Option<ExprId>, p: ExprId) -> ExprId {
+    all.map_or(p, |o| c.push_expr(Expr::Binary(BinaryOp::And, o, p), c.spans[p.index()]))
 }
 
 /// Emits a derived group as one kernel.
@@ -176,7 +193,6 @@ fn emit_form(
     buffers: &HashMap<TensorId, BufferId>,
     types: &PlanTypes,
 ) -> Result<Kernel, Unsupported> {
-    let d = &guarded(d);
     let c = &d.cascade;
     let by_name: HashMap<&str, BufferId> =
         buffers.iter().map(|(t, b)| (program.cascade.tensors[*t].name.as_str(), *b)).collect();
@@ -247,23 +263,42 @@ fn emit_form(
     Ok(em.finish())
 }
 
-/// The derivation with each filter as a guard of its contribution: what is removed contributes the identity.
-fn guarded(d: &Derivation) -> Derivation {
-    let mut d = d.clone();
+/// The derivation with each filter as a guard of what it filters: what is removed contributes the identity. What is updated
+/// in place keeps the conditions of what is written.
+fn guarded(mut d: Derivation) -> Derivation {
     let c = &mut d.cascade;
-    let mut guard = |contribution: &mut ExprId, filter: Option<ExprId>, op: ReduceOp, state: TensorId| {
-        if let Some(cond) = filter {
-            let span = c.spans[cond.index()];
-            let other = identity(c, op, c.tensors[state].dtype, span);
-            *contribution = c.push_expr(Expr::Select(cond, *contribution, other), span);
-        }
+    let guard = |c: &mut Cascade, body: ExprId, filter: Option<ExprId>, op: ReduceOp, tensor: TensorId| {
+        let Some(cond) = filter else { return body };
+        let span = c.spans[cond.index()];
+        let other = identity(c, op, c.tensors[tensor].dtype, span);
+        c.push_expr(Expr::Select(cond, body, other), span)
     };
     for a in &mut d.anchors {
-        guard(&mut a.contribution, a.filter.take(), ReduceOp::Max, a.state);
+        a.contribution = guard(c, a.contribution, a.filter.take(), ReduceOp::Max, a.state);
     }
     for a in &mut d.accumulators {
-        guard(&mut a.contribution, a.filter.take(), a.op, a.state);
+        a.contribution = guard(c, a.contribution, a.filter.take(), a.op, a.state);
     }
+    let mut stmts = std::mem::take(&mut c.stmts);
+    for stmt in &mut stmts {
+        let Stmt::Einsum(e) = stmt else { continue };
+        let (Some(filter), Expr::Reduce { op: Reducer::Op(op), over, body }) = (e.filter, c.exprs[e.value].clone())
+        else {
+            continue;
+        };
+        let target = e.targets[0].tensor;
+        let (mut all, mut points) = (Vec::new(), None);
+        split_conjuncts(c, filter, &mut all);
+        e.filter = None;
+        for p in all {
+            let kept = c.tensors[target].kind == TensorKind::InOut && !over.iter().any(|i| mentions(c, p, *i));
+            let list = if kept { &mut e.filter } else { &mut points };
+            *list = Some(and(c, *list, p));
+        }
+        let body = guard(c, body, points, op, target);
+        e.value = c.push_expr(Expr::Reduce { op: Reducer::Op(op), over, body }, e.span);
+    }
+    c.stmts = stmts;
     d
 }
 

@@ -8,6 +8,7 @@ use einfall_ir::ops::{BinaryOp, ReduceOp};
 
 use crate::identity::is_identity;
 use crate::passes::Unsupported;
+use crate::passes::rewrite::mentions;
 
 /// What a statement does.
 #[derive(Clone, Debug)]
@@ -60,6 +61,12 @@ impl Node {
             },
             _ => Kind::Map,
         };
+        // Points are removed by guards of bodies: a filter says which elements of an array are written, and no more.
+        if let (Some(filter), Kind::Reduce { over, .. }) = (einsum.filter, &kind)
+            && over.iter().any(|i| mentions(c, filter, *i))
+        {
+            return Err(unsupported("a filter of a reduction's points that is no guard of its body"));
+        }
         // Outside iterations a joined write is a kernel of its own and no node.
         if einsum.join.is_some() {
             return Err(unsupported("a joined write (`+=`) within an iteration"));

@@ -9,8 +9,8 @@
 //! The step that joins a part comes from the body itself: what the body does to a carried tile by what is carried (an
 //! anchor that moved) happens to both sides, and where it joins elements in, the part's value is joined in. So sums add,
 //! maxima join, and online softmax's states merge by the monoid its one-pass form derives from (Dao et al.,
-//! Flash-Decoding, 2023). Only streams that pass [`order_free::check`] may be cut. L is a multiple of the stream's
-//! block; elements beyond N contribute the identity, and blocks of them are skipped by the stream's filter.
+//! Flash-Decoding, 2023). Only streams that pass [`order_free::check`] and store nothing may be cut. L is a multiple of
+//! the stream's block; elements beyond N contribute the identity, and blocks of them are skipped by the stream's filter.
 //! P' is an expression over extents: at most P, at most one part per block, and as many as fill the device a small
 //! number of times: with u units of work on s multiprocessors k·s/u parts, where k = ⌈8u/s⌉ rounds within 1 and 4 keep
 //! the last round's idle share below an eighth where that is possible. Invariant: the plan computes the same.
@@ -98,10 +98,8 @@ fn cut(plan: &mut Plan, at: usize, m: &KernelMapping, split: &Split, multiproces
     };
     let Node::Stream(stream) = kernel.body[place].clone() else { unreachable!("found as a stream") };
     order_free::check(&kernel, &stream)
+        .and_then(|()| order_free::stores_nothing(&stream))
         .or_else(|why| refuse("split", format!("{} of {name} is not cut: {why}", split.axis), "leave out `split`"))?;
-    if stream.body.iter().any(|n| matches!(n, Node::Op(Op::Store { .. }))) {
-        return refuse("split", format!("{} of {name} is not cut: its steps store", split.axis), "leave out `split`");
-    }
     let Some(block) = m.axis(&split.axis).map(|a| a.block).or(kernel.axes[stream.axis].block) else {
         return refuse("blocks", format!("axis {} of kernel {name} has no block", split.axis), "add an `axis` line");
     };

@@ -530,6 +530,8 @@ impl Builder<'_> {
         let mut scope = Scope { indices, holds: BTreeSet::new(), slots: BTreeMap::new() };
         let FinalParts { slots, logs, inverted } = FinalParts::of(self.em.s, f);
         let mut classes: BTreeSet<usize> = logs.clone();
+        let own: BTreeSet<usize> = slots.iter().map(|(_, j)| *j).collect();
+        let kept = logs.clone();
         for (a, j) in slots {
             let dims = self.plan.slots[j].dims.clone();
             let state = self.states[&j];
@@ -547,9 +549,29 @@ impl Builder<'_> {
         // A bare accumulator of an empty fiber is its start value already. Otherwise the value of an empty fiber is
         // the text's, where that has one.
         let bare_value = scope.slots.values().any(|e| *e == value);
-        if let (Some(v), false) = (empty_value(c, self.rank, f.tensor, 0), bare_value) {
-            let bare = classes.iter().find(|j| self.plan.classes[**j].initial.is_empty()).copied();
-            let cond = match bare {
+        let empty = empty_value(c, self.rank, f.tensor, 0);
+        let may_be_empty = classes.iter().any(|j| {
+            let class = &self.plan.classes[*j];
+            class.initial.is_empty() && !class.filter.is_empty()
+        });
+        if empty.is_none() && may_be_empty && (inverted || !kept.is_empty()) {
+            return Err(Unsupported("a quotient of sums over points that may be none, with other values"));
+        }
+        if let (Some(v), false) = (empty, bare_value) {
+            // A maximum says that its own points are none, and of others that are some of those.
+            let bare: Vec<usize> =
+                classes.iter().copied().filter(|j| self.plan.classes[*j].initial.is_empty()).collect();
+            let within = |j: usize, f: &[PolyId]| self.plan.classes[j].filter.iter().all(|p| f.contains(p));
+            let all = bare.iter().copied().find(|j| {
+                classes.iter().all(|k| within(*j, &self.plan.classes[*k].filter))
+                    && own.iter().all(|k| within(*j, &self.plan.slots[*k].filter))
+            });
+            let quotient = inverted || !kept.is_empty();
+            if all.is_none() && !bare.is_empty() && quotient {
+                return Err(Unsupported("a quotient of sums over different points"));
+            }
+            let cond = match all {
+                None if !bare.is_empty() => None,
                 Some(j) => {
                     let dims = self.plan.classes[j].dims.clone();
                     let last = self.read(self.anchors[&j], Point::Last, &dims, &scope)?;

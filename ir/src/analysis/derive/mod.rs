@@ -164,7 +164,10 @@ pub fn derive_inlined(c: &Cascade, x: &Inlined, rank: RankId, policy: Policy) ->
     {
         return Some(d);
     }
-    finished(c, x, rank, policy, Finish::Outputs, |_, p| after < before || p.classes.iter().any(|k| k.anchored))
+    // Where an output has no value of a fiber without points by itself, what it is made of may have one.
+    let gains = |_: &Symbols, p: &Plan| after < before || p.classes.iter().any(|k| k.anchored);
+    finished(c, x, rank, policy, Finish::Outputs, gains)
+        .or_else(|| finished(c, x, rank, policy, Finish::Text, gains).filter(|_| after < before))
 }
 
 /// The derivation with finals as `finish` says, if the plan is one that `fits`.
@@ -510,6 +513,27 @@ impl Plan {
             if again {
                 continue;
             }
+            // What the text takes off an exponent before it is summed keeps it in range: put outside it would not.
+            let carried = |a: AtomId, s: &Symbols| match s.atom(a) {
+                Atom::Slot(k) => Some(&slots[*k as usize]),
+                _ => None,
+            };
+            let overflows = |s: &Symbols, v: PolyId| {
+                s.poly(v).terms.keys().any(|m| {
+                    let raw = |a: AtomId| carried(a, s).is_some_and(|k| k.class.is_none() && k.is_exponential(s));
+                    let mut by_slots = false;
+                    m.exp.iter().for_each(|e| {
+                        s.visit(*e, &mut |a| {
+                            by_slots |= carried(a, s).is_some();
+                            true
+                        })
+                    });
+                    by_slots && m.factors.iter().any(|(a, _)| raw(*a))
+                })
+            };
+            if !hoisted && values.iter().any(|v| overflows(s, *v)) {
+                return None;
+            }
             for (f, v) in finals.iter_mut().zip(values) {
                 f.value = v;
             }
@@ -523,6 +547,33 @@ impl Plan {
         let params = parameter_bounds(c);
         self.classes.iter().filter(|k| k.anchored).all(|k| exponent_is_safe(s, k.exponent, &params))
     }
+}
+
+/// What `a` is where `p`, which is `c·a + d` with one term `c`, is `value`: a maximum from that of its multiple.
+fn solved(s: &mut Symbols, p: PolyId, a: AtomId, value: PolyId) -> Option<PolyId> {
+    let (mut scale, mut rest) = (None, value);
+    for (m, k) in s.poly(p).terms.clone() {
+        let factors: Vec<(AtomId, Rat)> = m.factors.iter().filter(|f| f.0 != a).cloned().collect();
+        let whole = factors.len() + 1 == m.factors.len() && m.factors.contains(&(a, Rat::ONE));
+        let own = s.term(Rat::ONE, Mono { exp: m.exp, factors: factors.clone() });
+        let mut apart = true;
+        s.visit(own, &mut |b| {
+            apart &= b != a;
+            apart
+        });
+        match (whole, apart) {
+            (true, true) if scale.is_none() && m.exp.is_none() => {
+                let inverse = factors.into_iter().map(|(f, q)| (f, -q)).collect();
+                scale = Some(s.term(Rat::ONE / k, Mono { exp: None, factors: inverse }));
+            }
+            (false, true) if factors.len() == m.factors.len() => {
+                let term = s.term(k, m);
+                rest = s.sub(rest, term);
+            }
+            _ => return None,
+        }
+    }
+    scale.map(|scale| s.mul(rest, scale))
 }
 
 fn is_sum(s: &Symbols, a: AtomId) -> bool {
@@ -672,13 +723,18 @@ impl Draft<'_> {
         let mut filter: Vec<PolyId> = filter.into_iter().map(|p| s.substitute(p, &open)).collect();
         filter.sort();
         if op != ReduceOp::Sum {
-            if op == ReduceOp::Max {
-                let whole = s.power_of_atom(a, Rat::ONE);
-                let same = self.classes.iter().position(|k| {
-                    k.anchored && k.maximum == whole && !self.apart.contains(&(k.exponent, k.filter.clone()))
+            if matches!(op, ReduceOp::Max | ReduceOp::Min) {
+                let anchors = self.classes.iter().enumerate().filter(|(_, k)| k.anchored);
+                let own: Vec<(usize, PolyId)> = anchors
+                    .filter(|(_, k)| !self.apart.contains(&(k.exponent, k.filter.clone())))
+                    .map(|(k, class)| (k, class.maximum))
+                    .collect();
+                let same = own.into_iter().find_map(|(k, maximum)| {
+                    let log = s.of_atom(Atom::ScaleLog(k as u32));
+                    solved(s, maximum, a, log)
                 });
-                if let Some(k) = same {
-                    return s.of_atom(Atom::ScaleLog(k as u32));
+                if let Some(whole) = same {
+                    return whole;
                 }
             }
             let dims = self.dims(s, &[&[body], filter.as_slice()].concat());

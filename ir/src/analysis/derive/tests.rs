@@ -263,8 +263,8 @@ fn means_that_are_results_are_as_exact_as_their_sums() {
     let options = Options::default();
     for seed in 0..40 {
         let (b, mut x) = inputs(&c, &[("M", 1), ("N", 65)], seed, 1.0);
-        // The anchor is far from a mean near 0.
-        x[0].data[0] = 3.7;
+        // The anchor, a median of three, is far from a mean near 0.
+        x[0].data[..3].fill(3.7);
         let rest: f64 = x[0].data.iter().sum();
         x[0].data[64] = f64::from((x[0].data[64] - rest + 1e-3) as f32);
         x[0].data.iter_mut().for_each(|v| *v = f64::from(*v as f32));
@@ -320,5 +320,44 @@ fn normalised_rows_are_as_exact_as_their_text() {
     }
     for (form, rows) in [(&raw, (10.0, 0.0, 65)), (&raw, (1000.0, 0.0, 65)), (&alone, (0.0, 30.0, 257))] {
         assert!(!fits(form, rows), "{rows:?}\n{}", print_cascade(form));
+    }
+}
+
+/// Softmax of scaled elements: exponentials are relative to the maximum, whatever factor the maximum was freed of.
+#[test]
+fn scaled_exponentials_have_an_anchor() {
+    for scale in ["x[m,n] * 0.5", "x[m,n] / sqrt(N)", "x[m,n] * 0.5 + b[m]", "-2.0 * x[m,n]"] {
+        let (c, d, text) = derived_text(
+            "x: f32[M,N], b: f32[M]) -> (y: f32[M]",
+            &format!("T[m,n] = {scale}\n u[m] = max(n) T[m,n]\n y[m] = sum(n) exp(T[m,n] - u[m])"),
+        );
+        assert!(text.contains("iter"), "{scale}\n{text}");
+        let (b, x) = inputs(&c, ROWS, 3, 1e4);
+        let (want, have) = (evaluate(&c, &b, &x).unwrap(), evaluate(&d, &b, &x).unwrap());
+        for (w, h) in want[0].data.iter().zip(&have[0].data) {
+            assert!((w - h).abs() <= 1e-9 * w.abs(), "{scale}: {w} against {h}\n{text}");
+        }
+    }
+}
+
+/// A sum over points that are none leaves the others as they are; where it divides, it is not joined with them.
+#[test]
+fn a_fiber_of_no_points_is_nothing_to_another() {
+    let text = |last: &str| {
+        one(&format!(
+            "cascade c[M, N](x: f32[M,N], k: i32[M]) -> (y: f32[M]) {{
+                 u[m] = max(n) x[m,n] where n < k[m]
+                 e[m] = sum(n) exp(x[m,n] - u[m]) where n < k[m]
+                 v[m] = sum(n) {last}
+                 y[m] = 2.0 * e[m] - v[m] }}"
+        ))
+    };
+    let c = text("x[m,n]");
+    let d = derive(&c, c.rank("N").unwrap()).expect("a form").cascade;
+    let (b, mut x) = inputs(&c, ROWS, 3, 1.0);
+    x[1].data.iter_mut().enumerate().for_each(|(m, k)| *k = (m % 2) as f64);
+    let (want, have) = (evaluate(&c, &b, &x).unwrap(), evaluate(&d, &b, &x).unwrap());
+    for (w, h) in want[0].data.iter().zip(&have[0].data) {
+        assert!((w - h).abs() <= 1e-9 * (1.0 + w.abs()), "{w} against {h}\n{}", print_cascade(&d));
     }
 }

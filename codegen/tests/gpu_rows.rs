@@ -314,7 +314,7 @@ fn what_cannot_be_done_is_refused() {
         (
             "layernorm",
             "kernel layernorm_0 {\naxis m block 2 units 2\naxis k block 64 units 2\n}\n",
-            "units: an operation has at most one axis",
+            "is not cut over units along two axes",
         ),
     ] {
         let plan = formed_alone(name);

@@ -158,6 +158,20 @@ fn runs_go_on_over_a_stream() {
     assert!(memory(16) < 1.5 * memory(1024), "{} {}", memory(16), memory(1024));
 }
 
+/// Tiles that are made and read in one nest stay in registers and take no room from those that are kept in a cache: moments of
+/// 64 rows by 16 parts are 12 KB, with what is made of them in a step as much again.
+#[test]
+fn tiles_in_registers_fill_no_cache() {
+    let plan = plan("welford");
+    let memory = |m: u64| {
+        let own = mapping(&plan, &format!("axis m block {m}\naxis k block 1"));
+        let cost = price(&plan, &cores(1), Some(&[512, 1 << 14]), &own).expect("admitted");
+        cost.terms.iter().find(|t| t.0 == "memory").expect("a term").1
+    };
+    assert!(memory(64) < 1.1 * memory(16), "{} {}", memory(64), memory(16));
+    assert!(memory(256) > 1.1 * memory(16), "{} {}", memory(256), memory(16));
+}
+
 /// What is chosen at known sizes is admitted, lowers and is not priced above the rule, however many cores there are.
 #[test]
 fn choices_at_known_sizes_lower() {

@@ -1,5 +1,5 @@
-//! Mappings of products of few rows, for devices without instructions for tiles: the larger operand is read once, straight
-//! into registers.
+//! Mappings of products of few rows, for devices without instructions for tiles: the larger operand comes from memory once,
+//! straight into registers; of five to eight rows two tasks share it, the second by the cache.
 //!
 //! What such a product takes is the time that the matrix takes from memory, so nothing passes through shared memory but the
 //! sums at the end. A thread loads 16 bytes of [`LOADS`] rows of the matrix at once and has sums for its columns (for the

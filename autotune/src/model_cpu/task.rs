@@ -643,7 +643,8 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                 let next = |x: AxisId| if s.streams.last() == Some(&x) { self.trips[x.index()] } else { 1.0 };
                 let run = a.run(|x| self.block[x.index()] * next(x));
                 let elements: f64 = a.axes.iter().map(reach).product();
-                let touched = (kept * elements * a.bytes).min(a.whole) * (1.0 + BEGUN / run);
+                let (own, begun) = ((kept * elements * a.bytes).min(a.whole), 1.0 + BEGUN / run);
+                let touched = own * begun;
                 let outside = s.streams.iter().filter(|x| !a.axes.contains(x));
                 let again: f64 = outside.map(|x| self.trips[x.index()]).product();
                 let later = m.holds(a.whole).max(1);
@@ -658,7 +659,7 @@ impl<'p, 's, 'a> Chosen<'p, 's, 'a> {
                     seen.push(a.buffer);
                     let home = self.pricer.home.max(later);
                     // A task's share of what is read for the first time.
-                    let first = (a.whole.min(touched * tasks) / tasks).min(touched);
+                    let first = (a.whole.min(own * tasks) / tasks).min(own) * begun;
                     seconds += stray(home) * first * m.byte[home] + stray(later) * (touched - first) * m.byte[later];
                     let level = m.holds(touched);
                     seconds += if level == 0 { 0.0 } else { (again - 1.0).max(0.0) * touched * m.byte[level] };

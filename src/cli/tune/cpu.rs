@@ -110,9 +110,8 @@ impl Bench {
             let sets = (0..if cold { many } else { 1 }).map(|i| arrays(&bound, i as u64));
             self.sets = sets.collect::<Result<_, _>>().map_err(failed)?;
         }
-        // Every set once, and until the other threads came and have a core each.
-        let rounds = self.sets.len().max(2);
-        self.launches(&bound, rounds, budget / 4)?;
+        // Until the other threads came and have a core each.
+        self.launches(&bound, 1, budget / 4)?;
         let (mut own, mut other) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
             own.extend(self.launches(&bound, 1, budget / TURNS)?);
@@ -129,11 +128,18 @@ impl Bench {
         Ok(Timing { us, beside_us: middle(other), launches, ..Timing::default() })
     }
 
-    /// Microseconds of launches, as many as `least` and the time ask for; without the first of several, which finds
-    /// another kernel's data.
+    /// Microseconds of launches, as many as `least` and the time ask for; without the first with every set, which find
+    /// data where another kernel's threads had it.
     fn launches(&mut self, bound: &Bound, least: usize, time: Duration) -> Result<Vec<f64>, Fault> {
-        let (mut samples, begin) = (Vec::new(), Instant::now());
-        while samples.len() < least || begin.elapsed() < time && samples.len() < LAUNCHES {
+        let mut samples = Vec::new();
+        let mut begin = Instant::now();
+        for launch in 0.. {
+            if launch == self.sets.len() {
+                begin = Instant::now();
+            }
+            if samples.len() >= least && (begin.elapsed() >= time || samples.len() >= LAUNCHES) {
+                break;
+            }
             let turn = self.turn % self.sets.len();
             self.turn += 1;
             let mut arguments = Arguments::new();
@@ -145,10 +151,9 @@ impl Bench {
             }
             let start = Instant::now();
             bound.launch(arguments).map_err(failed)?;
-            samples.push(start.elapsed().as_secs_f64() * 1e6);
-        }
-        if samples.len() > 2 {
-            samples.remove(0);
+            if launch >= self.sets.len() {
+                samples.push(start.elapsed().as_secs_f64() * 1e6);
+            }
         }
         Ok(samples)
     }
